@@ -1,0 +1,1 @@
+"""Belief and observations to a posterior."""

@@ -1,0 +1,133 @@
+"""The floor of every table: climatology is an anomaly of zero; interpolation is optimal interpolation of anomalies."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Network:
+    """Points at which one quantity is measured directly.
+
+    Attributes:
+        points: (latitude, longitude), (P, 2) [degrees].
+        std: Climatological spread of the anomaly at each point, (P).
+    """
+
+    points: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class OptInterp:
+    """Optimal interpolation of anomalies, each day and level alone.
+
+    Anomalies in units of their own climatological spread have correlation exp(-(d / length)^2 / 2) at distance d, and
+    network m an error of variance ratio_m:  x = B_xo (B_oo + R)^-1 y.
+
+    Attributes:
+        length: Correlation length [km].
+        ratios: Error variance of each network in units of the anomaly's.
+
+    Source:
+        Gandin (1963), Objective analysis of meteorological fields; Daley (1991), chapter 4.
+    """
+
+    length: float
+    ratios: Mapping[str, float]
+
+    def analyse(
+        self, target: Network, networks: Mapping[str, Network], values: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation at the target.
+
+        Args:
+            target: Where to analyse, P_x points.
+            networks: Where was observed.
+            values: Anomalies (n, P_m), NaN where missing, of each network.
+
+        Returns:
+            Two tensors (n, P_x).
+        """
+        names = list(values)
+        points = torch.cat([networks[m].points for m in names])
+        scaled = torch.cat([values[m] / networks[m].std for m in names], 1)
+        ratio = torch.cat([torch.full((len(networks[m].points),), self.ratios[m]) for m in names])
+        among = self._correlation(points, points) + torch.diag(ratio)
+        across = self._correlation(target.points, points)
+        mean = torch.empty(len(scaled), len(target.points))
+        std = torch.empty_like(mean)
+        patterns, where = torch.isfinite(scaled).unique(dim=0, return_inverse=True)
+        for number, seen in enumerate(patterns):
+            rows = where == number
+            index = seen.nonzero().squeeze(-1)
+            gain = torch.linalg.solve(among[index][:, index].double(), across[:, index].mT.double()).mT.float()
+            mean[rows] = scaled[rows][:, index] @ gain.mT
+            std[rows] = (1 - (gain * across[:, index]).sum(-1)).clamp(min=1e-6).sqrt()
+        return mean * target.std, std * target.std
+
+    def _correlation(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.exp(-0.5 * (great_circle(a, b) / self.length) ** 2)
+
+    @classmethod
+    def fit(
+        cls,
+        target: Network,
+        truth: Tensor,
+        weights: Tensor,
+        networks: Mapping[str, Network],
+        values: Mapping[str, Tensor],
+        *,
+        lengths: Sequence[float] = (150, 250, 400, 600, 800, 1000, 1400, 2000),
+        ratios: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
+    ) -> "OptInterp":
+        """The length and the ratios with the smallest error on the days given, searched one after another.
+
+        Args:
+            target: Where the truth is known.
+            truth: Anomalies (n, P_x), NaN where not to be scored.
+            weights: Area weights (P_x).
+            networks, values: What was seen on those days.
+            lengths: Lengths tried [km].
+            ratios: Error ratios tried.
+
+        Returns:
+            The best.
+        """
+
+        def score(candidate: "OptInterp") -> float:
+            mean, _ = candidate.analyse(target, networks, values)
+            weight = torch.where(torch.isfinite(truth), weights, 0.0)
+            return float((weight * (mean - torch.nan_to_num(truth)) ** 2).sum() / weight.sum())
+
+        best = cls(float(lengths[len(lengths) // 2]), dict.fromkeys(values, 0.1))
+        for _ in range(2):
+            best = min((cls(float(length), best.ratios) for length in lengths), key=score)
+            for m in values:
+                best = min((cls(best.length, {**best.ratios, m: float(r)}) for r in ratios), key=score)
+        return best
+
+
+def great_circle(a: Tensor, b: Tensor) -> Tensor:
+    """Distances on the Earth's surface.
+
+    Args:
+        a: (latitude, longitude), (P, 2) [degrees].
+        b: The same, (Q, 2).
+
+    Returns:
+        (P, Q) [km].
+
+    >>> round(float(great_circle(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 90.0]]))))
+    10008
+    """
+    u, v = _unit(a), _unit(b)
+    chord = (u[:, None, :] - v[None, :, :]).norm(dim=-1)
+    return (2 * 6371.0 * torch.asin((chord / 2).clamp(max=1))).to(a.dtype)
+
+
+def _unit(points: Tensor) -> Tensor:
+    lat, lon = torch.deg2rad(points.double()).unbind(-1)
+    return torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()], -1)

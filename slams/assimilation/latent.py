@@ -1,0 +1,30 @@
+"""Assimilation in a latent space: the wrapped method never learns that its state is encoded."""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from slams.assimilation.base import Assimilator, Posterior
+from slams.core.random import Rng
+from slams.observation.observation import Observations
+
+Decoder = Callable[[Tensor], Tensor]
+
+
+class Latent(Assimilator):
+    """y_m = h_m(D_m(z)) + e_m, and the posterior of z decoded.
+
+    Args:
+        method: Assimilates latents.
+        decoders: D_m of every observed modality, (*B, *Z) -> (*B, *S_m).
+        decode: Of what the posterior shall be, (*B, *Z) -> (*B, *S).
+    """
+
+    def __init__(self, method: Assimilator, decoders: Mapping[str, Decoder], decode: Decoder) -> None:
+        self.method = method
+        self.decoders = dict(decoders)
+        self.decode = decode
+
+    def assimilate(self, observations: Observations, size: int, *, rng: Rng = None) -> Posterior:  # noqa: D102
+        posterior = self.method.assimilate(observations.pullback(self.decoders), size, rng=rng)
+        return Posterior(self.decode(posterior.samples), posterior.diagnostics)

@@ -1,0 +1,104 @@
+"""The `slams` command: argument parsing only; the work is imported when it is asked for."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_CONFIGS = Path(__file__).parent / "configs"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Words after `slams`; those of the process if None.
+
+    Returns:
+        Exit code: 0, or 1 on an error that has been told, 130 if interrupted.
+    """
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    try:
+        return int(parsed.run(parsed))
+    except (ValueError, FileNotFoundError, KeyError, FloatingPointError, OSError) as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"slams: {text}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("slams: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        return 130
+
+
+def train(arguments: Sequence[str] | None = None) -> int:
+    """`python train_da.py …` is `slams train …`."""
+    return main(["train", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="slams", description="Score-based latent assimilation in multimodal settings.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add = commands.add_parser("train", help="train a recipe, analyse its test period, score and report")
+    add.add_argument("recipe", nargs="?", help="YAML file or the name of a shipped recipe (default: planet)")
+    add.add_argument("--config_filepath", help="the same, as in the published code")
+    add.add_argument("settings", nargs="*", metavar="key=value", help="overrides such as prior.fit.steps=200 or out=DIR")
+    add.set_defaults(run=_train)
+    add = commands.add_parser("assimilate", help="analyse observations with a trained run")
+    add.add_argument("trained", metavar="RUN", help="folder of a trained run")
+    add.add_argument("--observations", action="append", required=True, metavar="[NAME=]FILE")
+    add.add_argument("--out", required=True, metavar="PATH", help="analysis to write, .nc or .zarr")
+    add.add_argument("--members", type=int, help="ensemble size (default: the recipe's)")
+    add.add_argument("--modalities", help="use only these, separated by commas")
+    add.add_argument("--dates", metavar="A..B", help="first and last day")
+    add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--baselines", action="store_true", help="write the baselines' analyses too")
+    add.add_argument("settings", nargs="*", metavar="key=value")
+    add.set_defaults(run=_assimilate)
+    add = commands.add_parser("evaluate", help="score an analysis against truth")
+    add.add_argument("analysis", metavar="ANALYSIS")
+    add.add_argument("--truth", action="append", required=True, metavar="[NAME=]FILE")
+    add.add_argument("--report", required=True, metavar="DIR")
+    add.set_defaults(run=_evaluate)
+    return parser
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    from slams.experiments.run import run
+    from slams.recipe import load
+
+    settings = list(parsed.settings)
+    chosen = parsed.recipe
+    if chosen and "=" in chosen:
+        settings.insert(0, chosen)
+        chosen = None
+    chosen = parsed.config_filepath or chosen or "planet"
+    shipped = _CONFIGS / f"{chosen}.yaml"
+    run(load(shipped if shipped.exists() else chosen, settings))
+    return 0
+
+
+def _assimilate(parsed: argparse.Namespace) -> int:
+    from slams.experiments.assimilate import assimilate
+    from slams.experiments.progress import Console
+
+    assimilate(
+        parsed.trained,
+        parsed.observations,
+        parsed.out,
+        members=parsed.members,
+        modalities=parsed.modalities.split(",") if parsed.modalities else None,
+        dates=parsed.dates,
+        seed=parsed.seed,
+        baselines=parsed.baselines,
+        overrides=parsed.settings,
+        console=Console(),
+    )
+    return 0
+
+
+def _evaluate(parsed: argparse.Namespace) -> int:
+    from slams.experiments.evaluate import evaluate
+    from slams.experiments.progress import Console
+
+    evaluate(parsed.analysis, parsed.truth, parsed.report, console=Console())
+    return 0

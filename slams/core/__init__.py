@@ -1,0 +1,1 @@
+"""The mathematics the other packages share; imports nothing of ours."""

@@ -1,0 +1,123 @@
+"""Changes of coordinates: what is standardized or encoded, and back."""
+
+import abc
+
+import torch
+from torch import Tensor, nn
+
+
+class Codec(nn.Module, abc.ABC):
+    """A change of coordinates x -> z with a way back."""
+
+    @abc.abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """(*B, *S) -> (*B, *Z)."""
+
+    @abc.abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """(*B, *Z) -> (*B, *S)."""
+
+
+class Identity(Codec):
+    """z = x."""
+
+    def encode(self, x: Tensor) -> Tensor:  # noqa: D102
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:  # noqa: D102
+        return z
+
+
+class SeasonalStandardize(nn.Module):
+    """Anomalies from a seasonal mean, in units of one standard deviation a channel.
+
+    z = (x - m(phase)) / s,  m(phase) = c_0 + sum_j [ c_{2j-1} cos(2 pi j phase) + c_{2j} sin(2 pi j phase) ],
+    with the phase of the year in [0, 1). The statistics come from training data alone and travel with the
+    weights.
+
+    Args:
+        coefficients: c, shape (1 + 2 J, *S) [unit of x]; J = 0 is a constant mean.
+        std: s, broadcastable to (*S) [unit of x], positive.
+        present: Points that training data ever had, bool (*S); all if None.
+    """
+
+    coefficients: Tensor
+    std: Tensor
+    present: Tensor
+
+    def __init__(self, coefficients: Tensor, std: Tensor, present: Tensor | None = None) -> None:
+        super().__init__()
+        if present is None:
+            present = torch.ones(coefficients.shape[1:], dtype=torch.bool)
+        self.register_buffer("present", present)
+        self.register_buffer("coefficients", coefficients)
+        self.register_buffer("std", std)
+
+    @classmethod
+    def fit(
+        cls, x: Tensor, phase: Tensor, *, harmonics: int = 0, weights: Tensor | None = None
+    ) -> "SeasonalStandardize":
+        """Least-squares harmonics of each point and the weighted anomaly spread of each channel.
+
+        Args:
+            x: Training fields (n, C, *space), NaN where missing [any unit].
+            phase: Phase of the year of each field, shape (n).
+            harmonics: J; needs more than 2 J values at every point.
+            weights: Area weights broadcastable to (*space).
+
+        Returns:
+            The fitted codec; points never seen have mean 0.
+
+        Raises:
+            ValueError: If a channel has no variance.
+        """
+        basis = seasonal_basis(phase, harmonics).to(x.dtype)
+        flat = x.reshape(len(x), -1)
+        seen = torch.isfinite(flat)
+        filled = torch.where(seen, flat, 0.0)
+        if bool(seen.all()):
+            solution = torch.linalg.lstsq(basis.double(), filled.double()).solution
+        else:
+            # one normal matrix a point, because each point misses other days
+            gram = torch.einsum("ni,nj,np->pij", basis, basis, seen.to(x.dtype)).double()
+            gram += 1e-6 * torch.eye(gram.shape[-1], dtype=gram.dtype) * (1 + gram[:, :1, :1])
+            solution = torch.linalg.solve(gram, (basis.mT @ filled).mT.double()[..., None]).squeeze(-1).mT
+        coefficients = solution.to(x.dtype).reshape(-1, *x.shape[1:])
+        anomaly = x - torch.einsum("nj,j...->n...", basis, coefficients)
+        weight = torch.ones(()) if weights is None else weights
+        weight = torch.where(torch.isfinite(anomaly), weight.to(x.dtype), 0.0)
+        axes = [0, *range(2, x.ndim)]
+        variance = (weight * torch.nan_to_num(anomaly) ** 2).sum(axes) / weight.sum(axes).clamp(min=1e-30)
+        if not bool((variance > 0).all()):
+            raise ValueError(
+                f"channel {int(variance.argmin())} has no variance in the training data; "
+                "drop it or check its files and dates."
+            )
+        std = variance.sqrt().reshape(-1, *([1] * (x.ndim - 2)))
+        return cls(coefficients, std, seen.any(0).reshape(x.shape[1:]))
+
+    def mean(self, phase: Tensor) -> Tensor:
+        """m(phase), shape (*phase, *S)."""
+        harmonics = (self.coefficients.shape[0] - 1) // 2
+        basis = seasonal_basis(phase, harmonics).to(self.coefficients)
+        return torch.tensordot(basis, self.coefficients, dims=1)
+
+    def encode(self, x: Tensor, phase: Tensor) -> Tensor:
+        """Physical (*B, *phase, *S) to standardized anomalies."""
+        return (x - self.mean(phase)) / self.std
+
+    def decode(self, z: Tensor, phase: Tensor) -> Tensor:
+        """Standardized anomalies (*B, *phase, *S) to physical."""
+        return z * self.std + self.mean(phase)
+
+
+def seasonal_basis(phase: Tensor, harmonics: int) -> Tensor:
+    """Columns 1, cos, sin, ... of the yearly harmonics, shape (*phase, 1 + 2 J).
+
+    >>> seasonal_basis(torch.tensor([0.0]), 1)
+    tensor([[1., 1., 0.]])
+    """
+    columns = [torch.ones_like(phase)]
+    for order in range(1, harmonics + 1):
+        columns += [torch.cos(2 * torch.pi * order * phase), torch.sin(2 * torch.pi * order * phase)]
+    return torch.stack(columns, -1)

@@ -1,0 +1,63 @@
+"""Empirical orthogonal functions: the leading patterns of a set of anomalies."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EOF:
+    """Orthonormal patterns and what they leave.
+
+    x = V a + e, with V^T V = 1, E[a a^T] = diag(variance) and e uncorrelated with variances `remainder`.
+
+    Attributes:
+        basis: V, shape (D, K).
+        variance: Variance of each coefficient, shape (K), falling.
+        remainder: Variance of each component outside the patterns, shape (D).
+        explained: Share of the total variance in the patterns.
+    """
+
+    basis: Tensor
+    variance: Tensor
+    remainder: Tensor
+    explained: float
+
+
+def eof(x: Tensor, *, fraction: float = 1.0, most: int | None = None) -> EOF:
+    """Leading EOFs of anomalies, by the eigenvectors of the smaller of the two covariance matrices.
+
+    Args:
+        x: Anomalies (n, D), mean removed, already weighted by the square root of area.
+        fraction: Share of variance to keep, in (0, 1].
+        most: Upper limit on the number of patterns.
+
+    Returns:
+        The patterns.
+
+    Raises:
+        ValueError: If `fraction` is outside (0, 1] or there is no variance.
+
+    Source:
+        Lorenz (1956), Empirical orthogonal functions and statistical weather prediction, MIT report 1.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
+    n, size = x.shape
+    gram = (x.mT @ x if size <= n else x @ x.mT).double() / n
+    value, vector = torch.linalg.eigh(gram)
+    value, vector = value.flip(0).clamp(min=0), vector.flip(1)
+    total = float(value.sum())
+    if not total > 0:
+        raise ValueError("the anomalies have no variance, so they have no EOFs; check the data.")
+    share = torch.cumsum(value, 0) / total
+    count = min(
+        int((share < fraction - 1e-12).sum()) + 1, int((value > 1e-12 * value[0]).sum()), most or size
+    )
+    if size <= n:
+        basis = vector[:, :count].to(x.dtype)
+    else:
+        basis = x.mT @ (vector[:, :count] / (n * value[:count]).sqrt()).to(x.dtype)
+    remainder = (x.square().mean(0) - (basis.square() * value[:count].to(x.dtype)).sum(-1)).clamp(min=0)
+    return EOF(basis, value[:count].to(x.dtype), remainder, float(share[count - 1]))

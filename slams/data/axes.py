@@ -1,0 +1,214 @@
+"""Which dimension of a file is time, level, latitude, longitude or station, whatever it's called."""
+
+import re
+from collections.abc import Hashable, Iterable
+
+import numpy as np
+import xarray as xr
+
+Found = dict[str, tuple[str | None, xr.Variable | None]]
+
+_NAMES = {
+    "time": {"time", "times", "date", "dates", "day", "days"},
+    "level": {"level", "levels", "lev", "plev", "pressure", "p", "isobaric"},
+    "lat": {"lat", "lats", "latitude", "latitudes", "xlat"},
+    "lon": {"lon", "lons", "long", "longitude", "longitudes", "xlong"},
+    "station": {
+        "station",
+        "stations",
+        "stn",
+        "site",
+        "sites",
+        "location",
+        "point",
+        "points",
+        "gauge",
+        "gauges",
+    },
+}
+_STANDARD_NAMES = {"time": "time", "air_pressure": "level", "latitude": "lat", "longitude": "lon"}
+_AXES = {"T": "time", "Z": "level", "Y": "lat", "X": "lon"}
+_PRESSURE = {"hpa", "millibar", "millibars", "mb", "mbar", "pa"}
+
+
+def role_of(name: Hashable, variable: xr.Variable) -> str | None:
+    """What a coordinate variable measures, by its attributes first and its name second.
+
+    Args:
+        name: Name of the variable.
+        variable: The variable; its values are looked at for dates only.
+
+    Returns:
+        "time", "level", "lat", "lon", "station" or None.
+
+    >>> role_of("isobaricInhPa", xr.Variable("x", [500.0]))
+    'level'
+    """
+    attributes = {str(key): str(value).strip() for key, value in variable.attrs.items()}
+    units, standard = attributes.get("units", "").lower(), attributes.get("standard_name", "").lower()
+    if (
+        np.issubdtype(variable.dtype, np.datetime64)
+        or variable.attrs.get("calendar")
+        or "calendar" in variable.encoding
+    ):
+        return "time"
+    if standard in _STANDARD_NAMES:
+        return _STANDARD_NAMES[standard]
+    if standard.startswith(("projection", "grid_")):
+        return None  # metres of a map, degrees of a rotated pole: neither latitude nor longitude
+    if re.fullmatch(r"degrees?_?(north|n)", units):
+        return "lat"
+    if re.fullmatch(r"degrees?_?(east|e)", units):
+        return "lon"
+    if units in _PRESSURE:
+        return "level"
+    if attributes.get("axis", "").upper() in _AXES and units not in {"m", "km"}:
+        return _AXES[attributes["axis"].upper()]
+    return role_by_name(name)
+
+
+def role_by_name(name: Hashable) -> str | None:
+    """What a dimension is by its name alone: `lat_o`, `valid_time`, `isobaric3`, `stn`."""
+    tokens = {token for token in re.split(r"[^a-z]+", str(name).lower()) if token}
+    if any(token.startswith("isobaric") for token in tokens):
+        return "level"
+    return next((role for role, names in _NAMES.items() if tokens & names), None)
+
+
+def recognise(dataset: xr.Dataset, array: xr.DataArray, kind: str, subject: str) -> Found:
+    """Find the axes of a variable.
+
+    Args:
+        dataset: The file, whose other variables may carry the coordinates.
+        array: The variable.
+        kind: "grid" or "stations".
+        subject: How to call the variable in messages.
+
+    Returns:
+        For each of time, level, lat, lon (and station) that was found: its dimension (None for a scalar) and
+        its values. The latitude and longitude of stations share the dimension of `station`.
+
+    Raises:
+        ValueError: If two dimensions claim one role, or latitude, longitude or stations can't be found.
+    """
+    found: Found = {}
+    unknown: list[str] = []
+    for dim in map(str, array.dims):
+        role, coordinate = _role_of_dim(dataset, dim)
+        if kind == "stations" and role in ("lat", "lon"):
+            role = "station"  # a station dimension may be indexed by one of its coordinates
+        if role is None:
+            unknown.append(dim)
+        elif role in found:
+            raise ValueError(
+                f"{subject}: dimensions {found[role][0]!r} and {dim!r} both look like {role}; rename one "
+                "of them."
+            )
+        else:
+            found[role] = dim, coordinate
+    if kind == "stations":
+        _find_stations(dataset, array, found, unknown, subject)
+    else:
+        _find_by_values(dataset, found, unknown)
+        _require_grid(array, found, subject)
+    for role in ("time", "level"):
+        if role not in found:
+            scalar = _scalar(dataset, array, role)
+            if scalar is not None:
+                found[role] = None, scalar
+    return found
+
+
+def _role_of_dim(dataset: xr.Dataset, dim: str) -> tuple[str | None, xr.Variable | None]:
+    """Role and coordinate of one dimension; without a variable of its name, another on it may tell."""
+    if dim in dataset.variables:
+        return role_of(dim, dataset.variables[dim]), dataset.variables[dim]
+    by_name = role_by_name(dim)
+    if by_name == "station":
+        return by_name, None
+    for name, variable in dataset.variables.items():
+        if variable.dims == (dim,) and name in dataset.coords:
+            role = role_of(name, variable)
+            if role in ("time", "level", "lat", "lon") and by_name in (None, role):
+                return role, variable
+    return by_name, None
+
+
+def _find_stations(
+    dataset: xr.Dataset,
+    array: xr.DataArray,
+    found: Found,
+    unknown: list[str],
+    subject: str,
+) -> None:
+    """Add the station dimension and the latitude and longitude on it to `found`."""
+    if "station" not in found:
+        if len(unknown) != 1:
+            raise ValueError(
+                f"{subject} has the dimensions {array.dims}, none of which looks like stations; rename one "
+                "to 'station', or "
+                "declare kind='grid'."
+            )
+        found["station"] = unknown[0], dataset.variables.get(unknown.pop())
+    dim = found["station"][0]
+    for role in ("lat", "lon"):
+        candidates = [v for n, v in dataset.variables.items() if v.dims == (dim,) and role_of(n, v) == role]
+        if len(candidates) != 1:
+            raise ValueError(
+                f"{subject}: expected one variable with the {role} of each station on dimension {dim!r}, "
+                "found "
+                f"{len(candidates)} among {sorted(map(str, dataset.variables))}; name it 'stn_{role}'."
+            )
+        found[role] = dim, candidates[0]
+
+
+def _find_by_values(dataset: xr.Dataset, found: Found, unknown: list[str]) -> None:
+    """Add latitude and longitude to `found` by monotone values: only a longitude goes beyond 90."""
+    missing = [role for role in ("lat", "lon") if role not in found]
+    candidates = [
+        dim for dim in unknown if dim in dataset.variables and _monotone(dataset.variables[dim].values)
+    ]
+    if len(candidates) != len(missing) or not missing:
+        return
+    reach = {dim: float(np.abs(dataset.variables[dim].values).max()) for dim in candidates}
+    candidates.sort(key=lambda dim: reach[dim])
+    fits = missing == ["lon"] or reach[candidates[0]] <= 90
+    if reach[candidates[-1]] <= 360 and fits and (len(missing) == 1 or reach[candidates[1]] > 90):
+        for role, dim in zip(missing, candidates, strict=True):
+            found[role] = dim, dataset.variables[dim]
+            unknown.remove(dim)
+
+
+def _require_grid(array: xr.DataArray, found: Found, subject: str) -> None:
+    """Refuse variables that aren't on a regular grid of latitude and longitude."""
+    for role in ("lat", "lon"):
+        if role not in found or found[role][1] is None:
+            hint = (
+                "declare kind='stations'"
+                if "station" in found
+                else f"name its dimension and coordinate '{role}'"
+            )
+            raise ValueError(
+                f"{subject} has the dimensions {array.dims}, among which no "
+                f"{'latitude' if role == 'lat' else 'longitude'} "
+                f"with values was found; {hint} (rotated, projected and curvilinear grids must be "
+                "regridded first)."
+            )
+
+
+def _monotone(values: np.ndarray) -> bool:
+    """Whether values are numbers that only rise or only fall."""
+    if values.ndim != 1 or values.size < 2 or not np.issubdtype(values.dtype, np.number):
+        return False
+    steps = np.diff(values.astype(float))
+    return bool((steps > 0).all() or (steps < 0).all())
+
+
+def _scalar(dataset: xr.Dataset, array: xr.DataArray, role: str) -> xr.Variable | None:
+    """A scalar coordinate of the given role, as in stores of one day each."""
+    names: Iterable[Hashable] = [*array.coords, *dataset.variables]
+    for name in names:
+        variable = dataset.variables[name]
+        if variable.ndim == 0 and role_of(name, variable) == role:
+            return variable
+    return None

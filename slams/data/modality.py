@@ -1,0 +1,68 @@
+"""What one kind of field or observation is called, where it lies and how it's read."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Role = Literal["state", "observation"]
+Kind = Literal["grid", "stations"]
+Transform = Literal["none", "log1p"]
+Source = Literal["auto", "era5", "cpc", "olr"]
+
+_CHOICES = {"role": Role, "kind": Kind, "transform": Transform, "source": Source}
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One modality of a recipe: a variable of some files, and what it's for.
+
+    Args:
+        name: How recipes, observation files and tables call it.
+        files: Paths or globs; a single string is taken as one of them.
+        variable: Name of the variable in the files.
+        role: "state" (analysed) or "observation" (only seen).
+        kind: "grid" (lat, lon) or "stations" (points with a latitude and longitude each).
+        units: Unit wanted, e.g. "degC" or "mm/day"; None keeps the file's.
+        transform: What the model sees: "none", or "log1p" for log(1 + x).
+        levels: Pressure levels wanted [hPa], in this order; None takes all.
+        error_std: Instrument error, standard deviation in units after the transform; None where unknown.
+        source: The archive whose conventions the files follow; "auto" decides by the header.
+
+    Raises:
+        ValueError: If an argument isn't one of those named above.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    variable: str
+    role: Role
+    kind: Kind = "grid"
+    units: str | None = None
+    transform: Transform = "none"
+    levels: tuple[float, ...] | None = None
+    error_std: float | None = None
+    source: Source = "auto"
+
+    def __post_init__(self) -> None:
+        """Check at the door; lists from YAML become tuples."""
+        files = (self.files,) if isinstance(self.files, str) else tuple(str(file) for file in self.files)
+        object.__setattr__(self, "files", files)
+        if self.levels is not None:
+            object.__setattr__(self, "levels", tuple(float(level) for level in self.levels))
+        if not self.name or not self.variable:
+            raise ValueError(
+                f"a modality needs a name and a variable, got {self.name!r} and {self.variable!r}."
+            )
+        if not files:
+            raise ValueError(f"modality {self.name!r} names no files; give at least one path or glob.")
+        for field, choices in _CHOICES.items():
+            value, allowed = getattr(self, field), get_args(choices)
+            if value not in allowed:
+                raise ValueError(
+                    f"{field} of modality {self.name!r} must be one of {', '.join(allowed)}, got {value!r}."
+                )
+        if self.levels is not None and (not self.levels or len(set(self.levels)) < len(self.levels)):
+            raise ValueError(
+                f"levels of modality {self.name!r} must be distinct and at least one, got {self.levels}."
+            )
+        if self.error_std is not None and not self.error_std > 0:
+            raise ValueError(f"error_std of modality {self.name!r} must be positive, got {self.error_std}.")

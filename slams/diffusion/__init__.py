@@ -1,0 +1,1 @@
+"""What we believe: schedules, denoisers, guidance and samplers."""

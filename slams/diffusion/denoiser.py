@@ -1,0 +1,210 @@
+"""Denoisers: E[x | x_t], the common currency of all score methods.
+
+With x_t = alpha_t x + sigma_t eps, the noise estimate is (x_t - alpha_t m) / sigma_t and the score of p(x_t)
+is (alpha_t m - x_t) / sigma_t^2, where m = E[x | x_t] is what a denoiser returns.
+"""
+
+import abc
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from slams.core.eof import eof
+from slams.core.random import Rng, normal
+from slams.diffusion.schedule import Schedule
+
+
+class Denoiser(nn.Module, abc.ABC):
+    """E[x | x_t] of windows: (*B, L, *Z) and a diffusion time, to the same shape."""
+
+    schedule: Schedule
+
+    @abc.abstractmethod
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """(*B, L, *Z), () or (b, 1, ..., 1) -> (*B, L, *Z)."""
+
+
+class WindowGaussian(Denoiser):
+    """Exact denoiser of a Gaussian over windows whose covariance lives in few patterns.
+
+    Each step's state is x = V a + e with orthonormal patterns V, a remainder e that is white outside them and
+    has variance `remainder`, and coefficients jointly Gaussian over the window, (a_1, ..., a_L) ~ N(0, C).
+    With C = Q diag(lambda) Q^T,
+
+        E[x | x_t] = V Q diag(alpha lambda / (alpha^2 lambda + sigma^2)) Q^T V^T x_t
+                     + alpha delta / (alpha^2 delta + sigma^2) (x_t - V V^T x_t).
+
+    Args:
+        basis: V, shape (D, K) with D = prod(Z).
+        covariance: C over (L, K), shape (L K, L K).
+        remainder: delta, variance a component outside the patterns, positive.
+        event: *Z.
+        schedule: Noise schedule.
+    """
+
+    basis: Tensor
+    values: Tensor
+    vectors: Tensor
+    remainder: Tensor
+
+    def __init__(
+        self, basis: Tensor, covariance: Tensor, remainder: float, event: Sequence[int], schedule: Schedule
+    ) -> None:
+        super().__init__()
+        values, vectors = torch.linalg.eigh(covariance.double())
+        self.register_buffer("basis", basis)
+        self.register_buffer("values", values.clamp(min=1e-8 * float(values[-1])).to(basis.dtype))
+        self.register_buffer("vectors", vectors.to(basis.dtype))
+        self.register_buffer("remainder", torch.as_tensor(remainder, dtype=basis.dtype).clamp(min=1e-6))
+        self.event = tuple(event)
+        self.schedule = schedule
+        self.length = covariance.shape[0] // basis.shape[1]
+
+    @classmethod
+    def fit(
+        cls,
+        z: Tensor,
+        starts: Tensor,
+        length: int,
+        schedule: Schedule,
+        *,
+        fraction: float = 0.99,
+        most: int = 256,
+        shrink: float = 0.1,
+    ) -> "WindowGaussian":
+        """Patterns and window covariance of training states.
+
+        Args:
+            z: States of consecutive steps (n, *Z), mean zero.
+            starts: First step of each training window, shape (w).
+            length: L.
+            schedule: Noise schedule.
+            fraction: Share of variance in the patterns.
+            most: Most patterns.
+            shrink: Weight, in [0, 1], of the covariance in which different patterns do not vary together; it
+                tames the sampling error of L K (L K + 1) / 2 numbers estimated from few independent windows.
+
+        Returns:
+            The fitted denoiser.
+        """
+        flat = z.flatten(1)
+        thin = max(1, len(flat) // 2000)  # neighbouring days add little to patterns, and cost grows with n^3
+        patterns = eof(flat[::thin], fraction=fraction, most=most)
+        coefficients = flat @ patterns.basis
+        windows = torch.stack([coefficients[starts + k] for k in range(length)], 1)
+        covariance = window_covariance(windows, shrink)
+        outside = flat.square().sum(1).mean() - coefficients.square().sum(1).mean()
+        remainder = float(outside) / max(flat.shape[1] - coefficients.shape[1], 1)
+        return cls(patterns.basis, covariance, remainder, z.shape[1:], schedule)
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """(*B, L, *Z) -> (*B, L K)."""
+        return (x.flatten(-len(self.event)) @ self.basis).flatten(-2)
+
+    def expand(self, a: Tensor) -> Tensor:
+        """(*B, L K) -> (*B, L, *Z)."""
+        flat = a.unflatten(-1, (self.length, -1)) @ self.basis.mT
+        return flat.unflatten(-1, self.event)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """(*B, L, *Z), () or (b, 1, ..., 1) -> (*B, L, *Z)."""
+        a = self.coefficients(x_t)
+        alpha, sigma = self.schedule(t if t.ndim == 0 else t.reshape(-1, *([1] * (a.ndim - 1))))
+        gain = alpha * self.values / (alpha**2 * self.values + sigma**2)
+        outside = alpha * self.remainder / (alpha**2 * self.remainder + sigma**2)
+        shrunk = ((a @ self.vectors) * gain) @ self.vectors.mT
+        residual = outside.reshape(t.shape) * x_t
+        return residual + self.expand(shrunk - outside * a)
+
+    def posterior_precision(self, information: Tensor) -> Tensor:
+        """C^-1 + blockdiag(M_1, ..., M_L): precision of a window's coefficients given observations.
+
+        Args:
+            information: Gauss-Newton matrix of each step, (L, K, K).
+
+        Returns:
+            Symmetric positive definite matrix (L K, L K), float64.
+        """
+        vectors = (
+            self.vectors.double()
+        )  # C^-1 spans six decades or more, of which float32 keeps the wrong ones
+        matrix = (vectors / self.values.double()) @ vectors.mT + torch.block_diag(*information.double())
+        return (matrix + matrix.mT) / 2
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of the coefficients of whole windows, without the remainder: (*B, L, *Z) -> (*B)."""
+        a = self.coefficients(x) @ self.vectors
+        return -0.5 * (a**2 / self.values + self.values.log() + 1.8378770664093453).sum(-1)
+
+
+def window_covariance(windows: Tensor, shrink: float) -> Tensor:
+    """Covariance of coefficients over a window, made stationary and shrunk.
+
+    The lag covariances are averaged over the window (the process does not know where a window begins), and
+    pairs of different patterns are multiplied by 1 - shrink.
+
+    Args:
+        windows: Coefficients (w, L, K), mean zero.
+        shrink: Weight of the uncorrelated target, in [0, 1].
+
+    Returns:
+        Symmetric positive semi-definite matrix (L K, L K).
+    """
+    count, length, patterns = windows.shape
+    flat = windows.double().flatten(1)
+    sample = (flat.mT @ flat / count).reshape(length, patterns, length, patterns)
+    stationary = torch.empty_like(sample)
+    for lag in range(length):
+        mean = torch.stack([sample[i + lag, :, i, :] for i in range(length - lag)]).mean(0)
+        for i in range(length - lag):
+            stationary[i + lag, :, i, :] = mean
+            stationary[i, :, i + lag, :] = mean.mT
+    same = torch.eye(patterns, dtype=sample.dtype)[:, None, :]
+    stationary = stationary * (same + (1 - shrink) * (1 - same))
+    matrix = stationary.reshape(length * patterns, length * patterns)
+    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    # averaging the lags can leave tiny negative eigenvalues
+    return ((vectors * values.clamp(min=1e-6 * float(values[-1]))) @ vectors.mT).to(windows.dtype)
+
+
+class NetworkDenoiser(Denoiser):
+    """A network that corrects a closed-form denoiser.
+
+    m(x_t, t) = g(x_t, t) + s_t f(x_t, g, t),  s_t = sigma_t / sqrt(alpha_t^2 + sigma_t^2),
+
+    so that an untrained network (whose last layer starts at zero) already is the Gaussian, and training can
+    only spend itself on what is not Gaussian. s_t is the posterior standard deviation of unit-variance data.
+
+    Args:
+        gaussian: g, the closed-form denoiser.
+        network: f: (x_t (*B, L, *Z), g (*B, L, *Z), t () or (b, 1, ..., 1)) -> (*B, L, *Z).
+    """
+
+    def __init__(self, gaussian: WindowGaussian, network: nn.Module) -> None:
+        super().__init__()
+        self.gaussian = gaussian
+        self.network = network
+        self.schedule = gaussian.schedule
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """(*B, L, *Z), () or (b, 1, ..., 1) -> (*B, L, *Z)."""
+        linear = self.gaussian(x_t, t)
+        alpha, sigma = self.schedule(t)
+        return linear + sigma / (alpha**2 + sigma**2).sqrt() * self.network(x_t, linear, t)
+
+    def loss(self, x: Tensor, *, rng: Rng = None) -> Tensor:
+        """Mean squared error of the denoised windows in units of s_t^2, t uniform.
+
+        Args:
+            x: Clean windows (b, L, *Z).
+            rng: Generator of the times and the noise.
+
+        Returns:
+            A scalar.
+        """
+        t = torch.rand(len(x), *([1] * (x.ndim - 1)), generator=rng).to(x)
+        alpha, sigma = self.schedule(t)
+        x_t = alpha * x + sigma * normal(x.shape, like=x, rng=rng)
+        scale = sigma / (alpha**2 + sigma**2).sqrt()
+        return ((self(x_t, t) - x) / scale).square().mean()

@@ -1,0 +1,124 @@
+"""Guided denoisers: E[x | x_t, y]. A guided denoiser is a denoiser, so every sampler takes it."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from slams.diffusion.denoiser import Denoiser, WindowGaussian
+from slams.observation.observation import Observations
+
+
+class CovarianceGuidance(Denoiser):
+    """Guidance with the closed-form covariance of x given x_t; exact for Gaussian prior, linear operators.
+
+    With the Gaussian's window covariance C and the Gauss-Newton matrix M = G^T R^-1 G of the observations,
+
+        m_y = m + V (C^-1 + (alpha_t^2 / sigma_t^2) 1 + M)^-1 V^T grad_m log p(y | m),
+
+    m = E[x | x_t] from any denoiser. C^-1 + M is diagonalized once for each set of values that windows saw,
+    so that every diffusion time costs two products with its eigenvectors; nothing is differentiated through
+    the network. What an operator sees outside the patterns moves the gradient, but its variance is not
+    counted.
+
+    Args:
+        denoiser: The prior, for windows (*B, L, *Z).
+        gaussian: The closed form whose covariance is used.
+        observations: What was seen in each window, values (W, L, *O).
+        jacobians: Linearized operator of each modality on the patterns, dh/da, (prod(O), K).
+
+    Raises:
+        FloatingPointError: In sampling, if the guidance is not finite; names the diffusion time.
+
+    Source:
+        Finzi et al. (2023), arXiv:2306.07526, eq. 6, with the exact Gaussian covariance in place of a
+        Jacobian of the network; Rozet et al. (2024), arXiv:2405.13712, section 3.2 for the moment-matching
+        view.
+    """
+
+    values: Tensor
+    vectors: Tensor
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        gaussian: WindowGaussian,
+        observations: Observations,
+        jacobians: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.gaussian = gaussian
+        self.schedule = denoiser.schedule
+        self.observations = observations
+        self.index, first = observations.patterns()
+        values, vectors = [], []
+        for window in first:
+            information = observations.information(jacobians, window)
+            value, vector = torch.linalg.eigh(gaussian.posterior_precision(information))
+            values.append(value.clamp(min=1e-6).to(gaussian.basis))
+            vectors.append(vector.to(gaussian.basis))
+        self.register_buffer("values", torch.stack(values))
+        self.register_buffer("vectors", torch.stack(vectors))
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """(N, W, L, *Z), () -> (N, W, L, *Z)."""
+        alpha, sigma = self.schedule(t)
+        with torch.no_grad():
+            mean = self.denoiser(x_t, t)
+        with torch.enable_grad():
+            leaf = mean.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.observations.log_likelihood(leaf).sum(), leaf)
+        pulled = self.gaussian.coefficients(gradient)  # (N, W, L K)
+        increment = torch.empty_like(pulled)
+        for pattern, (value, vector) in enumerate(zip(self.values, self.vectors, strict=True)):
+            rows = [w for w, number in enumerate(self.index) if number == pattern]
+            damped = (pulled[:, rows] @ vector) / (value + (alpha / sigma) ** 2)
+            increment[:, rows] = damped @ vector.mT
+        if not bool(torch.isfinite(increment).all()):
+            raise FloatingPointError(
+                f"the guidance is not finite at diffusion time {float(t):.3f} (largest gradient "
+                f"{float(torch.nan_to_num(gradient).abs().max()):g}); "
+                "check the observations and their errors."
+            )
+        return mean + self.gaussian.expand(increment)
+
+
+class GaussianGuidance(Denoiser):
+    """SDA's guidance: a likelihood widened by a scalar, differentiated through the denoiser.
+
+    p(y | x_t) ~ N(y; h(m), R + gamma (sigma_t / alpha_t)^2 1),
+    m_y = m + (sigma_t^2 / alpha_t) grad_{x_t} log p(y | x_t).
+
+    It is biased even under an exact prior, because gamma does not know the operator; it is here for
+    comparison.
+
+    Args:
+        denoiser: The prior.
+        observations: What was seen, with diagonal noise.
+        gamma: Width of the surrogate, positive.
+
+    Raises:
+        ValueError: If gamma is not positive.
+
+    Source:
+        Rozet & Louppe (2023), arXiv:2306.10574, eq. 13-15.
+    """
+
+    def __init__(self, denoiser: Denoiser, observations: Observations, gamma: float = 1e-2) -> None:
+        super().__init__()
+        if gamma <= 0:
+            raise ValueError(f"gamma must be positive, got {gamma}.")
+        self.denoiser = denoiser
+        self.schedule = denoiser.schedule
+        self.observations = observations
+        self.gamma = gamma
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        alpha, sigma = self.schedule(t)
+        widened = self.observations.widened(self.gamma * float(sigma / alpha) ** 2)
+        with torch.enable_grad():
+            leaf = x_t.detach().requires_grad_()
+            mean = self.denoiser(leaf, t)
+            (gradient,) = torch.autograd.grad(widened.log_likelihood(mean).sum(), leaf)
+        return (mean + sigma**2 / alpha * gradient).detach()

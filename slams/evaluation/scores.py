@@ -1,0 +1,277 @@
+"""Scores: statistics of many windows, gathered and turned into rows of metrics.csv with intervals."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+import torch
+from torch import Tensor
+
+from slams.evaluation.metrics import Statistics
+
+Row = dict[str, str | float | int]
+
+METRICS: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
+    "rmse": lambda s: (s["squared_error"] / s["weight"]).sqrt(),
+    "bias": lambda s: s["error"] / s["weight"],
+    "crps": lambda s: s["crps"] / s["weight"],
+    "spread": lambda s: (s["variance"] / s["weight"]).sqrt(),
+    "spread_skill": lambda s: (s["variance"] / s["squared_error"]).sqrt(),
+    "coverage90": lambda s: s["hits"] / s["weight"],
+    "coverage90_fair": lambda s: s["hits_fair"] / s["weight"],
+    "w1": lambda s: s["w1"] / s["weight"],
+}
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Mean relative gain of one method over another, paired by window, with two 95 % intervals."""
+
+    mean: float
+    lower: float
+    upper: float
+    bootstrap_lower: float
+    bootstrap_upper: float
+    n: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether both intervals lie above zero."""
+        return self.lower > 0 and self.bootstrap_lower > 0
+
+
+@dataclass
+class _Series:
+    """The windows of one (method, variable, part): each maps a statistic to (C,) sums."""
+
+    levels: tuple[str, ...]
+    windows: dict[Hashable, Statistics]
+
+    def stacked(self) -> Statistics:
+        """Statistics (n, 1 + C): the pool of all levels, then each; (n, 1) if there is one level."""
+        columns = {}
+        for name in next(iter(self.windows.values())):
+            if name != "ranks":
+                each = torch.stack([window[name] for window in self.windows.values()])
+                pooled = each.sum(1, keepdim=True)
+                columns[name] = torch.cat([pooled, each], 1) if each.shape[1] > 1 else pooled
+        return columns
+
+
+class Scores:
+    """Gathers statistics per window and turns them into scores with 95 % intervals.
+
+    A score is a function of sums over windows, so its interval is the percentile bootstrap of the windows
+    (which must be far enough apart to be independent): the same resamples for every method of equal n.
+
+    Args:
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling, so that a table is the same each time it is made.
+    """
+
+    def __init__(self, *, resamples: int = 1000, seed: int = 0) -> None:
+        if resamples < 1:
+            raise ValueError(f"resamples must be at least 1, got {resamples}.")
+        self.resamples, self.seed = resamples, seed
+        self._series: dict[tuple[str, str, str], _Series] = {}
+
+    def add(
+        self,
+        method: str,
+        variable: str,
+        window: Hashable,
+        statistics: Statistics,
+        *,
+        part: str = "all",
+        levels: Sequence[float | str] | None = None,
+    ) -> None:
+        """Adds one window.
+
+        Args:
+            method: Who made the forecast.
+            variable: What was forecast.
+            window: Name of the window (its first date); methods are paired by it.
+            statistics: From `window_statistics` or `gaussian_window_statistics`.
+            part: Which part of the cells the statistics are about.
+            levels: Names of the channels; 0, 1, … if None. A single channel is reported as level "all" only.
+
+        Raises:
+            ValueError: If the window is there already, or its levels or members differ from the earlier
+                windows'.
+        """
+        channels = len(statistics["weight"])
+        names = tuple(_label(level) for level in (range(channels) if levels is None else levels))
+        if len(names) != channels or len(set(names)) != channels:
+            raise ValueError(
+                f"{len(names)} levels {names} for {channels} channels of {variable}; name each, once."
+            )
+        series = self._series.setdefault((method, variable, part), _Series(names, {}))
+        where = f"{method}, {variable}, {part}"
+        if window in series.windows:
+            raise ValueError(f"window {window} of {where} was added before; each window counts once.")
+        if series.levels != names:
+            raise ValueError(f"window {window} of {where} has levels {names}, earlier ones {series.levels}.")
+        first = next(iter(series.windows.values()), statistics)
+        if first["ranks"].shape != statistics["ranks"].shape:
+            raise ValueError(
+                f"window {window} of {where} has {statistics['ranks'].shape[1]} ranks, earlier ones "
+                f"{first['ranks'].shape[1]}; score every window with the same number of members."
+            )
+        series.windows[window] = {name: value.detach().cpu().double() for name, value in statistics.items()}
+
+    def keys(self) -> list[tuple[str, str, str]]:
+        """The (method, variable, part) gathered so far, in order of arrival."""
+        return list(self._series)
+
+    def rows(self) -> list[Row]:
+        """Rows of metrics.csv, for every key, level and metric; scores that don't exist are left out."""
+        rows: list[Row] = []
+        for (method, variable, part), series in self._series.items():
+            sums = series.stacked()
+            count = len(series.windows)
+            draws = self._draws(count)
+            names = ("all", *series.levels) if len(series.levels) > 1 else ("all",)
+            windows = (sums["weight"] > 0).sum(0)
+            for metric, finish in METRICS.items():
+                value = finish({name: each.sum(0) for name, each in sums.items()})
+                resampled = finish({name: draws @ each for name, each in sums.items()})
+                bounds = torch.nanquantile(
+                    resampled, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0
+                )
+                if count < 2:
+                    bounds = torch.full_like(bounds, torch.nan)
+                rows += [
+                    {
+                        "method": method,
+                        "variable": variable,
+                        "level": name,
+                        "part": part,
+                        "metric": metric,
+                        "value": float(value[column]),
+                        "lower": float(bounds[0, column]),
+                        "upper": float(bounds[1, column]),
+                        "n": int(windows[column]),
+                    }
+                    for column, name in enumerate(names)
+                    if not torch.isnan(value[column])
+                ]
+        return rows
+
+    def value(
+        self, method: str, metric: str, *, variable: str, part: str = "all", level: float | str = "all"
+    ) -> float:
+        """One score over all windows."""
+        series, column = self._find(method, variable, part, level)
+        return float(
+            METRICS[metric]({name: each[:, column].sum() for name, each in series.stacked().items()})
+        )
+
+    def per_window(
+        self, method: str, metric: str, *, variable: str, part: str = "all", level: float | str = "all"
+    ) -> dict[Hashable, float]:
+        """One score of each window that has scored cells."""
+        series, column = self._find(method, variable, part, level)
+        sums = {name: each[:, column] for name, each in series.stacked().items()}
+        values = METRICS[metric](sums)
+        return {
+            w: float(v)
+            for w, v, weight in zip(series.windows, values, sums["weight"], strict=True)
+            if weight > 0
+        }
+
+    def ranks(self, method: str, *, variable: str, part: str = "all", level: float | str = "all") -> Tensor:
+        """Rank histogram (N + 1): the weight at each rank of the truth among the members, all windows."""
+        series, column = self._find(method, variable, part, level)
+        counts = torch.stack([window["ranks"] for window in series.windows.values()]).sum(0)
+        return counts.sum(0) if column == 0 else counts[column - 1]
+
+    def paired_gain(
+        self,
+        a: str,
+        b: str,
+        metric: str = "rmse",
+        *,
+        variable: str,
+        part: str = "all",
+        level: float | str = "all",
+    ) -> Gain:
+        """By how much method `a` is better than `b`, window by window.
+
+        The gain of a window is 1 - score_a / score_b; its mean gets a 95 % interval by Student's t and
+        another by the bootstrap.
+
+        Args:
+            a: The method that should gain.
+            b: The one it is compared with.
+            metric: A score that is better when smaller (rmse, crps, w1).
+            variable: What was forecast.
+            part: Which part of the cells.
+            level: Which level, or "all".
+
+        Returns:
+            The gain; intervals are NaN with fewer than two windows.
+
+        Raises:
+            ValueError: If the methods were not scored on the same cells of the same windows.
+        """
+        if metric not in ("rmse", "crps", "w1"):
+            raise ValueError(
+                f"a gain needs a score that is better when smaller (rmse, crps, w1), got {metric!r}."
+            )
+        first, second = (
+            self.per_window(method, metric, variable=variable, part=part, level=level) for method in (a, b)
+        )
+        self._check_pairs(a, b, variable, part, level)
+        gains = torch.tensor([1 - first[window] / second[window] for window in first], dtype=torch.float64)
+        n, mean = len(gains), float(gains.mean())
+        if n < 2:
+            return Gain(mean, np.nan, np.nan, np.nan, np.nan, n)
+        half = float(scipy.stats.t.ppf(0.975, n - 1)) * float(gains.std()) / n**0.5
+        low, high = torch.quantile(
+            self._draws(n) @ gains / n, torch.tensor([0.025, 0.975], dtype=torch.float64)
+        )
+        return Gain(mean, mean - half, mean + half, float(low), float(high), n)
+
+    def _check_pairs(self, a: str, b: str, variable: str, part: str, level: float | str) -> None:
+        """Refuses a comparison on different cells, which could favour whoever leaves out the hard ones."""
+        weights = []
+        for method in (a, b):
+            series, column = self._find(method, variable, part, level)
+            total = series.stacked()["weight"][:, column]
+            weights.append({w: float(v) for w, v in zip(series.windows, total, strict=True) if v > 0})
+        first, second = weights
+        if not first or first.keys() != second.keys():
+            lonely = sorted(map(str, first.keys() ^ second.keys()))[:5]
+            raise ValueError(
+                f"{a} and {b} share not all windows of {variable} ({part}); only in one: {lonely}."
+            )
+        for window, weight in first.items():
+            if not np.isclose(weight, second[window], rtol=1e-6):
+                raise ValueError(
+                    f"{a} and {b} were scored on different cells in window {window} of {variable} ({part}): "
+                    f"weights {weight:.6g} and {second[window]:.6g}; score the same cells."
+                )
+
+    def _find(self, method: str, variable: str, part: str, level: float | str) -> tuple[_Series, int]:
+        """A series and the column of a level in `_Series.stacked`."""
+        if (method, variable, part) not in self._series:
+            raise ValueError(f"no scores of {method}, {variable}, {part}; there are {self.keys()}.")
+        series = self._series[method, variable, part]
+        names = ("all", *series.levels)
+        if _label(level) not in names:
+            raise ValueError(f"{variable} has no level {level}; there are {', '.join(names)}.")
+        column = names.index(_label(level))
+        return series, column if len(series.levels) > 1 else 0
+
+    def _draws(self, count: int) -> Tensor:
+        """How often each of `count` windows occurs in each resample (resamples, count)."""
+        rng = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randint(count, (self.resamples, count), generator=rng)
+        draws = torch.zeros(self.resamples, count, dtype=torch.float64)
+        return draws.scatter_add_(1, chosen, torch.ones_like(draws))
+
+
+def _label(level: float | str) -> str:
+    """A level as it stands in metrics.csv."""
+    return level if isinstance(level, str) else f"{level:g}"

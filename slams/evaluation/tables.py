@@ -1,0 +1,184 @@
+"""Rows of scores as files and tables: metrics.csv, Markdown, the console, the wide form people read."""
+
+import csv
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from slams.core.files import atomic
+
+COLUMNS = ("method", "variable", "level", "part", "metric", "value", "lower", "upper", "n")
+_NUMBERS = ("value", "lower", "upper")
+
+
+def write_metrics(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes metrics.csv, whole or not at all; an interval that doesn't exist is an empty cell.
+
+    Args:
+        path: The file.
+        rows: One a score, with exactly the columns method, variable, level, part, metric, value, lower,
+            upper, n.
+
+    Raises:
+        ValueError: If a row has other columns.
+    """
+    for row in rows:
+        if set(row) != set(COLUMNS):
+            raise ValueError(
+                f"a row of metrics.csv has the columns {', '.join(COLUMNS)}; got {', '.join(row)}."
+            )
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({**row, **{name: _plain(row[name]) for name in _NUMBERS}})
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads metrics.csv back into rows; an empty interval is NaN.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If the file has other columns.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{path} has the columns {reader.fieldnames}, expected {', '.join(COLUMNS)}.")
+        rows: list[dict[str, Any]] = [dict(row) for row in reader]
+    for row in rows:
+        row.update({name: float(row[name] or "nan") for name in _NUMBERS}, n=int(row["n"]))
+    return rows
+
+
+def wide(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    variable: str,
+    part: str = "all",
+    level: str = "all",
+    metrics: Sequence[str] = ("rmse", "bias", "crps", "spread_skill", "coverage90", "w1"),
+    interval: bool = True,
+) -> list[dict[str, str]]:
+    """One line a method, one column a metric, best RMSE first: what people compare.
+
+    Args:
+        rows: Rows of metrics.csv.
+        variable: Which variable.
+        part: Which part of the cells.
+        level: Which level.
+        metrics: Which metrics, in this order; those nobody has are left out.
+        interval: Whether to print the 95 % intervals.
+
+    Returns:
+        Rows of text: method, the metrics, n.
+    """
+    table: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        if (row["variable"], row["part"], str(row["level"])) == (variable, part, level):
+            table.setdefault(row["method"], {})[row["metric"]] = row
+    present = [metric for metric in metrics if any(metric in scores for scores in table.values())]
+
+    def order(method: str) -> float:
+        value = table[method].get(metrics[0], {"value": math.inf})["value"]
+        return math.inf if math.isnan(value) else value
+
+    lines = []
+    for method in sorted(table, key=order):
+        scores = table[method]
+        line = {"method": method}
+        for metric in present:
+            line[metric] = _with_interval(scores[metric], interval) if metric in scores else "–"
+        line["n"] = str(max((row["n"] for row in scores.values()), default=0))
+        lines.append(line)
+    return lines
+
+
+def text(value: Any) -> str:
+    """A cell of a table: three significant digits, a dash for nothing.
+
+    >>> text(0.123456), text(1234.5), text(float("nan")), text(True)
+    ('0.123', '1234', '–', 'yes')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, float):
+        return str(value)
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else ("∞" if value > 0 else "−∞")
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.2e}"
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 2
+    return f"{value:.{min(max(digits, 0), 4)}f}"
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the columns of all rows, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def is_numeric(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
+    """Whether a column begins with a number wherever it has anything, and should stand right-aligned."""
+    cells = [text(row.get(column)) for row in rows]
+    cells = [cell.lstrip("−-+") for cell in cells if cell != "–"]
+    return bool(cells) and all(cell[:1].isdigit() or cell[:1] == "∞" for cell in cells)
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a Markdown table, numbers to the right.
+
+    >>> print(markdown_table([{"method": "analysis", "rmse": 0.5}]))
+    | method | rmse |
+    | --- | ---: |
+    | analysis | 0.500 |
+    """
+    names = columns(rows)
+    lines = [
+        [name.replace("|", "\\|") for name in names],
+        ["---:" if is_numeric(rows, name) else "---" for name in names],
+    ]
+    lines += [[text(row.get(name)).replace("|", "\\|") for name in names] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def console_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> RichTable:
+    """Rows as a table for `rich.print`.
+
+    Args:
+        rows: One mapping a line; an interval stands below its score, so four of them fit in 80 characters.
+        title: Title above the table.
+    """
+    table = RichTable(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0)
+    )
+    for name in columns(rows):
+        table.add_column(
+            Text(name.replace("_", " ")),
+            overflow="fold",
+            justify="right" if is_numeric(rows, name) else "left",
+        )
+    for row in rows:
+        table.add_row(*(Text(text(row.get(name)).replace(" [", "\n[")) for name in columns(rows)))
+    return table
+
+
+def _plain(value: float) -> str:
+    """A number that keeps seven digits, nothing for NaN."""
+    return "" if math.isnan(value) else f"{value:.7g}"
+
+
+def _with_interval(row: Mapping[str, Any], interval: bool) -> str:
+    """A score and, if wanted and known, its interval."""
+    low, high = row["lower"], row["upper"]
+    if not interval or math.isnan(low) or math.isnan(high):
+        return text(float(row["value"]))
+    return f"{text(float(row['value']))} [{text(float(low))}, {text(float(high))}]"

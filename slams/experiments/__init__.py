@@ -1,0 +1,1 @@
+"""Everything together: from a recipe to a trained run, its analyses, scores and report."""

@@ -1,0 +1,358 @@
+"""Analyses of a test: ours and the baselines, for every set of observations, scored side by side."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slams.assimilation.baseline import Network, OptInterp
+from slams.assimilation.gaussian import ClosedFormGaussian, normal_crps, residual_covariance, ridge
+from slams.core.covariance import Dense, Diagonal
+from slams.core.random import Rng, normal
+from slams.data.windows import runs, window_starts
+from slams.diffusion.denoiser import WindowGaussian
+from slams.diffusion.schedule import VPCosine
+from slams.experiments.fields import Fields
+from slams.experiments.model import Anomalies, Model, anomalies
+from slams.experiments.observe import observe
+from slams.observation.observation import Observation, Observations
+from slams.observation.operators import Flatten
+
+
+@dataclass
+class Trajectories:
+    """Test days cut into trajectories, each analysed as a whole.
+
+    Attributes:
+        index: Rows of the fields' days of each trajectory, (W, L) stacked windows, or a list of runs.
+        blanket: Whether each entry is a run longer than a window.
+    """
+
+    index: list[Tensor]
+    blanket: bool
+
+    @property
+    def days(self) -> Tensor:
+        """All rows, one after another."""
+        return torch.cat([rows.flatten() for rows in self.index])
+
+
+def cut(fields: Fields, span: tuple[str, str], length: int, windows: int, spacing: int) -> Trajectories:
+    """Test windows at least `spacing` days apart and spread over the period, or the whole period in runs.
+
+    Raises:
+        ValueError: If the period has fewer such windows, or a run is shorter than a window.
+    """
+    index = fields.part(span)
+    dates = fields.dates[index]
+    if not windows:
+        pieces = [torch.from_numpy(index[piece]) for piece in runs(dates)]
+        short = [piece for piece in pieces if len(piece) < length]
+        if short:
+            raise ValueError(
+                f"a run of {len(short[0])} days from {fields.dates[short[0][0]]} is shorter than the window of {length}."
+            )
+        return Trajectories(pieces, blanket=True)
+    starts = window_starts(dates, length).numpy()
+    apart: list[int] = []
+    for start in starts:
+        if not apart or (dates[start] - dates[apart[-1]]).astype(int) >= spacing:
+            apart.append(int(start))
+    if len(apart) < windows:
+        raise ValueError(
+            f"{dates[0]} to {dates[-1]} has {len(apart)} windows {spacing} days apart, but {windows} are wanted; "
+            "lower experiment.windows or experiment.spacing."
+        )
+    chosen = np.array(apart)[np.linspace(0, len(apart) - 1, windows).round().astype(int)]
+    rows = torch.from_numpy(index[chosen[:, None] + np.arange(length)])
+    return Trajectories(list(rows), blanket=False)
+
+
+def posterior(
+    model: Model,
+    seen: Sequence[Mapping[str, Tensor]],
+    blanket: bool,
+    *,
+    rng: torch.Generator,
+    progress: Callable[[int], None] | None = None,
+) -> list[Tensor]:
+    """Latent draws for trajectories.
+
+    Args:
+        model: Trained.
+        seen: Observed anomalies of each trajectory, (T, *S) by name.
+        blanket: Whether trajectories are composed of windows; else each is one window and all are drawn at once.
+        rng: Generator.
+        progress: Called with 1 after each step of the sampler.
+
+    Returns:
+        (N, T, *Z) each.
+    """
+    sda, members = model.sda(), model.recipe.assimilation.members
+
+    def joined(values: Mapping[str, Tensor]) -> Observations:
+        if model.recipe.assimilation.guidance == "published":
+            return model.published(values)
+        return model.observations(values)
+
+    if not blanket:
+        stacked = {name: torch.stack([s[name] for s in seen]) for name in seen[0]}
+        draws: list[Tensor] = []
+        # pieces of eight windows bound the memory of the decoders
+        for first in range(0, len(seen), 8):
+            piece = joined({name: value[first : first + 8] for name, value in stacked.items()})
+            z = sda.windows(piece, members, rng=rng, progress=progress)
+            draws += list(z.unbind(1))
+    else:
+        draws = [
+            sda.windows(joined(values).windows(model.belief.gaussian.length), members, blanket=True, rng=rng, progress=progress)
+            for values in seen
+        ]
+    return [_spread(z, model.belief.inflation) for z in draws]
+
+
+def _spread(z: Tensor, factor: float) -> Tensor:
+    mean = z.mean(0)
+    return mean + factor * (z - mean)
+
+
+def decoded(
+    model: Model, z: Tensor, name: str, phase: Tensor, *, rng: Rng, residual: bool | None = None
+) -> Tensor:
+    """Physical draws of a modality (N, T, *S) from latent draws (N, T, *Z).
+
+    What the latent cannot hold is added as a draw of the decoder's residual; rain stays non-negative.
+
+    Args:
+        model: Trained.
+        z: Draws.
+        name: Modality.
+        phase: Of the year, (T).
+        rng: Generator of the residual.
+        residual: Whether to add it; the recipe's choice if None.
+    """
+    x = model.codec.decode(z, name)
+    if model.recipe.assimilation.residual if residual is None else residual:
+        error = model.belief.errors[name]
+        std = (error.diagonal() if error.ndim == 2 else error).sqrt().reshape(model.places[name].shape)
+        x = x + std * normal(x.shape, like=x, rng=rng)
+    x = model.codec.physical(name, x, phase)
+    if model.recipe.modalities()[name].transform == "log1p":
+        x = x.clamp(min=0)
+    return torch.where(model.codec.statistics[name].present, x, torch.nan)
+
+
+@dataclass
+class Baselines:
+    """The closed forms that every table carries, fitted on training days and tuned on validation days.
+
+    Attributes:
+        gaussian: Prior over windows of the state variables' anomalies.
+        operators: Linear operator of each modality on its patterns.
+        errors: Residual covariance of each.
+        interpolators: Optimal interpolation by (set, variable).
+        settings: What was tuned, for the report.
+    """
+
+    gaussian: ClosedFormGaussian
+    operators: dict[str, Tensor]
+    errors: dict[str, Tensor]
+    present: Tensor
+    splits: dict[str, slice]
+    interpolators: dict[tuple[str, str], OptInterp] = field(default_factory=dict)
+    settings: dict[str, float] = field(default_factory=dict)
+
+
+def state_names(model: Model) -> list[str]:
+    """Names of the state variables."""
+    return [n for n, m in model.recipe.modalities().items() if m.role == "state"]
+
+
+def state_matrix(model: Model, values: Anomalies, present: Tensor | None = None) -> tuple[Tensor, Tensor, dict[str, slice]]:
+    """State anomalies as rows, the columns that are present in training, and where each variable's are."""
+    names = state_names(model)
+    x = torch.cat([values[n].flatten(1) for n in names], 1)
+    if present is None:
+        present = torch.isfinite(x).float().mean(0) > 0.5
+    splits, at = {}, 0
+    for n in names:
+        size = int(present[at_full(model, names, n)].sum())
+        splits[n] = slice(at, at + size)
+        at += size
+    return torch.nan_to_num(x[:, present]), present, splits
+
+
+def at_full(model: Model, names: Sequence[str], name: str) -> slice:
+    """Where a variable's values are in the full row of the state."""
+    sizes = [torch.Size(model.places[n].shape).numel() for n in names]
+    first = sum(sizes[: names.index(name)])
+    return slice(first, first + sizes[names.index(name)])
+
+
+def fit_gaussian(model: Model, fields: Fields) -> Baselines:
+    """The closed-form Gaussian: EOFs to 99 % plus a remainder, ridge operators with full residual covariance.
+
+    The ridge and the inflation of the prior are those with the best CRPS on validation windows, over all sets.
+    """
+    recipe = model.recipe
+    index, held_index = fields.part(recipe.data.train), fields.part(recipe.data.validation)
+    given, held = anomalies(model.codec, fields, index), anomalies(model.codec, fields, held_index)
+    x, present, splits = state_matrix(model, given)
+    starts = window_starts(fields.dates[index], recipe.prior.window)
+    prior = WindowGaussian.fit(
+        x, starts, recipe.prior.window, VPCosine(), fraction=0.99, most=10_000, shrink=0.0
+    )
+    a = x @ prior.basis
+    rest = (x - a @ prior.basis.mT).square().mean(0) + 1e-6
+    target, _, _ = state_matrix(model, held, present)
+    missing = ~torch.isfinite(torch.cat([held[n].flatten(1) for n in state_names(model)], 1)[:, present])
+    target = target.masked_fill(missing, torch.nan)
+    held_starts = window_starts(fields.dates[held_index], recipe.prior.window)
+    rows = held_starts[:: max(1, len(held_starts) // 32), None] + torch.arange(recipe.prior.window)
+    some = torch.arange(0, x.shape[1], max(1, x.shape[1] // 2000))
+    best: tuple[float, Baselines] | None = None
+    for penalty in (30.0, 300.0):
+        operators, errors = _operators(model, given, a, x, prior.basis, rest, present, splits, penalty)
+        for inflation in (0.8, 1.0, 1.3):
+            closed = ClosedFormGaussian(prior, prior.basis, rest, inflation)
+            trial = Baselines(closed, operators, errors, present, splits)
+            trial.settings = {"ridge": penalty, "inflation": inflation}
+            part = ClosedFormGaussian(prior, prior.basis[some], rest[some], inflation)
+            total = 0.0
+            for group in recipe.experiment.sets.values():
+                seen = observe(model.places, recipe, held, group, days=rows)
+                mean, std = part.windows(gaussian_observations(model, trial, seen), operators)
+                total += float(torch.nanmean(normal_crps(target[rows][..., some] - mean, std)))
+            if best is None or total < best[0]:
+                best = (total, trial)
+    assert best is not None
+    return best[1]
+
+
+def _operators(
+    model: Model,
+    given: Anomalies,
+    a: Tensor,
+    x: Tensor,
+    basis: Tensor,
+    rest: Tensor,
+    present: Tensor,
+    splits: Mapping[str, slice],
+    penalty: float,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Operators of observed modalities by ridge; a state variable's own are its rows of the patterns."""
+    operators, errors = {}, {}
+    observed = sorted({n for group in model.recipe.experiment.sets.values() for n in group})
+    names = state_names(model)
+    for name in observed:
+        if name in names:
+            full = torch.zeros(torch.Size(model.places[name].shape).numel(), basis.shape[1])
+            variance = torch.ones(len(full))
+            here = present[at_full(model, names, name)]
+            full[here], variance[here] = basis[splits[name]], rest[splits[name]]
+            operators[name], errors[name] = full, variance
+            continue
+        y = given[name].flatten(1)
+        operators[name] = ridge(a, y, penalty)
+        errors[name] = residual_covariance(y - a @ operators[name].mT, floor=1e-2)
+    return operators, errors
+
+
+def gaussian_observations(model: Model, baselines: Baselines, seen: Mapping[str, Tensor]) -> Observations:
+    """Observed anomalies with the errors of the closed-form Gaussian."""
+    found = {}
+    for name, value in seen.items():
+        error = baselines.errors[name]
+        stated = model.recipe.modalities()[name].error_std
+        if stated is not None:
+            std = model.codec.statistics[name].std.expand(model.places[name].shape).flatten()
+            extra = (stated / std) ** 2
+            error = error + (torch.diag(extra) if error.ndim == 2 else extra)
+        event = len(model.places[name].shape)
+        noise = Dense(error) if error.ndim == 2 else Diagonal(error)
+        found[name] = Observation(value.flatten(-event), Flatten(event), noise)
+    return Observations(found)
+
+
+def gaussian_posterior(
+    model: Model, baselines: Baselines, seen: Mapping[str, Tensor], blanket: bool
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and spread (T, *S) of each state variable along one trajectory, standardized; NaN where never seen."""
+    length = model.recipe.prior.window
+    observations = gaussian_observations(model, baselines, seen)
+    if blanket:
+        observations = observations.windows(length)
+    else:
+        observations = Observations(
+            {n: Observation(o.value[None], o.operator, o.noise) for n, o in observations.items()}
+        )
+    mean, std = baselines.gaussian.windows(observations, baselines.operators)
+    k = length // 2
+    if blanket:
+        mean, std = (torch.cat([v[0, :k], v[:, k], v[-1, length - k :]]) for v in (mean, std))
+    else:
+        mean, std = mean[0], std[0]
+    found = {}
+    names = state_names(model)
+    for name in names:
+        shape = model.places[name].shape
+        here = baselines.present[at_full(model, names, name)]
+        pair = []
+        for part in (mean, std):
+            full = torch.full((len(part), len(here)), torch.nan)
+            full[:, here] = part[:, baselines.splits[name]]
+            pair.append(full.reshape(-1, *shape))
+        found[name] = (pair[0], pair[1])
+    return found
+
+
+def network_of(model: Model, name: str, values: Tensor) -> list[Network]:
+    """Where a modality is seen and its climatological spread there, for each channel."""
+    points = model.places[name].points()
+    spread = values.flatten(2)
+    count = torch.isfinite(spread).sum(0).clamp(min=1)
+    std = (torch.nan_to_num(spread).square().sum(0) / count).sqrt().clamp(min=1e-3)
+    return [Network(points, std[c]) for c in range(std.shape[0])]
+
+
+def interpolation(
+    model: Model,
+    networks: Mapping[str, list[Network]],
+    fitted: OptInterp,
+    name: str,
+    seen: Mapping[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Optimal interpolation of anomalies to one state variable, mean and spread (T, *S)."""
+    shape = model.places[name].shape
+    means, stds = [], []
+    for channel in range(shape[0]):
+        at = {m: networks[m][min(channel, len(networks[m]) - 1)] for m in seen}
+        values = {m: v[:, min(channel, v.shape[1] - 1)].flatten(1) for m, v in seen.items()}
+        used = {m: torch.isfinite(v).any(0) for m, v in values.items()}
+        small = {m: Network(at[m].points[used[m]], at[m].std[used[m]]) for m in values}
+        mean, std = fitted.analyse(networks[name][channel], small, {m: v[:, used[m]] for m, v in values.items()})
+        means.append(mean)
+        stds.append(std)
+    return torch.stack(means, 1).reshape(-1, *shape), torch.stack(stds, 1).reshape(-1, *shape)
+
+
+def fit_interpolation(
+    model: Model,
+    networks: Mapping[str, list[Network]],
+    name: str,
+    seen: Mapping[str, Tensor],
+    truth: Tensor,
+) -> OptInterp:
+    """Length and error ratios on validation days, from the middle channel (T, *S)."""
+    channel = truth.shape[1] // 2
+    values = {m: v[:, min(channel, v.shape[1] - 1)].flatten(1) for m, v in seen.items()}
+    used = {m: torch.isfinite(v).any(0) for m, v in values.items()}
+    at = {m: networks[m][min(channel, len(networks[m]) - 1)] for m in seen}
+    small = {m: Network(at[m].points[used[m]], at[m].std[used[m]]) for m in values}
+    weights = model.places[name].weights().flatten()
+    return OptInterp.fit(
+        networks[name][channel], truth[:, channel].flatten(1), weights, small, {m: v[:, used[m]] for m, v in values.items()}
+    )
+

@@ -1,0 +1,112 @@
+"""What observations are worth: error covariances of the decoders, calibrated on the validation part."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slams.assimilation.gaussian import ClosedFormGaussian, normal_crps, residual_covariance, ridge
+from slams.core.random import fork
+from slams.diffusion.denoiser import NetworkDenoiser
+from slams.experiments.model import Anomalies, Belief, Codec, Model, dense
+from slams.experiments.observe import observe
+from slams.experiments.progress import Console
+from slams.recipe import Recipe
+
+
+@torch.no_grad()
+def errors(
+    recipe: Recipe,
+    codec: Codec,
+    denoiser: NetworkDenoiser,
+    z: Tensor,
+    given: Anomalies,
+    z_held: Tensor,
+    held: Anomalies,
+) -> Belief:
+    """Linearized decoders on the patterns and covariances of what they leave, larger where validation says so."""
+    a = z.flatten(1) @ denoiser.gaussian.basis
+    operators, errors = {}, {}
+    for name in codec.places:
+        decoded = codec.decode(z, name)
+        operators[name] = ridge(a, decoded.flatten(1), 1e-3)
+        residual = (given[name] - decoded).flatten(1)
+        fresh = (held[name] - codec.decode(z_held, name)).flatten(1)
+        ratio = float(torch.nanmean(fresh**2) / torch.nanmean(residual**2))
+        if dense(name, codec.places, recipe):
+            covariance = residual_covariance(residual)
+        else:
+            seen = torch.isfinite(residual)
+            covariance = torch.nan_to_num(residual).square().sum(0) / seen.sum(0).clamp(min=1)
+            covariance = covariance + 1e-3 * covariance.mean() + 1e-6
+        errors[name] = covariance * max(1.0, ratio)
+    return Belief(denoiser, operators, errors)
+
+
+def calibrate(model: Model, held: Anomalies, starts: Tensor, console: Console) -> None:
+    """Choose a factor for each modality's error covariance and one for the spread, on the validation part.
+
+    What a decoder leaves of different modalities is not independent and training residuals are too small; the factor
+    with the best CRPS of the closed-form posterior, one modality after another over the sets it is in, makes up for
+    that. The spread's factor is the square root of error variance over predicted variance.
+    """
+    recipe = model.recipe
+    sets = recipe.experiment.sets
+    if not sets:
+        return
+    belief = model.belief
+    states = [n for n, m in recipe.modalities().items() if m.role == "state"]
+    chosen = starts[:: max(1, len(starts) // 48)]
+    rows = chosen[:, None] + torch.arange(recipe.prior.window)
+    truth = {n: held[n][rows] for n in states}
+    decode = torch.cat([belief.operators[n] for n in states])
+    target = torch.cat([truth[n].flatten(2) for n in states], -1)
+    scored = torch.isfinite(target).all((0, 1)).nonzero().squeeze(-1)
+    # a part of the points tells as much as all of them
+    scored = scored[:: max(1, len(scored) // 2000)]
+    rest = torch.cat([belief.errors[n] for n in states])[scored]
+    closed = ClosedFormGaussian(belief.gaussian, decode[scored], rest)
+    target = target[..., scored]
+
+    def score(names: Sequence[str]) -> float:
+        seen = observe(model.places, recipe, {n: held[n] for n in names}, names, days=rows)
+        mean, std = closed.windows(model.observations(seen, latent=False), belief.operators)
+        return float(normal_crps(target - mean, std).mean())
+
+    names = sorted({n for group in sets.values() for n in group})
+    with console.bar("calibrating observation errors", len(names)) as advance:
+        for name in names:
+            users = [group for group in sets.values() if name in group][-2:]
+            trials = {}
+            for factor in (0.7, 1.0, 2.0, 4.0):
+                belief.factors[name] = factor
+                trials[factor] = sum(score(group) for group in users)
+            belief.factors[name] = min(trials, key=lambda f: trials[f])
+            advance(1, ", ".join(f"{n} x {f:g}" for n, f in belief.factors.items() if f != 1))
+    _inflate(model, held, rows[:: max(1, len(rows) // 8)], console)
+
+
+def _inflate(model: Model, held: Anomalies, rows: Tensor, console: Console) -> None:
+    """Factor on the deviations of the draws that makes their variance that of the error, over a few windows."""
+    recipe, belief = model.recipe, model.belief
+    states = [n for n, m in recipe.modalities().items() if m.role == "state"]
+    sets = list(recipe.experiment.sets.values())[-3:]
+    ratios = []
+    rng = fork(recipe.seed, "inflation")
+    std = {n: s.std for n, s in model.codec.statistics.items()}
+    with console.bar("calibrating the spread", len(sets) * recipe.assimilation.steps) as advance:
+        for names in sets:
+            seen = observe(model.places, recipe, {n: held[n] for n in names}, names, days=rows, std=std)
+            observations = model.observations(seen)
+            z = model.sda().windows(observations, recipe.assimilation.members, rng=rng, progress=lambda n: advance(n, ""))
+            error = spread = rest = 0.0
+            for n in states:
+                x = model.codec.decode(z, n)
+                weight = torch.where(torch.isfinite(held[n][rows]), model.places[n].weights(), 0.0)
+                error += float((weight * torch.nan_to_num(held[n][rows] - x.mean(0)) ** 2).sum())
+                spread += float((weight * x.var(0)).sum()) * (1 + 1 / len(x))
+                rest += float((weight * belief.errors[n].reshape(model.places[n].shape)).sum())
+            ratios.append((max(error - rest, 0.1 * error) / spread) ** 0.5)
+        belief.inflation = float(np.clip(np.mean(ratios), 0.7, 1.5))
+        advance(0, "x " + ", ".join(f"{r:.2f}" for r in ratios))

@@ -1,0 +1,357 @@
+"""What a run has learned: statistics, codec, prior and observation errors, and how it is kept on disk."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from slams.assimilation.sda import SDA
+from slams.core.codec import SeasonalStandardize
+from slams.core.covariance import Covariance, Dense, Diagonal
+from slams.core.files import atomic
+from slams.diffusion.denoiser import NetworkDenoiser, WindowGaussian
+from slams.diffusion.sampler import Sampler
+from slams.diffusion.schedule import VPCosine
+from slams.experiments.fields import Fields, Place, phase_of
+from slams.networks.autoencoder import GridCoder, MultimodalAutoencoder, VectorCoder
+from slams.networks.mlp import WindowMLP
+from slams.networks.unet import WindowUNet
+from slams.observation.observation import Observation, Observations
+from slams.observation.operators import Flatten
+from slams.recipe import Recipe, from_tree, to_tree
+
+Anomalies = dict[str, Tensor]
+_DENSE_UP_TO = 512  # values of a modality: beyond it a full error covariance cannot be estimated or kept
+
+
+class Codec(nn.Module):
+    """Physical fields of several modalities to one latent and back: standardization around the autoencoder.
+
+    Args:
+        recipe: Settings of the latent.
+        places: Where each modality's values are.
+        statistics: Seasonal mean and spread of each.
+    """
+
+    def __init__(
+        self, recipe: Recipe, places: Mapping[str, Place], statistics: Mapping[str, SeasonalStandardize]
+    ) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.places = dict(places)
+        self.statistics: Mapping[str, SeasonalStandardize] = nn.ModuleDict(statistics)  # type: ignore[assignment]
+        self.autoencoder = build_autoencoder(recipe, places)
+
+    def anomaly(self, name: str, x: Tensor, phase: Tensor) -> Tensor:
+        """Standardized anomalies of physical values (n, *S) on days of phase (n)."""
+        return self.statistics[name].encode(x, phase)
+
+    def physical(self, name: str, anomaly: Tensor, phase: Tensor) -> Tensor:
+        """Physical values of standardized anomalies (*B, n, *S)."""
+        return self.statistics[name].decode(anomaly, phase)
+
+    @torch.no_grad()
+    def encode(self, anomalies: Mapping[str, Tensor]) -> Tensor:
+        """Latents (n, *Z) of standardized anomalies of any subset of modalities."""
+        count = len(next(iter(anomalies.values())))
+        parts = [
+            self.autoencoder.encode({m: x[i : i + 128] for m, x in anomalies.items()}) for i in range(0, count, 128)
+        ]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, name: str) -> Tensor:
+        """Standardized anomalies of one modality from latents (*B, *Z), in pieces of bounded memory."""
+        event = len(self.autoencoder.event)
+        flat = z.reshape(-1, *self.autoencoder.event)
+        out = torch.cat([self.autoencoder.decode(part, name) for part in flat.split(256)])
+        return out.reshape(*z.shape[: z.ndim - event], *out.shape[1:])
+
+
+def anomalies(codec: Codec, fields: Fields, index: np.ndarray) -> Anomalies:
+    """Standardized anomalies of every modality on some days."""
+    phase = phase_of(fields.dates[index])
+    rows = torch.from_numpy(index)
+    return {name: codec.anomaly(name, x[rows], phase) for name, x in fields.values.items()}
+
+
+class Belief(nn.Module):
+    """Prior over latent windows, and what is known of observation errors.
+
+    Attributes:
+        denoiser: Gaussian and network.
+        operators: Linearized decoders on the patterns, (prod(S), K) by name.
+        errors: Covariance of what a decoder cannot tell: (P, P) or variances (P), standardized anomalies.
+        factors: Calibrated factor on each error covariance.
+        inflation: Calibrated factor on the deviations of the draws from their mean.
+    """
+
+    def __init__(
+        self, denoiser: NetworkDenoiser, operators: Mapping[str, Tensor], errors: Mapping[str, Tensor]
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.operators = dict(operators)
+        self.errors = dict(errors)
+        self.factors = dict.fromkeys(errors, 1.0)
+        self.inflation = 1.0
+
+    @property
+    def gaussian(self) -> WindowGaussian:
+        """The closed form of the prior."""
+        return self.denoiser.gaussian
+
+
+def build_autoencoder(recipe: Recipe, places: Mapping[str, Place]) -> MultimodalAutoencoder:
+    """The untrained autoencoder of a recipe.
+
+    Raises:
+        ValueError: If a gridded latent is asked of modalities that are not all on one grid that the patch divides.
+    """
+    latent = recipe.latent
+    shapes = {name: place.shape for name, place in places.items()}
+    scales = {name: latent.scales.get(name, 1.0) for name in places}
+    if latent.kind == "vector":
+        scales = {name: scale / torch.Size(shapes[name]).numel() ** 0.5 for name, scale in scales.items()}
+        coders: dict[str, GridCoder | VectorCoder] = {
+            name: VectorCoder(shape, latent.channels, latent.hidden) for name, shape in shapes.items()
+        }
+        return MultimodalAutoencoder(coders, (latent.channels,), scales, hidden=latent.hidden)
+    grids = {shape[-2:] for name, shape in shapes.items() if places[name].is_grid}
+    if len(grids) != 1 or not all(place.is_grid for place in places.values()):
+        raise ValueError(
+            "a gridded latent needs all modalities on one grid, got "
+            + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            + "; use latent.kind: vector."
+        )
+    height, width = next(iter(grids))
+    if height % latent.patch or width % latent.patch:
+        raise ValueError(f"latent.patch {latent.patch} does not divide the grid {height} x {width}.")
+    periodic = next(iter(places.values())).is_global
+    grid_coders: dict[str, GridCoder | VectorCoder] = {
+        name: GridCoder(shape[0], latent.channels, latent.patch, latent.hidden, periodic)
+        for name, shape in shapes.items()
+    }
+    event = (latent.channels, height // latent.patch, width // latent.patch)
+    return MultimodalAutoencoder(grid_coders, event, scales, hidden=latent.hidden, periodic=periodic)
+
+
+def build_denoiser(recipe: Recipe, gaussian: WindowGaussian, periodic: bool) -> NetworkDenoiser:
+    """The untrained denoiser of a recipe around its closed form."""
+    prior = recipe.prior
+    if len(gaussian.event) == 1:
+        network: nn.Module = WindowMLP(prior.window, gaussian.event, hidden=prior.hidden[0], blocks=prior.blocks)
+    else:
+        network = WindowUNet(
+            prior.window, gaussian.event, hidden=prior.hidden, blocks=prior.blocks, periodic=periodic
+        )
+    return NetworkDenoiser(gaussian, network)
+
+
+class Model:
+    """Codec and belief, joined for assimilation.
+
+    Args:
+        codec: Of all modalities.
+        belief: Prior and errors.
+    """
+
+    def __init__(self, codec: Codec, belief: Belief) -> None:
+        self.codec = codec.eval()
+        self.belief = belief.eval()
+        self.recipe = codec.recipe
+        self.places = codec.places
+
+    def noise(self, name: str, *, instrument: bool = True) -> Covariance:
+        """Error covariance of a modality, standardized: decoder residual and, where stated, the instrument's."""
+        error = self.belief.errors[name] * self.belief.factors[name]
+        stated = self.recipe.modalities()[name].error_std
+        noise: Covariance = Dense(error) if error.ndim == 2 else Diagonal(error)
+        if stated is not None and instrument:
+            std = self.codec.statistics[name].std.expand(self.places[name].shape).flatten()
+            extra = (stated / std) ** 2
+            error = error + (torch.diag(extra) if error.ndim == 2 else extra)
+            noise = Dense(error) if error.ndim == 2 else Diagonal(error)
+        return noise
+
+    def observations(self, anomalies: Mapping[str, Tensor], *, latent: bool = True) -> Observations:
+        """Anomalies (*B, L, *S), NaN where not seen, as observations of the latent.
+
+        Args:
+            anomalies: By modality.
+            latent: Whether the operators decode latents; else they expect anomalies.
+
+        Returns:
+            One observation a modality.
+        """
+        found = {}
+        for name, value in anomalies.items():
+            event = len(self.places[name].shape)
+            found[name] = Observation(value.flatten(-event), Flatten(event), self.noise(name))
+        observations = Observations(found)
+        if not latent:
+            return observations
+        return observations.pullback({m: self._decoder(m) for m in found})
+
+    def _decoder(self, name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        return lambda z: self.codec.autoencoder.decode(z, name)
+
+    def sda(self) -> SDA:
+        """The assimilation method with this prior and the recipe's settings."""
+        a = self.recipe.assimilation
+        sampler = Sampler(a.steps, a.eta, a.corrections, a.tau)
+        operators = dict(self.belief.operators)
+        operators["latent"] = self.belief.gaussian.basis
+        return SDA(
+            self.belief.denoiser,
+            self.belief.gaussian,
+            operators,
+            sampler,
+            guidance="sda" if a.guidance == "sda" else "covariance",
+            gamma=a.gamma,
+        )
+
+    def published(self, anomalies: Mapping[str, Tensor]) -> Observations:
+        """The published system's pseudo-observation: what was seen, encoded and taken as noisy in the latent.
+
+        Args:
+            anomalies: By modality (*B, L, *S); a step counts as seen where any modality has a value.
+
+        Returns:
+            One observation named "latent".
+        """
+        lead = next(iter(anomalies.values()))
+        event = len(self.places[next(iter(anomalies))].shape)
+        shape = lead.shape[: lead.ndim - event]
+        flat = {m: x.reshape(-1, *self.places[m].shape) for m, x in anomalies.items()}
+        z = self.codec.encode(flat).flatten(1)
+        seen = torch.stack([torch.isfinite(x).flatten(1).any(1) for x in flat.values()]).any(0)
+        z = torch.where(seen[:, None], z, torch.nan).reshape(*shape, -1)
+        variance = torch.full((z.shape[-1],), self.recipe.assimilation.published_std**2)
+        return Observations({"latent": Observation(z, Flatten(len(self.belief.gaussian.event)), Diagonal(variance))})
+
+    def save(self, folder: Path) -> None:
+        """Write codec.safetensors and denoiser.safetensors, recipe and places in their metadata."""
+        save_codec(self.codec, folder / "codec.safetensors")
+        save_belief(self.belief, self.recipe, folder / "denoiser.safetensors")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Model":
+        """Open a trained run.
+
+        Raises:
+            FileNotFoundError: If the folder holds no trained run.
+            ValueError: If the weights do not fit the recipe in their metadata or belong to another codec.
+        """
+        folder = Path(folder)
+        for name in ("codec.safetensors", "denoiser.safetensors"):
+            if not (folder / name).exists():
+                raise FileNotFoundError(
+                    f"{folder} is no trained run: {name} is not there; train one with `slams train` or check the path."
+                )
+        codec = load_codec(folder / "codec.safetensors")
+        return cls(codec, load_belief(codec, folder / "denoiser.safetensors"))
+
+
+def save_codec(codec: Codec, path: Path) -> None:
+    """Weights, statistics, recipe and places in one file."""
+    places = {name: asdict(place) for name, place in codec.places.items()}
+    _write(path, dict(codec.state_dict()), recipe=to_tree(codec.recipe), places=places)
+
+
+def load_codec(path: Path) -> Codec:
+    """Read what `save_codec` wrote."""
+    tensors, meta = _read(path)
+    places = {
+        name: Place(
+            tuple(p["dims"]), {k: tuple(v) for k, v in p["coords"].items()}, p["units"], p["source_name"]
+        )
+        for name, p in meta["places"].items()
+    }
+    statistics = {
+        name: SeasonalStandardize(
+            *(tensors[f"statistics.{name}.{part}"] for part in ("coefficients", "std", "present"))
+        )
+        for name in places
+    }
+    codec = Codec(from_tree(meta["recipe"]), places, statistics)
+    _fill(codec, tensors, path)
+    return codec.eval()
+
+
+def save_belief(belief: Belief, recipe: Recipe, path: Path) -> None:
+    """Prior, operators and errors in one file."""
+    tensors = {f"denoiser.{k}": v for k, v in belief.denoiser.state_dict().items()}
+    tensors |= {f"operators.{k}": v for k, v in belief.operators.items()}
+    tensors |= {f"errors.{k}": v for k, v in belief.errors.items()}
+    _write(path, tensors, recipe=to_tree(recipe), factors=belief.factors, inflation=belief.inflation)
+
+
+def load_belief(codec: Codec, path: Path) -> Belief:
+    """Read what `save_belief` wrote, for the codec it was trained with.
+
+    Raises:
+        ValueError: If the prior belongs to a codec of another recipe.
+    """
+    tensors, meta = _read(path)
+    recipe = from_tree(meta["recipe"])
+    if recipe.latent != codec.recipe.latent or recipe.data.modalities != codec.recipe.data.modalities:
+        raise ValueError(
+            f"{path} was trained on the latents of another recipe ({recipe.name!r}) than the codec beside it "
+            f"({codec.recipe.name!r}); put the two files of one run together or train again."
+        )
+    basis = tensors["denoiser.gaussian.basis"]
+    size = len(tensors["denoiser.gaussian.values"])
+    gaussian = WindowGaussian(basis, torch.eye(size), 1.0, codec.autoencoder.event, VPCosine())
+    periodic = next(iter(codec.places.values())).is_global
+    denoiser = build_denoiser(recipe, gaussian, periodic)
+    _fill(denoiser, {k[9:]: v for k, v in tensors.items() if k.startswith("denoiser.")}, path)
+    belief = Belief(
+        denoiser,
+        {k[10:]: v for k, v in tensors.items() if k.startswith("operators.")},
+        {k[7:]: v for k, v in tensors.items() if k.startswith("errors.")},
+    )
+    belief.factors, belief.inflation = meta["factors"], meta["inflation"]
+    return belief.eval()
+
+
+def dense(name: str, places: Mapping[str, Place], recipe: Recipe) -> bool:
+    """Whether a modality's errors get a full covariance."""
+    small = torch.Size(places[name].shape).numel() <= _DENSE_UP_TO
+    return small and recipe.modalities()[name].role == "observation"
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    own = module.state_dict()
+    wrong = sorted(set(own) ^ set(tensors)) + [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+    if wrong:
+        raise ValueError(
+            f"{path} does not hold the weights its recipe asks for ({len(wrong)} tensors differ, such as {wrong[0]}); "
+            "it was written by another recipe or version, train again."
+        )
+    module.load_state_dict(tensors)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], **meta: Any) -> None:
+    with atomic(path) as temporary:
+        save_file(
+            {k: v.detach().contiguous().clone() for k, v in tensors.items()},
+            temporary,
+            {k: json.dumps(v) for k, v in meta.items()},
+        )
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, "pt") as file:
+            meta = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            return {k: file.get_tensor(k) for k in file.keys()}, meta  # noqa: SIM118
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error}); restore it or train again.") from error

@@ -1,0 +1,54 @@
+"""Progress on the terminal: bars with rate and remaining time, plain lines where there is no terminal."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Advance = Callable[[int, str], None]
+
+
+class Console:
+    """What a run tells the person who started it.
+
+    Args:
+        quiet: Say nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.rich = RichConsole(quiet=quiet, highlight=False)
+        self.quiet = quiet
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.rich.print(text)
+
+    def reused(self, what: str) -> None:
+        """A stage whose result is taken from an earlier run."""
+        self.say(f"{what}: reused, its inputs are unchanged")
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Advance]:
+        """A bar of `total` units; the block calls advance(units, message)."""
+        start = time.monotonic()
+        last = [""]
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[message]}"),
+        )
+        with Progress(*columns, console=self.rich, transient=True, disable=self.quiet) as progress:
+            task = progress.add_task(title, total=total, message="")
+
+            def advance(units: int = 1, message: str = "") -> None:
+                last[0] = message or last[0]
+                progress.update(task, advance=units, message=last[0])
+
+            yield advance
+        self.say(f"{title}: {time.monotonic() - start:.0f} s  {last[0]}")

@@ -1,0 +1,109 @@
+"""One recipe from nothing to a report."""
+
+import json
+import time
+from pathlib import Path
+
+import yaml
+
+from slams import config
+from slams.core.files import write_text
+from slams.core.random import fork
+from slams.data.planet import simulate_archive
+from slams.evaluation.report import console_table, read_metrics, wide, write_metrics
+from slams.experiments import analyse
+from slams.experiments.fields import Fields, load_fields
+from slams.experiments.model import Model
+from slams.experiments.output import provenance, write_analysis, write_truth
+from slams.experiments.progress import Console
+from slams.experiments.score import Outcome, test
+from slams.experiments.summary import write_summary
+from slams.experiments.train import Ledger, digest, train
+from slams.recipe import Recipe, to_tree
+from slams.systems.quasigeostrophic import MoistQG
+
+
+def run(recipe: Recipe, *, console: Console | None = None) -> Path:
+    """Data, training, assimilation, scores, report; whatever is done already is reused.
+
+    Args:
+        recipe: What to do; `recipe.out` is the folder, by default logs/NAME.
+        console: Where progress is shown.
+
+    Returns:
+        The folder of the run.
+    """
+    console = console or Console()
+    start = time.monotonic()
+    out = Path(recipe.out) if recipe.out else config.LOG_DIR / recipe.name
+    out.mkdir(parents=True, exist_ok=True)
+    if recipe.planet.years:
+        _make_planet(recipe, console)
+    fields = load_fields(recipe, console.say)
+    console.say(fields.report.text())
+    model = train(recipe, fields, out, console)
+    write_text(out / "recipe.yaml", yaml.safe_dump(to_tree(recipe), sort_keys=False))
+    ledger = Ledger(out / ".stages.json")
+    tree = to_tree(recipe)
+    key = digest(ledger.rows.get("belief"), tree["assimilation"], tree["experiment"], tree["data"])
+    if recipe.experiment.sets and not ledger.done("report", key):
+        _evaluate(model, fields, out, console)
+        ledger.finish("report", key)
+    elif recipe.experiment.sets:
+        console.reused("scores and report")
+    if recipe.experiment.sets:
+        rows = read_metrics(out / "metrics.csv")
+        for variable in analyse.state_names(model):
+            metrics = ("rmse", "crps", "spread_skill", "coverage90")
+            table = wide(rows, variable=variable, metrics=metrics, interval=False)
+            console_table(table, title=f"{variable} [{model.places[variable].units}]")
+        console.say(f"report: {(out / 'report.html').resolve()}")
+    console.say(f"{(time.monotonic() - start) / 60:.1f} minutes")
+    return out
+
+
+def _make_planet(recipe: Recipe, console: Console) -> None:
+    years = recipe.planet.years
+    system = MoistQG()
+    days = 425 * len(years)
+    with console.bar("simulating the planet", days) as advance:
+        last = [0]
+
+        def progress(done: int, total: int) -> None:
+            advance(int(done * days / total) - last[0], "")
+            last[0] = int(done * days / total)
+
+        simulate_archive(system, recipe.planet.folder, list(years), seed=recipe.seed, progress=progress)
+
+
+def _evaluate(model: Model, fields: Fields, out: Path, console: Console) -> None:
+    with console.bar("fitting the baselines", 1) as advance:
+        baselines = analyse.fit_gaussian(model, fields)
+        advance(1, json.dumps(baselines.settings))
+    outcome = test(model, baselines, fields, console)
+    recipe = model.recipe
+    label, names = list(recipe.experiment.sets.items())[-1]
+    with console.bar("writing files", 1) as advance:
+        _write(model, outcome, out, label, names)
+        write_metrics(out / "metrics.csv", outcome.scores.rows())
+        write_summary(model, baselines, fields, outcome, out)
+        advance(1, "")
+
+
+def _write(model: Model, outcome: Outcome, out: Path, label: str, names: tuple[str, ...]) -> None:
+    import torch
+
+    seed = model.recipe.seed
+    observed = {}
+    for name in names:
+        place_values = outcome.observed[name]
+        seen = torch.isfinite(place_values)
+        # decoded at the observation points from the analysed state's own latent is what `slams assimilate` writes;
+        # here the main set's observations are kept as they were seen
+        observed[name] = (place_values[None], seen)
+    attributes = provenance(model, out, {label: list(names)}, seed)
+    write_analysis(out / "analysis.nc", model, outcome.dates, outcome.members, observed, attributes)
+    write_truth(out / "truth.nc", model, outcome.dates, outcome.truth)
+
+
+__all__ = ["fork", "run"]

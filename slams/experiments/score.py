@@ -1,0 +1,279 @@
+"""Scores of a test: every method on every set of observations, over the same windows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slams.core.random import fork
+from slams.evaluation import Scores, gaussian_window_statistics, window_statistics
+from slams.experiments import analyse
+from slams.experiments.analyse import Baselines, Trajectories
+from slams.experiments.fields import Fields, phase_of
+from slams.experiments.model import Anomalies, Model, anomalies
+from slams.experiments.observe import observe
+from slams.experiments.progress import Console
+from slams.observation.operators import Interpolate
+
+_BLOCK = 15  # days of a continuous analysis that count as one window of the intervals
+
+
+@dataclass
+class Outcome:
+    """What a test leaves for tables, figures and files.
+
+    Attributes:
+        scores: Of every method.
+        dates: Days of the test, one after another.
+        truth: State variables on those days (T, *S), physical.
+        members: Draws of the main set (N, T, *S), physical.
+        observed: What the main set saw (T, *S), physical, NaN where nothing.
+        withheld: Scores at stations kept back, by modality: rows for the report.
+    """
+
+    scores: Scores
+    dates: np.ndarray
+    truth: dict[str, Tensor] = field(default_factory=dict)
+    members: dict[str, Tensor] = field(default_factory=dict)
+    observed: dict[str, Tensor] = field(default_factory=dict)
+
+
+def test(model: Model, baselines: Baselines, fields: Fields, console: Console) -> Outcome:
+    """Run every set of observations through every method.
+
+    Args:
+        model: Trained.
+        baselines: Fitted.
+        fields: All days.
+        console: Where progress is shown.
+
+    Returns:
+        The outcome; the method names are "analysis", "gaussian" and so on for the main (last) set, with ":SET"
+        behind for the others.
+    """
+    recipe = model.recipe
+    e = recipe.experiment
+    pieces = analyse.cut(fields, recipe.data.test, recipe.prior.window, e.windows, e.spacing)
+    runner = _Runner(model, baselines, fields, pieces, Outcome(Scores(seed=recipe.seed), fields.dates[pieces.days]))
+    sets = list(e.sets.items())
+    total = len(sets) + int(e.shuffled) + int(bool(e.withhold)) + 1
+    with console.bar("assimilating test windows", total * recipe.assimilation.steps * runner.rounds) as advance:
+        runner.advance = advance
+        runner.references()
+        for label, names in sets:
+            runner.one(label, names, main=label == sets[-1][0])
+        if e.shuffled:
+            runner.one("shuffled dates", sets[-1][1], shuffled=True)
+        if e.withhold:
+            runner.withheld(sets[-1][1])
+    return runner.outcome
+
+
+class _Runner:
+    """State shared by the methods of one test."""
+
+    def __init__(
+        self, model: Model, baselines: Baselines, fields: Fields, pieces: Trajectories, outcome: Outcome
+    ) -> None:
+        self.model, self.baselines, self.fields, self.pieces, self.outcome = model, baselines, fields, pieces, outcome
+        self.recipe = model.recipe
+        self.rounds = len(pieces.index) if pieces.blanket else -(-len(pieces.index) // 8)
+        self.advance = lambda units=1, message="": None
+        self.states = analyse.state_names(model)
+        self.std = {n: s.std for n, s in model.codec.statistics.items()}
+        self.test = anomalies(model.codec, fields, pieces.days.numpy())
+        held = fields.part(self.recipe.data.validation)
+        self.held: Anomalies = anomalies(model.codec, fields, held)
+        used = {m for group in self.recipe.data.direct.values() for m in group} | set(self.states)
+        train = fields.part(self.recipe.data.train)
+        given = anomalies(model.codec, fields, train[:: max(1, len(train) // 700)])
+        self.networks = {m: analyse.network_of(model, m, given[m]) for m in used}
+        self.climate = {n: torch.stack([network.std for network in self.networks[n]]) for n in self.states}
+        sizes = [len(rows) for rows in pieces.index]
+        self.slices = [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
+        phase = phase_of(outcome.dates)
+        for name in self.states:
+            outcome.truth[name] = model.codec.physical(name, self.test[name], phase)
+
+    def references(self) -> None:
+        """Climatology, the unconditional prior and the autoencoder's own reconstruction."""
+        model = self.model
+        rng = fork(self.recipe.seed, "prior")
+        count = max(64, self.recipe.assimilation.members)
+        drawn = model.sda().prior(count, rng=rng)
+        for i, rows in enumerate(self.pieces.index):
+            phase = phase_of(self.fields.dates[rows.numpy()])
+            z = model.codec.encode({m: self.test[m][self.slices[i]] for m in model.codec.autoencoder.names})
+            middle = drawn[:, drawn.shape[1] // 2, None]
+            for name in self.states:
+                shape = model.places[name].shape
+                zero = torch.zeros(len(rows), *shape)
+                self._gaussian("climatology", name, i, zero, self.climate[name].reshape(shape).expand_as(zero))
+                again = analyse.decoded(model, z[None], name, phase, rng=rng, residual=False)
+                self._ensemble("reconstruction", name, i, again)
+                if i % max(1, len(self.pieces.index) // 16) == 0:
+                    prior = torch.cat([analyse.decoded(model, middle, name, phase[k : k + 1], rng=rng) for k in range(len(rows))], 1)
+                    self._ensemble("prior", name, i, prior)
+        self.advance(self.recipe.assimilation.steps * self.rounds, "")
+
+    def one(self, label: str, names: tuple[str, ...], *, main: bool = False, shuffled: bool = False) -> None:
+        """One set of observations through ours and the closed forms."""
+        model, recipe = self.model, self.recipe
+        tail = "" if main else f":{label}"
+        seen = self._seen(names, shuffled)
+        rng = fork(recipe.seed, "analysis", label)
+        draws = analyse.posterior(model, seen, self.pieces.blanket, rng=rng, progress=lambda n: self.advance(n, label))
+        if main:
+            self._keep_observed(seen)
+        for i, z in enumerate(draws):
+            phase = phase_of(self.fields.dates[self.pieces.index[i].numpy()])
+            for name in self.states:
+                members = analyse.decoded(model, z, name, phase, rng=rng)
+                self._ensemble(f"analysis{tail}", name, i, members, seen[i])
+                if main:
+                    kept = self.outcome.members.get(name)
+                    self.outcome.members[name] = members if kept is None else torch.cat([kept, members], 1)
+            for name, (mean, std) in analyse.gaussian_posterior(
+                model, self.baselines, seen[i], self.pieces.blanket
+            ).items():
+                self._gaussian(f"gaussian{tail}", name, i, mean, std, seen[i])
+        if not shuffled:
+            self._interpolate(label, names, tail, seen)
+
+    def withheld(self, names: tuple[str, ...]) -> None:
+        """The main set once more without the stations kept back, scored at them beside interpolated fields."""
+        model, recipe = self.model, self.recipe
+        keep = recipe.experiment.withhold
+        seen = self._seen(names, False, withhold=keep)
+        rng = fork(recipe.seed, "withheld")
+        draws = analyse.posterior(
+            model, seen, self.pieces.blanket, rng=rng, progress=lambda n: self.advance(n, "stations withheld")
+        )
+        for name, stations in keep.items():
+            part = torch.zeros(model.places[name].shape, dtype=torch.bool)
+            part[..., list(stations)] = True
+            for i, z in enumerate(draws):
+                phase = phase_of(self.fields.dates[self.pieces.index[i].numpy()])
+                members = analyse.decoded(model, z, name, phase, rng=rng)
+                self._ensemble("analysis", name, i, members, None, {"withheld": part, "observed": ~part})
+            self._nearest(name, part)
+
+    def _nearest(self, station: str, part: Tensor) -> None:
+        """Gridded modalities of the same quantity interpolated to the stations, without their mean bias."""
+        for direct in self.recipe.data.direct.values():
+            for grid in direct:
+                if station in direct and self.model.places[grid].is_grid:
+                    self._interpolated(station, grid, part)
+
+    def _interpolated(self, station: str, grid: str, part: Tensor) -> None:
+        place = self.model.places[grid]
+        at = Interpolate(
+            torch.tensor(place.coords["lat"]), torch.tensor(place.coords["lon"]), self.model.places[station].points()
+        )
+        train = torch.from_numpy(self.fields.part(self.recipe.data.train))
+        value, truth = self.fields.values[grid], self.fields.values[station]
+        bias = torch.nanmean(at(value[train]) - truth[train], 0)
+        days = self.pieces.days
+        estimate = at(value[days]) - bias
+        for i, piece in enumerate(self.slices):
+            self._add(f"interpolated {grid}", station, i, estimate[None, piece], truth[days][piece], {"withheld": part})
+
+    def _seen(
+        self, names: tuple[str, ...], shuffled: bool, withhold: Mapping[str, tuple[int, ...]] | None = None
+    ) -> list[dict[str, Tensor]]:
+        rows = [torch.arange(s.start, s.stop) for s in self.slices]
+        days = torch.cat(rows) if self.pieces.blanket else torch.stack(rows)
+        whole = observe(
+            self.model.places, self.recipe, self.test, names, days=days, std=self.std, shuffled=shuffled, withhold=withhold
+        )
+        flat = {n: v if self.pieces.blanket else v.flatten(0, 1) for n, v in whole.items()}
+        return [{n: v[s] for n, v in flat.items()} for s in self.slices]
+
+    def _keep_observed(self, seen: list[dict[str, Tensor]]) -> None:
+        phase = phase_of(self.outcome.dates)
+        for name in seen[0]:
+            value = torch.cat([s[name] for s in seen])
+            self.outcome.observed[name] = self.model.codec.physical(name, value, phase)
+
+    def _interpolate(
+        self, label: str, names: tuple[str, ...], tail: str, seen: list[dict[str, Tensor]]
+    ) -> None:
+        """Optimal interpolation of what is measured directly; tuned on validation days."""
+        for name in self.states:
+            direct = [m for m in self.recipe.data.direct.get(name, ()) if m in names]
+            if not direct:
+                continue
+            days = torch.arange(0, len(self.held[name]), max(1, len(self.held[name]) // 60))
+            tuned = observe(self.model.places, self.recipe, self.held, direct, days=days, std=self.std)
+            fitted = analyse.fit_interpolation(self.model, self.networks, name, tuned, self.held[name][days])
+            self.baselines.interpolators[label, name] = fitted
+            for i, each in enumerate(seen):
+                some = {m: each[m] for m in direct}
+                mean, std = analyse.interpolation(self.model, self.networks, fitted, name, some)
+                self._gaussian(f"interpolation{tail}", name, i, mean, std, each)
+
+    def _parts(self, name: str, seen: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        if seen is None or name not in seen:
+            return {}
+        observed = torch.isfinite(seen[name])
+        return {"observed": observed, "withheld": ~observed}
+
+    def _ensemble(
+        self,
+        method: str,
+        name: str,
+        i: int,
+        members: Tensor,
+        seen: Mapping[str, Tensor] | None = None,
+        parts: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        if name in self.outcome.truth:
+            truth = self.outcome.truth[name][self.slices[i]]
+        else:
+            truth = self.fields.values[name][self.pieces.days][self.slices[i]]
+        self._add(method, name, i, members, truth, parts or self._parts(name, seen))
+
+    def _add(
+        self, method: str, name: str, i: int, members: Tensor, truth: Tensor, parts: Mapping[str, Tensor]
+    ) -> None:
+        place = self.model.places[name]
+        weights = place.weights()
+        for block, days in self._blocks(i):
+            for part, mask in {"all": None, **parts}.items():
+                if mask is not None and mask.shape[0] == truth.shape[0] and mask.ndim == truth.ndim:
+                    mask = mask[days]
+                statistics = window_statistics(members[:, days], truth[days], weights, mask)
+                self.outcome.scores.add(
+                    method, name, block, statistics, part=part, levels=place.levels() or None
+                )
+
+    def _gaussian(
+        self,
+        method: str,
+        name: str,
+        i: int,
+        mean: Tensor,
+        std: Tensor,
+        seen: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        model, place = self.model, self.model.places[name]
+        phase = phase_of(self.fields.dates[self.pieces.index[i].numpy()])
+        centre = model.codec.physical(name, mean, phase)
+        width = std * model.codec.statistics[name].std
+        truth = self.outcome.truth[name][self.slices[i]]
+        truth = torch.where(torch.isfinite(centre), truth, torch.nan)
+        centre, width = torch.nan_to_num(centre), torch.nan_to_num(width, nan=1.0)
+        for block, days in self._blocks(i):
+            for part, mask in {"all": None, **self._parts(name, seen)}.items():
+                statistics = gaussian_window_statistics(
+                    centre[days], width[days], truth[days], place.weights(), mask if mask is None else mask[days]
+                )
+                self.outcome.scores.add(method, name, block, statistics, part=part, levels=place.levels() or None)
+
+    def _blocks(self, i: int) -> list[tuple[str, slice]]:
+        """Windows of the intervals: the trajectory itself, or blocks of a continuous analysis."""
+        days = self.outcome.dates[self.slices[i]]
+        step = _BLOCK if self.pieces.blanket else len(days)
+        return [(str(days[at]), slice(at, min(at + step, len(days)))) for at in range(0, len(days), step)]

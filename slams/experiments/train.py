@@ -1,0 +1,222 @@
+"""From fields to a model: autoencoder, prior, observation errors. Each stage is kept and reused."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slams.core.codec import SeasonalStandardize
+from slams.core.files import write_text
+from slams.core.random import fork
+from slams.data.windows import window_starts
+from slams.diffusion.denoiser import WindowGaussian
+from slams.diffusion.schedule import VPCosine
+from slams.experiments.calibrate import calibrate, errors
+from slams.experiments.fields import Fields, phase_of
+from slams.experiments.model import (
+    Anomalies,
+    Belief,
+    Codec,
+    Model,
+    anomalies,
+    build_denoiser,
+    load_belief,
+    load_codec,
+    save_belief,
+    save_codec,
+)
+from slams.experiments.progress import Console
+from slams.recipe import FitSettings, Recipe, to_tree
+from slams.training.fit import History, fit
+
+class Ledger:
+    """Which stages of a run are done, and from which inputs.
+
+    Args:
+        path: File of the ledger.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def done(self, stage: str, key: str) -> bool:
+        """Whether the stage was finished from the same inputs."""
+        return bool(self.rows.get(stage) == key)
+
+    def finish(self, stage: str, key: str) -> None:
+        """Note that it was."""
+        self.rows[stage] = key
+        write_text(self.path, json.dumps(self.rows, indent=1))
+
+
+def digest(*parts: Any) -> str:
+    """A short name for inputs that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model:
+    """Train what is not trained yet.
+
+    Args:
+        recipe: Settings.
+        fields: All days.
+        out: Folder of the run.
+        console: Where progress is shown.
+
+    Returns:
+        The model; `out` holds its weights and history.json.
+    """
+    ledger = Ledger(out / ".stages.json")
+    tree = to_tree(recipe)
+    data = {k: v for k, v in tree["data"].items() if k != "store"}
+    sizes = {name: [list(x.shape), float(torch.nan_to_num(x[::97]).double().sum())] for name, x in fields.values.items()}
+    key = digest(data, tree["latent"], tree["seed"], sizes, str(fields.dates[0]), str(fields.dates[-1]))
+    if ledger.done("codec", key):
+        codec = load_codec(out / "codec.safetensors")
+        console.reused("autoencoder")
+    else:
+        codec = _train_codec(recipe, fields, out, console, key)
+        ledger.finish("codec", key)
+    key = digest(key, tree["prior"], tree["experiment"])
+    if ledger.done("belief", key):
+        belief = load_belief(codec, out / "denoiser.safetensors")
+        console.reused("prior")
+    else:
+        belief = _train_belief(recipe, codec, fields, out, console, key)
+        ledger.finish("belief", key)
+    for leftover in out.glob("resume_*.pt"):
+        leftover.unlink()
+    return Model(codec, belief)
+
+
+def _train_codec(recipe: Recipe, fields: Fields, out: Path, console: Console, key: str) -> Codec:
+    train_days = fields.part(recipe.data.train)
+    phase = phase_of(fields.dates[train_days])
+    rows = torch.from_numpy(train_days)
+    weights = {name: place.weights() for name, place in fields.places.items()}
+    statistics = {
+        name: SeasonalStandardize.fit(x[rows], phase, harmonics=recipe.data.harmonics, weights=weights[name])
+        for name, x in fields.values.items()
+    }
+    torch.manual_seed(recipe.seed)  # layers draw their first weights from the global generator
+    codec = Codec(recipe, fields.places, statistics)
+    given = anomalies(codec, fields, train_days)
+    held = anomalies(codec, fields, fields.part(recipe.data.validation))
+    coder, names = codec.autoencoder, codec.autoencoder.names
+    kept = coder.start(given, _patch_weights(recipe, weights))
+    console.say(f"principal components keep {kept:.1%} of the weighted variance in {coder.event}")
+    settings = recipe.latent.fit
+
+    def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
+        days = torch.randint(len(phase), (settings.batch,), generator=rng)
+        batch = {m: x[days] for m, x in given.items()}
+        some = [m for m in names if float(torch.rand((), generator=rng)) < 0.5] or list(names)
+        return module.loss(batch, names, weights) + 0.25 * module.loss(batch, some, weights)  # type: ignore[operator]
+
+    def validate(module: nn.Module) -> float:
+        with torch.no_grad():
+            some = {m: x[::4] for m, x in held.items()}
+            total = float(module.loss(some, names, weights))  # type: ignore[operator]
+            left = [[m for m in names if m != dropped] for dropped in names]
+            drops = [float(module.loss(some, given, weights)) for given in left if given]  # type: ignore[operator]
+            return total + 0.25 * sum(drops) / max(len(drops), 1)
+
+    history = _fit(coder, loss, validate, settings, recipe, "autoencoder", out, key, console)
+    coder.standardize(codec.encode(given))
+    _remember(out, "autoencoder", history)
+    save_codec(codec, out / "codec.safetensors")
+    return codec.eval()
+
+
+def _patch_weights(recipe: Recipe, weights: Mapping[str, Tensor]) -> Tensor | None:
+    if recipe.latent.kind == "vector":
+        return None
+    weight = next(iter(weights.values()))
+    return nn.functional.avg_pool2d(weight[None], recipe.latent.patch).flatten()
+
+
+def _fit(
+    module: nn.Module,
+    loss: Callable[[nn.Module, torch.Generator], Tensor],
+    validate: Callable[[nn.Module], float],
+    settings: FitSettings,
+    recipe: Recipe,
+    name: str,
+    out: Path,
+    key: str,
+    console: Console,
+) -> History:
+    with console.bar(f"training the {name}", settings.steps) as advance:
+        return fit(
+            module,
+            loss,
+            validate,
+            settings,
+            seed=recipe.seed,
+            name=name,
+            checkpoint=out / f"resume_{name}_{key}.pt",
+            progress=advance,
+        )
+
+
+def _remember(out: Path, name: str, history: History) -> None:
+    path = out / "history.json"
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    # a first row has no training loss
+    rows[name] = [[step, None if step == 0 else train, valid] for step, train, valid in history.rows]
+    write_text(path, json.dumps(rows))
+
+
+def _train_belief(recipe: Recipe, codec: Codec, fields: Fields, out: Path, console: Console, key: str) -> Belief:
+    index = fields.part(recipe.data.train)
+    held_index = fields.part(recipe.data.validation)
+    given, held = anomalies(codec, fields, index), anomalies(codec, fields, held_index)
+    z, z_held = latents(codec, fields, out, index, given), codec.encode(held)
+    length, prior = recipe.prior.window, recipe.prior
+    starts = window_starts(fields.dates[index], length)
+    held_starts = window_starts(fields.dates[held_index], length)
+    with console.bar("closed form of the prior", 1) as advance:
+        gaussian = WindowGaussian.fit(
+            z, starts, length, VPCosine(), fraction=prior.fraction, most=prior.patterns, shrink=prior.shrink
+        )
+        advance(1, f"{gaussian.basis.shape[1]} patterns")
+    torch.manual_seed(recipe.seed)
+    periodic = next(iter(fields.places.values())).is_global
+    denoiser = build_denoiser(recipe, gaussian, periodic)
+    steps = torch.arange(length)
+    some = held_starts[:: max(1, len(held_starts) // 64)]
+    sample = z_held[some[:, None] + steps]
+
+    def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
+        rows = starts[torch.randint(len(starts), (prior.fit.batch,), generator=rng)]
+        return module.loss(z[rows[:, None] + steps], rng=rng)  # type: ignore[operator]
+
+    def validate(module: nn.Module) -> float:
+        with torch.no_grad():
+            return float(module.loss(sample, rng=fork(recipe.seed, "validation noise")))  # type: ignore[operator]
+
+    history = _fit(denoiser, loss, validate, prior.fit, recipe, "prior", out, key, console)
+    _remember(out, "prior", history)
+    belief = errors(recipe, codec, denoiser, z, given, z_held, held)
+    calibrate(Model(codec, belief), held, held_starts, console)
+    save_belief(belief, recipe, out / "denoiser.safetensors")
+    return belief
+
+
+def latents(codec: Codec, fields: Fields, out: Path, index: np.ndarray, given: Anomalies) -> Tensor:
+    """Training latents, encoded once and kept beside the run; made again if the codec changed."""
+    path = out / "latents.npy"
+    mark = out / "latents.json"
+    key = digest((out / "codec.safetensors").stat().st_size, hashlib.sha256((out / "codec.safetensors").read_bytes()).hexdigest())
+    if path.exists() and mark.exists() and mark.read_text() == key:
+        return torch.from_numpy(np.load(path))
+    z = codec.encode(given)
+    np.save(path, z.numpy())
+    write_text(mark, key)
+    return z

@@ -1,0 +1,1 @@
+"""Plain networks: no diffusion, no data."""

@@ -1,0 +1,55 @@
+"""Residual MLP over windows of vector latents."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from slams.networks.layers import TimeEmbedding, zero
+
+
+class WindowMLP(nn.Module):
+    """Correction of a closed-form denoiser on windows (*B, L, D) of latents without a grid.
+
+    Args:
+        length: L.
+        event: (D,).
+        hidden: Width.
+        blocks: Residual blocks.
+        embedding: Size of the time embedding.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        event: Sequence[int],
+        *,
+        hidden: int = 256,
+        blocks: int = 3,
+        embedding: int = 32,
+    ) -> None:
+        super().__init__()
+        size = length * event[0]
+        self.time = TimeEmbedding(embedding)
+        self.first = nn.Linear(2 * size + embedding, hidden)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(hidden),
+                nn.Linear(hidden, hidden),
+                nn.SiLU(),
+                zero(nn.Linear(hidden, hidden)),
+            )
+            for _ in range(blocks)
+        )
+        self.last = zero(nn.Linear(hidden, size))
+
+    def forward(self, x_t: Tensor, linear: Tensor, t: Tensor) -> Tensor:
+        """(*B, L, D), the same, () or (b, 1, 1) -> (*B, L, D)."""
+        lead = x_t.shape[:-2]
+        stacked = torch.cat([x_t.flatten(-2), linear.flatten(-2)], -1).reshape(
+            -1, 2 * x_t.shape[-2] * x_t.shape[-1]
+        )
+        x = self.first(torch.cat([stacked, self.time(t).expand(len(stacked), -1)], -1))
+        for block in self.blocks:
+            x = x + block(x)
+        return self.last(x).reshape(*lead, *x_t.shape[-2:])

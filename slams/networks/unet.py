@@ -1,0 +1,105 @@
+"""U-Net over windows of gridded latents."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slams.networks.layers import LayerNorm2d, SphereConv, TimeEmbedding, zero
+
+
+class Block(nn.Module):
+    """x + conv(silu(conv(norm(x + P t)))), the last convolution starting at zero."""
+
+    def __init__(self, channels: int, embedding: int, periodic: bool) -> None:
+        super().__init__()
+        self.project = nn.Linear(embedding, channels)
+        self.layers = nn.Sequential(
+            LayerNorm2d(),
+            SphereConv(channels, channels, periodic=periodic),
+            nn.SiLU(),
+            zero(SphereConv(channels, channels, periodic=periodic)),
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        return x + self.layers(x + self.project(t)[..., None, None])
+
+
+class WindowUNet(nn.Module):
+    """Correction of a closed-form denoiser on windows (*B, L, C, H, W).
+
+    Steps and channels are stacked, with learned maps of the place (what latitude and coast a latent cell has)
+    beside them. Levels halve the grid; skip connections add.
+
+    Args:
+        length: L.
+        event: (C, H, W).
+        hidden: Channels of each level.
+        blocks: Residual blocks of each level, on the way down and up.
+        embedding: Size of the time embedding.
+        places: Number of learned maps.
+        periodic: Whether longitude closes.
+
+    Raises:
+        ValueError: If the grid cannot be halved once a level.
+
+    Source:
+        Rozet & Louppe (2023), arXiv:2306.10574, appendix D, with places and per-axis padding.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        event: Sequence[int],
+        *,
+        hidden: Sequence[int] = (64, 96),
+        blocks: int = 2,
+        embedding: int = 64,
+        places: int = 4,
+        periodic: bool = True,
+    ) -> None:
+        super().__init__()
+        channels, height, width = event
+        factor = 2 ** (len(hidden) - 1)
+        if height % factor or width % factor:
+            raise ValueError(f"a latent grid of {height} x {width} cannot be halved {len(hidden) - 1} times.")
+        self.time = TimeEmbedding(embedding)
+        self.place = nn.Parameter(torch.zeros(places, height, width))
+        nn.init.normal_(self.place, std=0.3)
+        size = length * channels
+        self.first = SphereConv(2 * size + places, hidden[0], periodic=periodic)
+        self.last = zero(SphereConv(hidden[0], size, periodic=periodic))
+        self.down = nn.ModuleList(_stack(h, blocks, embedding, periodic) for h in hidden)
+        self.up = nn.ModuleList(_stack(h, blocks, embedding, periodic) for h in hidden[:-1])
+        pairs = list(zip(hidden[:-1], hidden[1:], strict=True))
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairs)
+        self.grow = nn.ModuleList(SphereConv(b, a, periodic=periodic) for a, b in pairs)
+
+    def forward(self, x_t: Tensor, linear: Tensor, t: Tensor) -> Tensor:
+        """(*B, L, C, H, W), the same, () or (b, 1, ..., 1) -> (*B, L, C, H, W)."""
+        lead = x_t.shape[:-4]
+        stacked = (
+            torch.cat([x_t, linear], -3)
+            .flatten(-4, -3)
+            .reshape(-1, 2 * x_t.shape[-4] * x_t.shape[-3], *x_t.shape[-2:])
+        )
+        x = torch.cat([stacked, self.place.expand(len(stacked), *self.place.shape)], 1)
+        embedded = self.time(t)
+        x = self.first(x)
+        kept = []
+        for level, blocks in enumerate(self.down):
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x, embedded)
+            if level < len(self.shrink):
+                kept.append(x)
+                x = self.shrink[level](x)
+        for level in reversed(range(len(self.grow))):
+            x = kept[level] + self.grow[level](F.interpolate(x, scale_factor=2.0))
+            for block in self.up[level]:  # type: ignore[attr-defined]
+                x = block(x, embedded)
+        return self.last(F.silu(x)).reshape(*lead, *x_t.shape[-4:])
+
+
+def _stack(channels: int, blocks: int, embedding: int, periodic: bool) -> nn.ModuleList:
+    return nn.ModuleList(Block(channels, embedding, periodic) for _ in range(blocks))

@@ -1,0 +1,284 @@
+"""Recipes: YAML to typed settings; an unknown key is an error that names the nearest."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slams import config
+from slams.data.modality import Modality
+from slams.training.fit import FitSettings
+
+
+@dataclass(frozen=True)
+class PlanetRecipe:
+    """The synthetic archive to make before reading: years simulated, into which folder."""
+
+    years: tuple[int, ...] = ()
+    folder: str = "data/planet"
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """What is read, and how it is divided.
+
+    Attributes:
+        modalities: By name, the arguments of `slams.data.modality.Modality`.
+        train, validation, test: First and last day of each part, inclusive.
+        store: Folder of the stores made from the files.
+        harmonics: Yearly harmonics of the seasonal mean; 0 is a constant.
+        direct: For each state variable, the modalities that measure that same quantity (for interpolation).
+    """
+
+    modalities: dict[str, dict[str, Any]] = field(default_factory=dict)
+    train: tuple[str, str] = ("", "")
+    validation: tuple[str, str] = ("", "")
+    test: tuple[str, str] = ("", "")
+    store: str = "data/store"
+    harmonics: int = 2
+    direct: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LatentRecipe:
+    """The shared latent: a coarser grid ("grid") or one vector ("vector")."""
+
+    kind: str = "grid"
+    channels: int = 16
+    patch: int = 2
+    hidden: int = 16
+    scales: dict[str, float] = field(default_factory=dict)
+    fit: FitSettings = field(default_factory=FitSettings)
+
+
+@dataclass(frozen=True)
+class PriorRecipe:
+    """The belief over windows of latents: its closed form and the network that corrects it."""
+
+    window: int = 3
+    patterns: int = 400
+    fraction: float = 0.999
+    shrink: float = 0.0
+    hidden: tuple[int, ...] = (64, 96)
+    blocks: int = 2
+    fit: FitSettings = field(default_factory=FitSettings)
+
+
+@dataclass(frozen=True)
+class AssimilationRecipe:
+    """How posteriors are drawn.
+
+    Attributes:
+        members: Ensemble size.
+        steps: Denoiser evaluations a draw.
+        eta: Share of ancestral noise.
+        corrections, tau: Langevin corrections a step and their size.
+        guidance: "covariance", "sda" (gradient through the network, widened by gamma) or "published" (the encoded
+            observations, degraded in the latent, are the observation).
+        gamma: Of "sda".
+        published_std: Noise of the "published" pseudo-observation [latent standard deviations].
+        residual: Whether draws include what the latent cannot hold (the decoder's residual).
+    """
+
+    members: int = 16
+    steps: int = 24
+    eta: float = 0.0
+    corrections: int = 0
+    tau: float = 0.5
+    guidance: str = "covariance"
+    gamma: float = 0.01
+    published_std: float = 0.1
+    residual: bool = True
+
+
+@dataclass(frozen=True)
+class ExperimentRecipe:
+    """What is tested.
+
+    Attributes:
+        sets: Names of the sets of observed modalities and what is in each; the last is the main one.
+        share: Share of the cells of gridded state variables that are observed where such a variable is in a set.
+        windows: Number of test windows; 0 analyses the whole test period.
+        spacing: Days between the starts of test windows, at least.
+        shuffled: Whether the main set is also run with the dates of its observation-role modalities shuffled.
+        withhold: For stations, 0-based indices kept for verification in a run of their own.
+    """
+
+    sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    share: float = 0.05
+    windows: int = 16
+    spacing: int = 15
+    shuffled: bool = False
+    withhold: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that makes one trained run."""
+
+    name: str = "run"
+    seed: int = 0
+    out: str = ""
+    planet: PlanetRecipe = field(default_factory=PlanetRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    latent: LatentRecipe = field(default_factory=LatentRecipe)
+    prior: PriorRecipe = field(default_factory=PriorRecipe)
+    assimilation: AssimilationRecipe = field(default_factory=AssimilationRecipe)
+    experiment: ExperimentRecipe = field(default_factory=ExperimentRecipe)
+
+    def __post_init__(self) -> None:
+        a, p = self.assimilation, self.prior
+        if a.members < 1 or a.steps < 1:
+            raise ValueError(
+                f"assimilation needs at least one member and one step, got members={a.members} and steps={a.steps}."
+            )
+        if p.window < 1 or p.window % 2 == 0:
+            raise ValueError(f"prior.window must be odd (a day and its neighbours), got {p.window}.")
+        if a.guidance not in ("covariance", "sda", "published"):
+            raise ValueError(f"assimilation.guidance is 'covariance', 'sda' or 'published', got {a.guidance!r}.")
+        if self.latent.kind not in ("grid", "vector"):
+            raise ValueError(f"latent.kind is 'grid' or 'vector', got {self.latent.kind!r}.")
+
+    def modalities(self) -> dict[str, Modality]:
+        """The modalities, in order.
+
+        Raises:
+            ValueError: If there is none, none is a state, or one has an unknown key.
+        """
+        found = {}
+        for name, settings in self.data.modalities.items():
+            allowed = {f.name for f in dataclasses.fields(Modality)} - {"name"}
+            _known(settings, allowed, f"data.modalities.{name}.")
+            missing = {"files", "variable", "role"} - set(settings)
+            if missing:
+                raise ValueError(f"data.modalities.{name} needs {', '.join(sorted(missing))} too.")
+            found[name] = Modality(name=name, **{**settings, "files": _paths(settings["files"])})
+        if not any(m.role == "state" for m in found.values()):
+            raise ValueError("a recipe needs at least one modality with role: state (data.modalities).")
+        for group, members in {**self.experiment.sets, **self.data.direct, "latent.scales": self.latent.scales}.items():
+            for member in members:
+                if member not in found:
+                    raise ValueError(f"{group} names {member!r}, which is no modality; there are {sorted(found)}.")
+        return found
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: Settings such as "prior.fit.steps=200".
+
+    Returns:
+        The typed recipe.
+
+    Raises:
+        FileNotFoundError: If the file is not there; the recipes shipped are listed.
+        ValueError: If a key is unknown (the nearest is named) or a value has the wrong type.
+    """
+    path = Path(path)
+    if not path.exists():
+        shipped = sorted(p.stem for p in (Path(__file__).parent / "configs").glob("*.yaml"))
+        raise FileNotFoundError(f"no recipe at {path}; shipped in slams/configs: {', '.join(shipped)}.")
+    tree = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} is no recipe: expected keys and values, got {type(tree).__name__}.")
+    return from_tree(override(tree, overrides))
+
+
+def override(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """The tree with "a.b=c" settings put in; c is read as YAML."""
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise ValueError(f"an override looks like a.b=c, got {setting!r}.")
+        node = tree
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{key!r} goes into {parent!r}, which is a value and holds nothing.")
+        value = yaml.safe_load(text)
+        if isinstance(value, str) and value.replace(".", "").replace("e-", "").isdigit():
+            value = float(value)  # YAML 1.1 reads 1e-3 as text
+        node[last] = value
+    return tree
+
+
+def from_tree(tree: Mapping[str, Any]) -> Recipe:
+    """A typed recipe from nested mappings (see `load`)."""
+    recipe = _build(Recipe, tree, "")
+    assert isinstance(recipe, Recipe)
+    recipe.modalities()
+    return recipe
+
+
+def to_tree(recipe: Any) -> dict[str, Any]:
+    """Nested plain mappings that `from_tree` reads back."""
+    return _plain(dataclasses.asdict(recipe))
+
+
+def _paths(files: Any) -> tuple[str, ...]:
+    """Files of a modality, with $IBERIA standing for the path in slams/config.py."""
+    listed = [files] if isinstance(files, str) else list(files)
+    return tuple(str(config.IBERIA_FILE) if path == "$IBERIA" else str(path) for path in listed)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _known(tree: Mapping[str, Any], allowed: set[str], where: str) -> None:
+    for key in tree:
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"did you mean {where}{near[0]}?" if near else f"there are {', '.join(sorted(allowed))}."
+            raise ValueError(f"unknown recipe key {where}{key}; {hint}")
+
+
+def _build(cls: type, tree: Mapping[str, Any], where: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where[:-1]} holds settings of its own, got {tree!r}.")
+    kinds = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}
+    _known(tree, names, where)
+    return cls(**{key: _convert(kinds[key], value, f"{where}{key}") for key, value in tree.items()})
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        assert isinstance(kind, type)
+        return _build(kind, value, where + ".")
+    if origin is types.UnionType:
+        return None if value is None else _convert(arguments[0], value, where)
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ValueError(f"{where} is a list, got {value!r}.")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) != len(value):
+            raise ValueError(f"{where} needs {len(kinds)} entries, got {value!r}.")
+        return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} is a mapping, got {value!r}.")
+        return {str(k): v if arguments[1] is Any else _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is Any or (origin is dict):
+        return value
+    if kind is str:
+        return str(value)
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{where} must be {kind.__name__}, got {value!r}.")
+    return value

@@ -1,0 +1,71 @@
+"""Dynamics: what moves, behind one call, so that a filter can forecast anything."""
+
+import abc
+
+import torch
+from torch import Tensor, nn
+
+Rng = torch.Generator | None
+
+
+class Dynamics(nn.Module, abc.ABC):
+    """A discrete-time system x_{k+1} = M(x_k), possibly stochastic.
+
+    Attributes:
+        state_shape: Event shape `*S` of one state.
+        dt: Model time between two states, in the unit the subclass names.
+    """
+
+    state_shape: tuple[int, ...]
+    dt: float
+
+    @abc.abstractmethod
+    def initial(self, *shape: int, rng: Rng = None) -> Tensor:
+        """Draw independent states to start from.
+
+        Args:
+            *shape: Leading axes of the draw.
+            rng: Source of randomness; None uses torch's global one.
+
+        Returns:
+            States, `(*shape, *S)`.
+        """
+
+    @abc.abstractmethod
+    def forward(self, x: Tensor, *, rng: Rng = None) -> Tensor:
+        """Advance by one `dt`.
+
+        Args:
+            x: States, `(*B, *S)`.
+            rng: Source of randomness, for stochastic systems.
+
+        Returns:
+            States one step later, `(*B, *S)`.
+        """
+
+    def trajectory(self, x: Tensor, steps: int, *, rng: Rng = None) -> Tensor:
+        """Advance `steps` times and keep every state, the first included.
+
+        Args:
+            x: States, `(*B, *S)`.
+            steps: Number of steps, at least 0.
+            rng: Source of randomness, for stochastic systems.
+
+        Returns:
+            Trajectory, `(*B, 1 + steps, *S)`.
+
+        Raises:
+            ValueError: If the trailing axes are not `state_shape` or `steps` is negative.
+        """
+        event = len(self.state_shape)
+        if x.ndim < event or tuple(x.shape[x.ndim - event :]) != tuple(self.state_shape):
+            raise ValueError(
+                f"states have shape {tuple(x.shape)}, but the last {event} axes must be "
+                f"{tuple(self.state_shape)}; start from `initial()`."
+            )
+        if steps < 0:
+            raise ValueError(f"steps must be at least 0, got {steps}.")
+        states = [x]
+        for _ in range(steps):
+            states.append(self(states[-1], rng=rng))
+        return torch.stack(states, dim=x.ndim - event)

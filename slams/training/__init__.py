@@ -1,0 +1,1 @@
+"""Data to belief: the training loop."""
