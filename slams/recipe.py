@@ -77,7 +77,7 @@ class AssimilationRecipe:
     Attributes:
         members: Ensemble size.
         steps: Denoiser evaluations a draw.
-        eta: Share of ancestral noise.
+        order, grid, eta: Of the sampler (see `slams.diffusion.sampler.Sampler`).
         corrections, tau: Langevin corrections a step and their size.
         guidance: "covariance", "sda" (gradient through the network, widened by gamma) or "published" (the encoded
             observations, degraded in the latent, are the observation).
@@ -88,6 +88,8 @@ class AssimilationRecipe:
 
     members: int = 16
     steps: int = 24
+    order: int = 2
+    grid: str = "snr"
     eta: float = 0.0
     corrections: int = 0
     tau: float = 0.5
@@ -142,6 +144,8 @@ class Recipe:
             raise ValueError(f"prior.window must be odd (a day and its neighbours), got {p.window}.")
         if a.guidance not in ("covariance", "sda", "published"):
             raise ValueError(f"assimilation.guidance is 'covariance', 'sda' or 'published', got {a.guidance!r}.")
+        if a.grid not in ("time", "snr"):
+            raise ValueError(f"assimilation.grid is 'time' or 'snr', got {a.grid!r}.")
         if self.latent.kind not in ("grid", "vector"):
             raise ValueError(f"latent.kind is 'grid' or 'vector', got {self.latent.kind!r}.")
 

@@ -30,6 +30,7 @@ class OptInterp:
     Attributes:
         length: Correlation length [km].
         ratios: Error variance of each network in units of the anomaly's.
+        spread: Factor on the standard deviation, which the correlation model alone gets wrong.
 
     Source:
         Gandin (1963), Objective analysis of meteorological fields; Daley (1991), chapter 4.
@@ -37,6 +38,7 @@ class OptInterp:
 
     length: float
     ratios: Mapping[str, float]
+    spread: float = 1.0
 
     def analyse(
         self, target: Network, networks: Mapping[str, Network], values: Mapping[str, Tensor]
@@ -66,7 +68,7 @@ class OptInterp:
             gain = torch.linalg.solve(among[index][:, index].double(), across[:, index].mT.double()).mT.float()
             mean[rows] = scaled[rows][:, index] @ gain.mT
             std[rows] = (1 - (gain * across[:, index]).sum(-1)).clamp(min=1e-6).sqrt()
-        return mean * target.std, std * target.std
+        return mean * target.std, self.spread * std * target.std
 
     def _correlation(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.exp(-0.5 * (great_circle(a, b) / self.length) ** 2)
@@ -83,7 +85,7 @@ class OptInterp:
         lengths: Sequence[float] = (150, 250, 400, 600, 800, 1000, 1400, 2000),
         ratios: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
     ) -> "OptInterp":
-        """The length and the ratios with the smallest error on the days given, searched one after another.
+        """The length and the ratios with the smallest error on the days given, searched in turn, then the spread.
 
         Args:
             target: Where the truth is known.
@@ -107,7 +109,10 @@ class OptInterp:
             best = min((cls(float(length), best.ratios) for length in lengths), key=score)
             for m in values:
                 best = min((cls(best.length, {**best.ratios, m: float(r)}) for r in ratios), key=score)
-        return best
+        mean, std = best.analyse(target, networks, values)
+        weight = torch.where(torch.isfinite(truth), weights, 0.0)
+        error = (weight * (mean - torch.nan_to_num(truth)) ** 2).sum() / (weight * std**2).sum()
+        return cls(best.length, best.ratios, float(error.sqrt()))
 
 
 def great_circle(a: Tensor, b: Tensor) -> Tensor:

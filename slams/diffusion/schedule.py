@@ -14,6 +14,10 @@ class Schedule(abc.ABC):
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t, each of the shape of `t`."""
 
+    @abc.abstractmethod
+    def time(self, ratio: Tensor) -> Tensor:
+        """The t at which alpha_t / sigma_t is `ratio`, clipped to [0, 1]."""
+
 
 class VPCosine(Schedule):
     """Variance-preserving schedule of SDA.
@@ -35,3 +39,7 @@ class VPCosine(Schedule):
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         alpha = torch.cos(math.acos(math.sqrt(self.eta)) * t) ** 2
         return alpha, (1 - alpha**2 + self.eta**2).sqrt()
+
+    def time(self, ratio: Tensor) -> Tensor:  # noqa: D102
+        alpha = (ratio**2 * (1 + self.eta**2) / (1 + ratio**2)).sqrt()
+        return (torch.acos(alpha.clamp(max=1).sqrt()) / math.acos(math.sqrt(self.eta))).clamp(0, 1)

@@ -14,6 +14,8 @@ from slams.experiments.observe import observe
 from slams.experiments.progress import Console
 from slams.recipe import Recipe
 
+_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
+
 
 @torch.no_grad()
 def errors(
@@ -75,11 +77,11 @@ def calibrate(model: Model, held: Anomalies, starts: Tensor, console: Console) -
         return float(normal_crps(target - mean, std).mean())
 
     names = sorted({n for group in sets.values() for n in group})
-    with console.bar("calibrating observation errors", len(names)) as advance:
-        for name in names:
+    with console.bar("calibrating observation errors", 2 * len(names)) as advance:
+        for name in names * 2:  # twice: the best factor of one depends on the others'
             users = [group for group in sets.values() if name in group][-2:]
             trials = {}
-            for factor in (0.7, 1.0, 2.0, 4.0):
+            for factor in _FACTORS:
                 belief.factors[name] = factor
                 trials[factor] = sum(score(group) for group in users)
             belief.factors[name] = min(trials, key=lambda f: trials[f])

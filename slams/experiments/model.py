@@ -28,6 +28,7 @@ from slams.observation.operators import Flatten
 from slams.recipe import Recipe, from_tree, to_tree
 
 Anomalies = dict[str, Tensor]
+_STATISTICS = ("coefficients", "std", "present")
 _DENSE_UP_TO = 512  # values of a modality: beyond it a full error covariance cannot be estimated or kept
 
 
@@ -206,7 +207,9 @@ class Model:
     def sda(self) -> SDA:
         """The assimilation method with this prior and the recipe's settings."""
         a = self.recipe.assimilation
-        sampler = Sampler(a.steps, a.eta, a.corrections, a.tau)
+        sampler = Sampler(
+            a.steps, a.eta, a.corrections, a.tau, a.order, "snr" if a.grid == "snr" else "time"
+        )
         operators = dict(self.belief.operators)
         operators["latent"] = self.belief.gaussian.basis
         return SDA(
@@ -275,11 +278,11 @@ def load_codec(path: Path) -> Codec:
         )
         for name, p in meta["places"].items()
     }
+    lost = [f"{n}.{part}" for n in places for part in _STATISTICS if f"statistics.{n}.{part}" not in tensors]
+    if lost:
+        raise ValueError(f"{path} lacks {lost[0]}; it was written by another version, train again.")
     statistics = {
-        name: SeasonalStandardize(
-            *(tensors[f"statistics.{name}.{part}"] for part in ("coefficients", "std", "present"))
-        )
-        for name in places
+        name: SeasonalStandardize(*(tensors[f"statistics.{name}.{part}"] for part in _STATISTICS)) for name in places
     }
     codec = Codec(from_tree(meta["recipe"]), places, statistics)
     _fill(codec, tensors, path)

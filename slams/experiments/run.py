@@ -12,6 +12,7 @@ from slams.core.random import fork
 from slams.data.planet import simulate_archive
 from slams.evaluation.report import console_table, read_metrics, wide, write_metrics
 from slams.experiments import analyse
+from slams.experiments.baselines_file import FILE_NAME, networks_of, save_baselines
 from slams.experiments.fields import Fields, load_fields
 from slams.experiments.model import Model
 from slams.experiments.output import provenance, write_analysis, write_truth
@@ -56,7 +57,7 @@ def run(recipe: Recipe, *, console: Console | None = None) -> Path:
         for variable in analyse.state_names(model):
             metrics = ("rmse", "crps", "spread_skill", "coverage90")
             table = wide(rows, variable=variable, metrics=metrics, interval=False)
-            console_table(table, title=f"{variable} [{model.places[variable].units}]")
+            console.rich.print(console_table(table, title=f"{variable} [{model.places[variable].units}]"))
         console.say(f"report: {(out / 'report.html').resolve()}")
     console.say(f"{(time.monotonic() - start) / 60:.1f} minutes")
     return out
@@ -81,6 +82,7 @@ def _evaluate(model: Model, fields: Fields, out: Path, console: Console) -> None
         baselines = analyse.fit_gaussian(model, fields)
         advance(1, json.dumps(baselines.settings))
     outcome = test(model, baselines, fields, console)
+    save_baselines(baselines, networks_of(model, fields), out / FILE_NAME)
     recipe = model.recipe
     label, names = list(recipe.experiment.sets.items())[-1]
     with console.bar("writing files", 1) as advance:

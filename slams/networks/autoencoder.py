@@ -214,8 +214,8 @@ class MultimodalAutoencoder(nn.Module):
         sizes = [self.coders[m].unfold(fields[m][:1]).shape[1] for m in self.names]  # type: ignore[operator]
         for m, part in zip(self.names, loading.split(sizes), strict=True):
             self.coders[m].start(part)  # type: ignore[operator]
-            self.coders[m].linear_in.requires_grad_(False)  # type: ignore[union-attr]
-            self.coders[m].linear_out.requires_grad_(False)  # type: ignore[union-attr]
+            self.coders[m].linear_in.requires_grad_(False)
+            self.coders[m].linear_out.requires_grad_(False)
         return float(values[-self.event[0] :].sum() / values.sum())
 
     @torch.no_grad()

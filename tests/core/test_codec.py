@@ -13,7 +13,11 @@ def season(rng, harmonics: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]
     """Temperatures with a yearly cycle, their phases, and the columns of the regression."""
     phase = (torch.arange(DAYS, dtype=torch.float64) / 365.25) % 1
     x = 280 + 9 * torch.cos(2 * torch.pi * phase)[:, None, None, None]
-    x = x + torch.randn(DAYS, *SHAPE, dtype=torch.float64, generator=rng) * torch.tensor([1.0, 30.0])[:, None, None]
+    x = (
+        x
+        + torch.randn(DAYS, *SHAPE, dtype=torch.float64, generator=rng)
+        * torch.tensor([1.0, 30.0])[:, None, None]
+    )
     angle = 2 * np.pi * phase.numpy()
     columns = [np.ones(DAYS)]
     for order in range(1, harmonics + 1):
@@ -62,7 +66,9 @@ def test_decode_inverts_encode(lead, rng):
 def test_anomalies_of_the_training_days_have_mean_zero_and_variance_one(rng):
     x, phase, columns = season(rng, 1)
     z = SeasonalStandardize.fit(x, phase, harmonics=1).encode(x, phase)
-    torch.testing.assert_close(z.square().mean((0, 2, 3)), torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        z.square().mean((0, 2, 3)), torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-10
+    )
     projected = torch.einsum("nj,n...->j...", torch.from_numpy(columns), z) / DAYS
     assert float(projected.abs().max()) < 1e-10
 

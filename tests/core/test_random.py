@@ -20,7 +20,7 @@ def test_normal_takes_the_type_of_like_unless_told():
 
 
 def test_forks_of_other_names_and_seeds_are_independent():
-    """Correlations of 20000 draws within 6 standard errors: one false alarm in 5e8 for each of three pairs."""
+    """Correlations of 20000 draws within 6 standard errors: each pair one false alarm in 5e8."""
     n = 20000
     labels = [(0, "prior", 1), (0, "prior", 2), (1, "prior", 1)]
     draws = torch.stack([normal((n,), dtype=torch.float64, rng=fork(*label)) for label in labels])

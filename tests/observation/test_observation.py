@@ -27,7 +27,9 @@ def observations(rng) -> Observations:
         {
             "full": Observation(first, Flatten(1), Dense(matrix(D, rng))),
             "part": Observation(
-                second, Select(torch.tensor([2, 0]), 1), Diagonal(torch.tensor([0.3, 2.0], dtype=torch.float64))
+                second,
+                Select(torch.tensor([2, 0]), 1),
+                Diagonal(torch.tensor([0.3, 2.0], dtype=torch.float64)),
             ),
         }
     )
@@ -54,7 +56,9 @@ def test_likelihood_is_the_normal_density_of_what_was_seen(observations, rng):
     """Differences between states, so that the constant drops out; ensemble axis in front."""
     x = torch.randn(5, 2, L, D, dtype=torch.float64, generator=rng)
     found = observations.log_likelihood(x)
-    expected = torch.stack([torch.stack([log_density(observations, x[n, w], w) for w in range(2)]) for n in range(5)])
+    expected = torch.stack(
+        [torch.stack([log_density(observations, x[n, w], w) for w in range(2)]) for n in range(5)]
+    )
     torch.testing.assert_close(found - found[0], expected - expected[0], rtol=0, atol=1e-11)
 
 
@@ -97,9 +101,7 @@ def test_pullback_is_the_likelihood_of_the_decoded_state(observations, rng):
     decode = {name: torch.randn(D, 3, dtype=torch.float64, generator=rng) for name in observations}
     pulled = observations.pullback({name: (lambda z, a=a: z @ a.mT) for name, a in decode.items()})
     z = torch.randn(2, L, 3, dtype=torch.float64, generator=rng)
-    expected = sum(
-        o.log_likelihood(z @ decode[name].mT).sum(-1) for name, o in observations.items()
-    )
+    expected = sum(o.log_likelihood(z @ decode[name].mT).sum(-1) for name, o in observations.items())
     torch.testing.assert_close(pulled.log_likelihood(z), expected, rtol=0, atol=1e-12)
 
 
@@ -117,9 +119,7 @@ def test_windows_of_a_trajectory_are_its_slices(rng):
 def test_patterns_group_windows_that_saw_the_same_values(rng):
     value = torch.randn(5, L, D, generator=rng)
     value[1, 0, 0] = value[3, 0, 0] = value[4, 0, 1] = float("nan")
-    index, first = Observations(
-        {"a": Observation(value, Flatten(1), Diagonal(torch.ones(D)))}
-    ).patterns()
+    index, first = Observations({"a": Observation(value, Flatten(1), Diagonal(torch.ones(D)))}).patterns()
     assert index == [0, 1, 0, 1, 2] and first == [0, 1, 4]
 
 

@@ -73,9 +73,9 @@ def test_interpolation_reproduces_a_bilinear_field(falling, rng):
     lat = LAT if falling else LAT.flip(0)
     a, b, c, d = torch.randn(4, dtype=torch.float64, generator=rng).tolist()
     field = a + b * lat[:, None] + c * LON + d * lat[:, None] * LON
-    points = torch.rand(50, 2, dtype=torch.float64, generator=rng) * torch.tensor([150.0, 315.0]) - torch.tensor(
-        [75.0, 0.0]
-    )
+    points = torch.rand(50, 2, dtype=torch.float64, generator=rng) * torch.tensor(
+        [150.0, 315.0]
+    ) - torch.tensor([75.0, 0.0])
     expected = a + b * points[:, 0] + c * points[:, 1] + d * points[:, 0] * points[:, 1]
     found = Interpolate(lat, LON, points)(field)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-9)
@@ -96,7 +96,9 @@ def test_interpolation_crosses_the_seam_of_a_periodic_grid(turn, rng):
     torch.testing.assert_close(found, (0.75 * x[2, 7] + 0.25 * x[2, 0])[None], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("point", "periodic", "axis"), [([80, 0], True, "latitude"), ([0, 330], False, "longitude")])
+@pytest.mark.parametrize(
+    ("point", "periodic", "axis"), [([80, 0], True, "latitude"), ([0, 330], False, "longitude")]
+)
 def test_a_point_outside_the_grid_is_refused(point, periodic, axis):
     with pytest.raises(ValueError, match=f"1 of 1 points lie outside the grid's {axis}s"):
         Interpolate(LAT, LON, torch.tensor([point]), periodic=periodic)

@@ -1,0 +1,80 @@
+"""A record of days with gaps, cut into pieces that are analysed one by one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slams.data.windows import runs
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive days analysed together, of which some only help and some are not in the record at all.
+
+    Attributes:
+        rows: Row of the record of each day, -1 where it has none, (T).
+        keep: Those of the T days whose analysis is kept.
+    """
+
+    rows: Tensor
+    keep: slice
+
+    @property
+    def days(self) -> Tensor:
+        """Rows of the record that this piece analyses."""
+        return self.rows[self.keep]
+
+
+def pieces_of(dates: np.ndarray, length: int, longest: int) -> list[Piece]:
+    """Pieces that together analyse every day once, and never cross a gap.
+
+    A run shorter than a window is padded on both sides with days of which nothing is known. One longer than
+    `longest` is cut, and each part gets a window of its neighbours' days on either side, whose analysis is
+    dropped.
+
+    Args:
+        dates: Days, rising strictly.
+        length: Days of a window.
+        longest: Most days of a piece, above 3 windows.
+
+    Returns:
+        Pieces in order.
+
+    Raises:
+        ValueError: If `longest` leaves no room between the margins.
+
+    >>> day = np.array(["2000-01-01"], dtype="datetime64[D]")
+    >>> pieces_of(day, 3, 30)[0].rows.tolist()
+    [-1, 0, -1]
+    """
+    if longest <= 3 * length:
+        raise ValueError(
+            f"pieces of {longest} days are too short for margins of {length} days on either side."
+        )
+    found = []
+    for run in runs(dates):
+        size = run.stop - run.start
+        if size <= longest:
+            lacking = max(0, length - size)
+            before = (lacking + 1) // 2
+            rows = torch.full((size + lacking,), -1)
+            rows[before : before + size] = torch.arange(run.start, run.stop)
+            found.append(Piece(rows, slice(before, before + size)))
+            continue
+        parts = -(-size // (longest - 2 * length))
+        ends = np.linspace(run.start, run.stop, parts + 1).round().astype(int).tolist()
+        for first, last in zip(ends[:-1], ends[1:], strict=True):
+            start, stop = max(run.start, first - length), min(run.stop, last + length)
+            found.append(Piece(torch.arange(start, stop), slice(first - start, last - start)))
+    return found
+
+
+def seen_on(piece: Piece, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values (n, *S) of the record on the days of a piece, (T, *S), NaN on days it has not."""
+    return {
+        name: torch.where((piece.rows >= 0).reshape(-1, *[1] * (x.ndim - 1)), x[piece.rows], torch.nan)
+        for name, x in values.items()
+    }
