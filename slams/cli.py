@@ -18,7 +18,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0, or 1 on an error that has been told, 130 if interrupted.
     """
     parser = _parser()
-    parsed = parser.parse_args(arguments)
+    parsed, extra = parser.parse_known_args(arguments)
+    wrong = [word for word in extra if word.startswith("-") or "=" not in word]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    # argparse gives up on trailing words once an option stood between
+    parsed.settings = [*getattr(parsed, "settings", []), *extra]
     try:
         return int(parsed.run(parsed))
     except (ValueError, FileNotFoundError, KeyError, FloatingPointError, OSError) as error:
@@ -36,12 +41,16 @@ def train(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="slams", description="Score-based latent assimilation in multimodal settings.")
+    parser = argparse.ArgumentParser(
+        prog="slams", description="Score-based latent assimilation in multimodal settings."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add = commands.add_parser("train", help="train a recipe, analyse its test period, score and report")
     add.add_argument("recipe", nargs="?", help="YAML file or the name of a shipped recipe (default: planet)")
     add.add_argument("--config_filepath", help="the same, as in the published code")
-    add.add_argument("settings", nargs="*", metavar="key=value", help="overrides such as prior.fit.steps=200 or out=DIR")
+    add.add_argument(
+        "settings", nargs="*", metavar="key=value", help="overrides such as prior.fit.steps=200 or out=DIR"
+    )
     add.set_defaults(run=_train)
     add = commands.add_parser("assimilate", help="analyse observations with a trained run")
     add.add_argument("trained", metavar="RUN", help="folder of a trained run")

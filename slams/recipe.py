@@ -143,7 +143,9 @@ class Recipe:
         if p.window < 1 or p.window % 2 == 0:
             raise ValueError(f"prior.window must be odd (a day and its neighbours), got {p.window}.")
         if a.guidance not in ("covariance", "sda", "published"):
-            raise ValueError(f"assimilation.guidance is 'covariance', 'sda' or 'published', got {a.guidance!r}.")
+            raise ValueError(
+                f"assimilation.guidance is 'covariance', 'sda' or 'published', got {a.guidance!r}."
+            )
         if a.grid not in ("time", "snr"):
             raise ValueError(f"assimilation.grid is 'time' or 'snr', got {a.grid!r}.")
         if self.latent.kind not in ("grid", "vector"):
@@ -165,10 +167,16 @@ class Recipe:
             found[name] = Modality(name=name, **{**settings, "files": _paths(settings["files"])})
         if not any(m.role == "state" for m in found.values()):
             raise ValueError("a recipe needs at least one modality with role: state (data.modalities).")
-        for group, members in {**self.experiment.sets, **self.data.direct, "latent.scales": self.latent.scales}.items():
+        for group, members in {
+            **self.experiment.sets,
+            **self.data.direct,
+            "latent.scales": self.latent.scales,
+        }.items():
             for member in members:
                 if member not in found:
-                    raise ValueError(f"{group} names {member!r}, which is no modality; there are {sorted(found)}.")
+                    raise ValueError(
+                        f"{group} names {member!r}, which is no modality; there are {sorted(found)}."
+                    )
         return found
 
 
@@ -270,11 +278,14 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(kinds) != len(value):
             raise ValueError(f"{where} needs {len(kinds)} entries, got {value!r}.")
-        return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
+        return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is a mapping, got {value!r}.")
-        return {str(k): v if arguments[1] is Any else _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {
+            str(k): v if arguments[1] is Any else _convert(arguments[1], v, f"{where}.{k}")
+            for k, v in value.items()
+        }
     if kind is Any or (origin is dict):
         return value
     if kind is str:

@@ -65,7 +65,9 @@ class OptInterp:
         for number, seen in enumerate(patterns):
             rows = where == number
             index = seen.nonzero().squeeze(-1)
-            gain = torch.linalg.solve(among[index][:, index].double(), across[:, index].mT.double()).mT.float()
+            gain = torch.linalg.solve(
+                among[index][:, index].double(), across[:, index].mT.double()
+            ).mT.float()
             mean[rows] = scaled[rows][:, index] @ gain.mT
             std[rows] = (1 - (gain * across[:, index]).sum(-1)).clamp(min=1e-6).sqrt()
         return mean * target.std, self.spread * std * target.std
@@ -91,7 +93,8 @@ class OptInterp:
             target: Where the truth is known.
             truth: Anomalies (n, P_x), NaN where not to be scored.
             weights: Area weights (P_x).
-            networks, values: What was seen on those days.
+            networks: Where was observed.
+            values: What was seen on those days (n, P_m).
             lengths: Lengths tried [km].
             ratios: Error ratios tried.
 

@@ -50,7 +50,9 @@ class ClosedFormGaussian:
         )
         mean = torch.empty(len(index), length, len(self.decode))
         std = torch.empty_like(mean)
-        prior = self.prior.posterior_precision(torch.zeros(length, patterns, patterns)).double() / self.inflation
+        prior = (
+            self.prior.posterior_precision(torch.zeros(length, patterns, patterns)).double() / self.inflation
+        )
         for number, window in enumerate(first):
             information = torch.block_diag(*observations.information(operators, window)).double()
             factor = torch.linalg.cholesky(prior + (information + information.mT) / 2)
@@ -108,7 +110,6 @@ def residual_covariance(residual: Tensor, *, floor: float = 1e-3) -> Tensor:
     mean = float(matrix.diagonal().mean())
     matrix = (vector * value.clamp(min=0)) @ vector.mT
     return (matrix + floor * (mean + 1e-9) * torch.eye(len(matrix), dtype=matrix.dtype)).to(residual.dtype)
-
 
 
 def normal_crps(error: Tensor, std: Tensor) -> Tensor:

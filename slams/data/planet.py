@@ -24,18 +24,37 @@ _EMITS = {1000.0: 0.15, 850.0: 0.17, 700.0: 0.22, 500.0: 0.26, 300.0: 0.16}
 class _Weather(Protocol):
     """What `system.weather(x)` tells of states (*B, *S)."""
 
-    pressure: tuple[float, ...]  # hPa, ascending
-    temperature: Tensor  # K, (*B, P, H, W)
-    humidity: Tensor  # relative to saturation, (*B, H, W)
-    rain: Tensor  # mm/day, (*B, H, W)
-    ascent: Tensor  # hPa/day at interfaces, (*B, I, H, W)
+    @property
+    def pressure(self) -> tuple[float, ...]:
+        """hPa, ascending."""
+
+    @property
+    def temperature(self) -> Tensor:
+        """K, (*B, P, H, W)."""
+
+    @property
+    def humidity(self) -> Tensor:
+        """relative to saturation, (*B, H, W)."""
+
+    @property
+    def rain(self) -> Tensor:
+        """mm/day, (*B, H, W)."""
+
+    @property
+    def ascent(self) -> Tensor:
+        """hPa/day at interfaces, (*B, I, H, W)."""
 
 
 class _Grid(Protocol):
     """The coordinates of the system's Gaussian grid."""
 
-    latitude: Tensor  # degrees, north to south, (H,)
-    longitude: Tensor  # degrees east, (W,)
+    @property
+    def latitude(self) -> Tensor:
+        """degrees, north to south, (H,)."""
+
+    @property
+    def longitude(self) -> Tensor:
+        """degrees east, (W,)."""
 
 
 class Planet(Protocol):
@@ -43,7 +62,10 @@ class Planet(Protocol):
 
     dt: float  # days
     land: Tensor  # fraction, (H, W)
-    harmonics: _Grid
+
+    @property
+    def harmonics(self) -> _Grid:
+        """The grid."""
 
     def initial(self, *shape: int, rng: torch.Generator | None = None, day: float = 0.0) -> Tensor:
         """States on a day of the year, (*shape, *S)."""

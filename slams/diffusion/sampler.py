@@ -58,7 +58,9 @@ class Sampler:
         if self.order not in (1, 2) or self.grid not in ("time", "snr"):
             raise ValueError(f"order is 1 or 2 and grid 'time' or 'snr', got {self.order} and {self.grid!r}.")
         if self.order == 2 and (self.eta or self.corrections):
-            raise ValueError("order 2 draws without fresh noise; set eta and corrections to 0, or order to 1.")
+            raise ValueError(
+                "order 2 draws without fresh noise; set eta and corrections to 0, or order to 1."
+            )
 
     @torch.no_grad()
     def __call__(

@@ -107,7 +107,13 @@ def posterior(
             draws += list(z.unbind(1))
     else:
         draws = [
-            sda.windows(joined(values).windows(model.belief.gaussian.length), members, blanket=True, rng=rng, progress=progress)
+            sda.windows(
+                joined(values).windows(model.belief.gaussian.length),
+                members,
+                blanket=True,
+                rng=rng,
+                progress=progress,
+            )
             for values in seen
         ]
     return [_spread(z, model.belief.inflation) for z in draws]
@@ -170,7 +176,9 @@ def state_names(model: Model) -> list[str]:
     return [n for n, m in model.recipe.modalities().items() if m.role == "state"]
 
 
-def state_matrix(model: Model, values: Anomalies, present: Tensor | None = None) -> tuple[Tensor, Tensor, dict[str, slice]]:
+def state_matrix(
+    model: Model, values: Anomalies, present: Tensor | None = None
+) -> tuple[Tensor, Tensor, dict[str, slice]]:
     """State anomalies as rows, the columns that are present in training, and where each variable's are."""
     names = state_names(model)
     x = torch.cat([values[n].flatten(1) for n in names], 1)
@@ -332,7 +340,9 @@ def interpolation(
         values = {m: v[:, min(channel, v.shape[1] - 1)].flatten(1) for m, v in seen.items()}
         used = {m: torch.isfinite(v).any(0) for m, v in values.items()}
         small = {m: Network(at[m].points[used[m]], at[m].std[used[m]]) for m in values}
-        mean, std = fitted.analyse(networks[name][channel], small, {m: v[:, used[m]] for m, v in values.items()})
+        mean, std = fitted.analyse(
+            networks[name][channel], small, {m: v[:, used[m]] for m, v in values.items()}
+        )
         means.append(mean)
         stds.append(std)
     return torch.stack(means, 1).reshape(-1, *shape), torch.stack(stds, 1).reshape(-1, *shape)
@@ -353,6 +363,9 @@ def fit_interpolation(
     small = {m: Network(at[m].points[used[m]], at[m].std[used[m]]) for m in values}
     weights = model.places[name].weights().flatten()
     return OptInterp.fit(
-        networks[name][channel], truth[:, channel].flatten(1), weights, small, {m: v[:, used[m]] for m, v in values.items()}
+        networks[name][channel],
+        truth[:, channel].flatten(1),
+        weights,
+        small,
+        {m: v[:, used[m]] for m, v in values.items()},
     )
-

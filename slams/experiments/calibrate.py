@@ -101,7 +101,9 @@ def _inflate(model: Model, held: Anomalies, rows: Tensor, console: Console) -> N
         for names in sets:
             seen = observe(model.places, recipe, {n: held[n] for n in names}, names, days=rows, std=std)
             observations = model.observations(seen)
-            z = model.sda().windows(observations, recipe.assimilation.members, rng=rng, progress=lambda n: advance(n, ""))
+            z = model.sda().windows(
+                observations, recipe.assimilation.members, rng=rng, progress=lambda n: advance(n, "")
+            )
             error = spread = rest = 0.0
             for n in states:
                 x = model.codec.decode(z, n)

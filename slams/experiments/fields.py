@@ -40,12 +40,16 @@ class Place:
         """The place of an array as `slams.data.fields.read` gives it."""
         names = [name for name in ("level", "lat", "lon") if name in array.coords]
         coords = {name: tuple(np.atleast_1d(array[name].values).astype(float).tolist()) for name in names}
-        return cls(tuple(str(d) for d in array.dims[1:]), coords, array.attrs["units"], array.attrs["source_name"])
+        return cls(
+            tuple(str(d) for d in array.dims[1:]), coords, array.attrs["units"], array.attrs["source_name"]
+        )
 
     def array(self) -> xr.DataArray:
         """A field of NaN at this place, for alignment."""
         shape = [len(self.coords[d]) if d in self.coords else len(self.coords["lat"]) for d in self.dims]
-        coords = {name: (name if name in self.dims else self.dims[-1], list(c)) for name, c in self.coords.items()}
+        coords = {
+            name: (name if name in self.dims else self.dims[-1], list(c)) for name, c in self.coords.items()
+        }
         return xr.DataArray(np.full(shape, np.nan, np.float32), dims=self.dims, coords=coords)
 
     @property
@@ -138,7 +142,9 @@ def as_tensor(array: xr.DataArray, modality: Modality) -> Tensor:
     return tensor if "level" in array.dims else tensor.unsqueeze(1)
 
 
-def read_file(modality: Modality, place: Place, *, dates: np.ndarray | None = None) -> tuple[np.ndarray, Tensor]:
+def read_file(
+    modality: Modality, place: Place, *, dates: np.ndarray | None = None
+) -> tuple[np.ndarray, Tensor]:
     """Values of a modality in files training never saw, on the points of the training.
 
     Args:
@@ -186,9 +192,7 @@ def load_fields(recipe: Recipe, progress: Callable[[str], None] = lambda message
 
 
 def _store(path: Path, modality: Modality) -> FieldStore:
-    inputs: list[Any] = [
-        [str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files.find(modality.files)
-    ]
+    inputs: list[Any] = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files.find(modality.files)]
     key = json.dumps([inputs, modality.variable, modality.units, modality.levels, modality.kind])
     mark = path.with_suffix(".json")
     if path.exists() and mark.exists() and mark.read_text() == key:

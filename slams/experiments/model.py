@@ -51,8 +51,9 @@ class Codec(nn.Module):
         self.autoencoder = build_autoencoder(recipe, places)
 
     def anomaly(self, name: str, x: Tensor, phase: Tensor) -> Tensor:
-        """Standardized anomalies of physical values (n, *S) on days of phase (n)."""
-        return self.statistics[name].encode(x, phase)
+        """Standardized anomalies of physical values (n, *S) on days of phase (n); NaN where training had none."""
+        statistic = self.statistics[name]
+        return torch.where(statistic.present, statistic.encode(x, phase), torch.nan)
 
     def physical(self, name: str, anomaly: Tensor, phase: Tensor) -> Tensor:
         """Physical values of standardized anomalies (*B, n, *S)."""
@@ -63,7 +64,8 @@ class Codec(nn.Module):
         """Latents (n, *Z) of standardized anomalies of any subset of modalities."""
         count = len(next(iter(anomalies.values())))
         parts = [
-            self.autoencoder.encode({m: x[i : i + 128] for m, x in anomalies.items()}) for i in range(0, count, 128)
+            self.autoencoder.encode({m: x[i : i + 128] for m, x in anomalies.items()})
+            for i in range(0, count, 128)
         ]
         return torch.cat(parts)
 
@@ -148,7 +150,9 @@ def build_denoiser(recipe: Recipe, gaussian: WindowGaussian, periodic: bool) -> 
     """The untrained denoiser of a recipe around its closed form."""
     prior = recipe.prior
     if len(gaussian.event) == 1:
-        network: nn.Module = WindowMLP(prior.window, gaussian.event, hidden=prior.hidden[0], blocks=prior.blocks)
+        network: nn.Module = WindowMLP(
+            prior.window, gaussian.event, hidden=prior.hidden[0], blocks=prior.blocks
+        )
     else:
         network = WindowUNet(
             prior.window, gaussian.event, hidden=prior.hidden, blocks=prior.blocks, periodic=periodic
@@ -207,9 +211,7 @@ class Model:
     def sda(self) -> SDA:
         """The assimilation method with this prior and the recipe's settings."""
         a = self.recipe.assimilation
-        sampler = Sampler(
-            a.steps, a.eta, a.corrections, a.tau, a.order, "snr" if a.grid == "snr" else "time"
-        )
+        sampler = Sampler(a.steps, a.eta, a.corrections, a.tau, a.order, "snr" if a.grid == "snr" else "time")
         operators = dict(self.belief.operators)
         operators["latent"] = self.belief.gaussian.basis
         return SDA(
@@ -238,7 +240,9 @@ class Model:
         seen = torch.stack([torch.isfinite(x).flatten(1).any(1) for x in flat.values()]).any(0)
         z = torch.where(seen[:, None], z, torch.nan).reshape(*shape, -1)
         variance = torch.full((z.shape[-1],), self.recipe.assimilation.published_std**2)
-        return Observations({"latent": Observation(z, Flatten(len(self.belief.gaussian.event)), Diagonal(variance))})
+        return Observations(
+            {"latent": Observation(z, Flatten(len(self.belief.gaussian.event)), Diagonal(variance))}
+        )
 
     def save(self, folder: Path) -> None:
         """Write codec.safetensors and denoiser.safetensors, recipe and places in their metadata."""
@@ -282,7 +286,8 @@ def load_codec(path: Path) -> Codec:
     if lost:
         raise ValueError(f"{path} lacks {lost[0]}; it was written by another version, train again.")
     statistics = {
-        name: SeasonalStandardize(*(tensors[f"statistics.{name}.{part}"] for part in _STATISTICS)) for name in places
+        name: SeasonalStandardize(*(tensors[f"statistics.{name}.{part}"] for part in _STATISTICS))
+        for name in places
     }
     codec = Codec(from_tree(meta["recipe"]), places, statistics)
     _fill(codec, tensors, path)
@@ -333,7 +338,9 @@ def dense(name: str, places: Mapping[str, Place], recipe: Recipe) -> bool:
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     own = module.state_dict()
-    wrong = sorted(set(own) ^ set(tensors)) + [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+    wrong = sorted(set(own) ^ set(tensors)) + [
+        k for k in own if k in tensors and own[k].shape != tensors[k].shape
+    ]
     if wrong:
         raise ValueError(
             f"{path} does not hold the weights its recipe asks for ({len(wrong)} tensors differ, such as {wrong[0]}); "
@@ -357,4 +364,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             meta = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
             return {k: file.get_tensor(k) for k in file.keys()}, meta  # noqa: SIM118
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as safetensors ({error}); restore it or train again.") from error
+        raise ValueError(
+            f"{path} cannot be read as safetensors ({error}); restore it or train again."
+        ) from error

@@ -70,7 +70,9 @@ def observe(
         if modalities[name].role == "state":
             error = modalities[name].error_std
             if std is not None and error is not None:
-                value = value + error / std[name] * normal(value.shape, like=value, rng=fork(recipe.seed, "noise", name))
+                value = value + error / std[name] * normal(
+                    value.shape, like=value, rng=fork(recipe.seed, "noise", name)
+                )
             hidden = torch.ones(places[name].weights().numel(), dtype=torch.bool)
             hidden[columns(places[name], recipe.experiment.share, recipe.seed)] = False
             shape = places[name].weights().shape

@@ -4,11 +4,11 @@ import json
 import time
 from pathlib import Path
 
+import torch
 import yaml
 
 from slams import config
 from slams.core.files import write_text
-from slams.core.random import fork
 from slams.data.planet import simulate_archive
 from slams.evaluation.report import console_table, read_metrics, wide, write_metrics
 from slams.experiments import analyse
@@ -83,8 +83,7 @@ def _evaluate(model: Model, fields: Fields, out: Path, console: Console) -> None
         advance(1, json.dumps(baselines.settings))
     outcome = test(model, baselines, fields, console)
     save_baselines(baselines, networks_of(model, fields), out / FILE_NAME)
-    recipe = model.recipe
-    label, names = list(recipe.experiment.sets.items())[-1]
+    label, names = list(model.recipe.experiment.sets.items())[-1]
     with console.bar("writing files", 1) as advance:
         _write(model, outcome, out, label, names)
         write_metrics(out / "metrics.csv", outcome.scores.rows())
@@ -93,19 +92,15 @@ def _evaluate(model: Model, fields: Fields, out: Path, console: Console) -> None
 
 
 def _write(model: Model, outcome: Outcome, out: Path, label: str, names: tuple[str, ...]) -> None:
-    import torch
-
-    seed = model.recipe.seed
-    observed = {}
-    for name in names:
-        place_values = outcome.observed[name]
-        seen = torch.isfinite(place_values)
-        # decoded at the observation points from the analysed state's own latent is what `slams assimilate` writes;
-        # here the main set's observations are kept as they were seen
-        observed[name] = (place_values[None], seen)
-    attributes = provenance(model, out, {label: list(names)}, seed)
-    write_analysis(out / "analysis.nc", model, outcome.dates, outcome.members, observed, attributes)
+    states = {name: outcome.members[name] for name in analyse.state_names(model)}
+    observed = {name: (outcome.members[name], torch.isfinite(outcome.observed[name])) for name in names}
+    write_analysis(
+        out / "analysis.nc",
+        model,
+        outcome.dates,
+        states,
+        observed,
+        provenance(model, out, {label: list(names)}, model.recipe.seed),
+        observations={name: outcome.observed[name] for name in names},
+    )
     write_truth(out / "truth.nc", model, outcome.dates, outcome.truth)
-
-
-__all__ = ["fork", "run"]

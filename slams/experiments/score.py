@@ -14,7 +14,7 @@ from slams.experiments.analyse import Baselines, Trajectories
 from slams.experiments.fields import Fields, phase_of
 from slams.experiments.model import Anomalies, Model, anomalies
 from slams.experiments.observe import observe
-from slams.experiments.progress import Console
+from slams.experiments.progress import Advance, Console
 from slams.observation.operators import Interpolate
 
 _BLOCK = 15  # days of a continuous analysis that count as one window of the intervals
@@ -28,7 +28,7 @@ class Outcome:
         scores: Of every method.
         dates: Days of the test, one after another.
         truth: State variables on those days (T, *S), physical.
-        members: Draws of the main set (N, T, *S), physical.
+        members: Draws of the main set (N, T, *S), physical: state variables and what was observed.
         observed: What the main set saw (T, *S), physical, NaN where nothing.
         withheld: Scores at stations kept back, by modality: rows for the report.
     """
@@ -56,10 +56,14 @@ def test(model: Model, baselines: Baselines, fields: Fields, console: Console) -
     recipe = model.recipe
     e = recipe.experiment
     pieces = analyse.cut(fields, recipe.data.test, recipe.prior.window, e.windows, e.spacing)
-    runner = _Runner(model, baselines, fields, pieces, Outcome(Scores(seed=recipe.seed), fields.dates[pieces.days]))
+    runner = _Runner(
+        model, baselines, fields, pieces, Outcome(Scores(seed=recipe.seed), fields.dates[pieces.days])
+    )
     sets = list(e.sets.items())
     total = len(sets) + int(e.shuffled) + int(bool(e.withhold)) + 1
-    with console.bar("assimilating test windows", total * recipe.assimilation.steps * runner.rounds) as advance:
+    with console.bar(
+        "assimilating test windows", total * recipe.assimilation.steps * runner.rounds
+    ) as advance:
         runner.advance = advance
         runner.references()
         for label, names in sets:
@@ -71,16 +75,26 @@ def test(model: Model, baselines: Baselines, fields: Fields, console: Console) -
     return runner.outcome
 
 
+def _ignore(units: int = 1, message: str = "") -> None:
+    """Progress that nobody watches."""
+
+
 class _Runner:
     """State shared by the methods of one test."""
 
     def __init__(
         self, model: Model, baselines: Baselines, fields: Fields, pieces: Trajectories, outcome: Outcome
     ) -> None:
-        self.model, self.baselines, self.fields, self.pieces, self.outcome = model, baselines, fields, pieces, outcome
+        self.model, self.baselines, self.fields, self.pieces, self.outcome = (
+            model,
+            baselines,
+            fields,
+            pieces,
+            outcome,
+        )
         self.recipe = model.recipe
         self.rounds = len(pieces.index) if pieces.blanket else -(-len(pieces.index) // 8)
-        self.advance = lambda units=1, message="": None
+        self.advance: Advance = _ignore
         self.states = analyse.state_names(model)
         self.std = {n: s.std for n, s in model.codec.statistics.items()}
         self.test = anomalies(model.codec, fields, pieces.days.numpy())
@@ -110,11 +124,19 @@ class _Runner:
             for name in self.states:
                 shape = model.places[name].shape
                 zero = torch.zeros(len(rows), *shape)
-                self._gaussian("climatology", name, i, zero, self.climate[name].reshape(shape).expand_as(zero))
+                self._gaussian(
+                    "climatology", name, i, zero, self.climate[name].reshape(shape).expand_as(zero)
+                )
                 again = analyse.decoded(model, z[None], name, phase, rng=rng, residual=False)
                 self._ensemble("reconstruction", name, i, again)
                 if i % max(1, len(self.pieces.index) // 16) == 0:
-                    prior = torch.cat([analyse.decoded(model, middle, name, phase[k : k + 1], rng=rng) for k in range(len(rows))], 1)
+                    prior = torch.cat(
+                        [
+                            analyse.decoded(model, middle, name, phase[k : k + 1], rng=rng)
+                            for k in range(len(rows))
+                        ],
+                        1,
+                    )
                     self._ensemble("prior", name, i, prior)
         self.advance(self.recipe.assimilation.steps * self.rounds, "")
 
@@ -124,7 +146,9 @@ class _Runner:
         tail = "" if main else f":{label}"
         seen = self._seen(names, shuffled)
         rng = fork(recipe.seed, "analysis", label)
-        draws = analyse.posterior(model, seen, self.pieces.blanket, rng=rng, progress=lambda n: self.advance(n, label))
+        draws = analyse.posterior(
+            model, seen, self.pieces.blanket, rng=rng, progress=lambda n: self.advance(n, label)
+        )
         if main:
             self._keep_observed(seen)
         for i, z in enumerate(draws):
@@ -133,14 +157,21 @@ class _Runner:
                 members = analyse.decoded(model, z, name, phase, rng=rng)
                 self._ensemble(f"analysis{tail}", name, i, members, seen[i])
                 if main:
-                    kept = self.outcome.members.get(name)
-                    self.outcome.members[name] = members if kept is None else torch.cat([kept, members], 1)
+                    self._keep(name, members)
+            if main:
+                for name in names:
+                    if name not in self.states:
+                        self._keep(name, analyse.decoded(model, z, name, phase, rng=rng))
             for name, (mean, std) in analyse.gaussian_posterior(
                 model, self.baselines, seen[i], self.pieces.blanket
             ).items():
                 self._gaussian(f"gaussian{tail}", name, i, mean, std, seen[i])
         if not shuffled:
             self._interpolate(label, names, tail, seen)
+
+    def _keep(self, name: str, members: Tensor) -> None:
+        kept = self.outcome.members.get(name)
+        self.outcome.members[name] = members if kept is None else torch.cat([kept, members], 1)
 
     def withheld(self, names: tuple[str, ...]) -> None:
         """The main set once more without the stations kept back, scored at them beside interpolated fields."""
@@ -170,7 +201,9 @@ class _Runner:
     def _interpolated(self, station: str, grid: str, part: Tensor) -> None:
         place = self.model.places[grid]
         at = Interpolate(
-            torch.tensor(place.coords["lat"]), torch.tensor(place.coords["lon"]), self.model.places[station].points()
+            torch.tensor(place.coords["lat"]),
+            torch.tensor(place.coords["lon"]),
+            self.model.places[station].points(),
         )
         train = torch.from_numpy(self.fields.part(self.recipe.data.train))
         value, truth = self.fields.values[grid], self.fields.values[station]
@@ -178,7 +211,14 @@ class _Runner:
         days = self.pieces.days
         estimate = at(value[days]) - bias
         for i, piece in enumerate(self.slices):
-            self._add(f"interpolated {grid}", station, i, estimate[None, piece], truth[days][piece], {"withheld": part})
+            self._add(
+                f"interpolated {grid}",
+                station,
+                i,
+                estimate[None, piece],
+                truth[days][piece],
+                {"withheld": part},
+            )
 
     def _seen(
         self, names: tuple[str, ...], shuffled: bool, withhold: Mapping[str, tuple[int, ...]] | None = None
@@ -186,7 +226,14 @@ class _Runner:
         rows = [torch.arange(s.start, s.stop) for s in self.slices]
         days = torch.cat(rows) if self.pieces.blanket else torch.stack(rows)
         whole = observe(
-            self.model.places, self.recipe, self.test, names, days=days, std=self.std, shuffled=shuffled, withhold=withhold
+            self.model.places,
+            self.recipe,
+            self.test,
+            names,
+            days=days,
+            std=self.std,
+            shuffled=shuffled,
+            withhold=withhold,
         )
         flat = {n: v if self.pieces.blanket else v.flatten(0, 1) for n, v in whole.items()}
         return [{n: v[s] for n, v in flat.items()} for s in self.slices]
@@ -268,9 +315,15 @@ class _Runner:
         for block, days in self._blocks(i):
             for part, mask in {"all": None, **self._parts(name, seen)}.items():
                 statistics = gaussian_window_statistics(
-                    centre[days], width[days], truth[days], place.weights(), mask if mask is None else mask[days]
+                    centre[days],
+                    width[days],
+                    truth[days],
+                    place.weights(),
+                    mask if mask is None else mask[days],
                 )
-                self.outcome.scores.add(method, name, block, statistics, part=part, levels=place.levels() or None)
+                self.outcome.scores.add(
+                    method, name, block, statistics, part=part, levels=place.levels() or None
+                )
 
     def _blocks(self, i: int) -> list[tuple[str, slice]]:
         """Windows of the intervals: the trajectory itself, or blocks of a continuous analysis."""

@@ -40,7 +40,11 @@ def write_summary(model: Model, baselines: Baselines, fields: Fields, outcome: O
         metrics = [m for m in _METRICS if any(r["metric"] == m and r["variable"] == variable for r in rows)]
         blocks.append(Table(wide(rows, variable=variable, metrics=metrics), f"{variable}, all points"))
         for part in ("observed", "withheld"):
-            some = wide(rows, variable=variable, part=part, metrics=("rmse", "crps")) if _has(rows, variable, part) else []
+            some = (
+                wide(rows, variable=variable, part=part, metrics=("rmse", "crps"))
+                if _has(rows, variable, part)
+                else []
+            )
             if some:
                 blocks.append(Table(some, f"{variable}, {part} points"))
         blocks += [Picture(f, _caption(k)) for k, f in figures.items() if k.startswith(f"{variable}_")]
@@ -49,16 +53,22 @@ def write_summary(model: Model, baselines: Baselines, fields: Fields, outcome: O
         table = wide(rows, variable=name, part="withheld", metrics=("rmse", "bias", "crps"))
         note = f"{name} at the stations withheld; interpolated fields without their mean bias of the training days"
         sections.append(Section(f"{name}, withheld", [Table(table, note)]))
-    sections.insert(0, Section("What each modality adds", [Table(gains(model, outcome), "paired over windows")]))
+    sections.insert(
+        0, Section("What each modality adds", [Table(gains(model, outcome), "paired over windows")])
+    )
     losses = _losses(out)
     if losses is not None:
         figures["training"] = losses
-        sections.append(Section("Training", [Picture(losses, "Training and validation loss of each network")]))
+        sections.append(
+            Section("Training", [Picture(losses, "Training and validation loss of each network")])
+        )
     settings = {
         "observation error factors": model.belief.factors,
         "spread factor": model.belief.inflation,
         "closed-form Gaussian": baselines.settings,
-        "interpolation": {" / ".join(k): [v.length, dict(v.ratios)] for k, v in baselines.interpolators.items()},
+        "interpolation": {
+            " / ".join(k): [v.length, dict(v.ratios)] for k, v in baselines.interpolators.items()
+        },
     }
     sections.append(
         Section(
@@ -84,10 +94,7 @@ def gains(model: Model, outcome: Outcome) -> list[dict[str, str]]:
     last = list(sets)[-1]
     methods = {label: "analysis" if label == last else f"analysis:{label}" for label in sets}
     pairs = [
-        (small, large)
-        for small, few in sets.items()
-        for large, many in sets.items()
-        if set(few) < set(many)
+        (small, large) for small, few in sets.items() for large, many in sets.items() if set(few) < set(many)
     ]
     table = []
     for variable in analyse.state_names(model):
@@ -95,7 +102,9 @@ def gains(model: Model, outcome: Outcome) -> list[dict[str, str]]:
             gain = outcome.scores.paired_gain(methods[large], methods[small], variable=variable)
             table.append(_gain_row(variable, f"{large} over {small}", gain))
         if model.recipe.experiment.shuffled:
-            gain = outcome.scores.paired_gain("analysis:shuffled dates", methods[next(iter(sets))], variable=variable)
+            gain = outcome.scores.paired_gain(
+                "analysis:shuffled dates", methods[next(iter(sets))], variable=variable
+            )
             table.append(_gain_row(variable, f"{last}, dates shuffled, over {next(iter(sets))}", gain))
     return table
 
@@ -125,8 +134,17 @@ def _facts(model: Model, outcome: Outcome, variable: str) -> list[Fact]:
     skill, cover = value("analysis", "spread_skill"), value("analysis", "coverage90")
     crps = value("analysis", "crps") / value("gaussian", "crps")
     return [
-        Fact(f"{variable}: RMSE", f"{error:.3f} {units}", f"{error / trivial[best]:.2f} of {best} ({trivial[best]:.3f})"),
-        Fact(f"{variable}: reconstruction floor", f"{floor:.3f} {units}", f"{floor / error:.2f} of the analysis", floor <= error / 2),
+        Fact(
+            f"{variable}: RMSE",
+            f"{error:.3f} {units}",
+            f"{error / trivial[best]:.2f} of {best} ({trivial[best]:.3f})",
+        ),
+        Fact(
+            f"{variable}: reconstruction floor",
+            f"{floor:.3f} {units}",
+            f"{floor / error:.2f} of the analysis",
+            floor <= error / 2,
+        ),
         Fact(f"{variable}: spread / skill", f"{skill:.2f}", "1 is calibrated", 0.8 <= skill <= 1.25),
         Fact(f"{variable}: 90 % interval covers", f"{cover:.0%}", "", 0.8 <= cover <= 0.97),
         Fact(f"{variable}: CRPS / closed-form Gaussian", f"{crps:.3f}", "below 1 is better", crps <= 1.05),
@@ -155,7 +173,9 @@ def _figures(model: Model, outcome: Outcome, variable: str, units: str) -> dict[
     mean = members.mean(0)
     spread = members.std(0) if len(members) > 1 else torch.zeros_like(mean)
     lat, lon = np.array(place.coords["lat"]), np.array(place.coords["lon"])
-    title = f"{variable}{' at ' + place.levels()[level] + ' hPa' if place.levels() else ''}, {outcome.dates[day]}"
+    title = (
+        f"{variable}{' at ' + place.levels()[level] + ' hPa' if place.levels() else ''}, {outcome.dates[day]}"
+    )
     seen, points = _seen(model, outcome, variable, day, level)
     found = {
         f"{variable}_maps": plots.maps(
@@ -176,22 +196,25 @@ def _figures(model: Model, outcome: Outcome, variable: str, units: str) -> dict[
     methods = ("analysis", "gaussian", "interpolation", "climatology", "reconstruction")
     if place.levels():
         curves = {
-            m: [outcome.scores.value(m, "rmse", variable=variable, level=lev) for lev in place.levels()] for m in methods
+            m: [outcome.scores.value(m, "rmse", variable=variable, level=lev) for lev in place.levels()]
+            for m in methods
         }
-        found[f"{variable}_profiles"] = plots.profiles([float(x) for x in place.levels()], curves, units=units)
+        found[f"{variable}_profiles"] = plots.profiles(
+            [float(x) for x in place.levels()], curves, units=units
+        )
     counts = outcome.scores.ranks("analysis", variable=variable, part="all", level="all")
     chi2, p = rank_flatness(counts, independent=len(outcome.dates))
-    found[f"{variable}_ranks"] = plots.rank_histogram(counts, title=variable, notes=f"chi-square {chi2:.0f}, p {p:.2g}")
+    found[f"{variable}_ranks"] = plots.rank_histogram(
+        counts, title=variable, notes=f"chi-square {chi2:.0f}, p {p:.2g}"
+    )
     found[f"{variable}_spectra"] = _spectra(model, outcome, variable, units)
+    shown = (*methods, "prior")
+    rows = [r for r in outcome.scores.rows() if r["variable"] == variable and r["level"] == r["part"] == "all"]
     bars = {
         metric: {
-            row["method"]: (row["value"], row["lower"], row["upper"])
-            for row in outcome.scores.rows()
-            if row["metric"] == metric
-            and row["variable"] == variable
-            and row["level"] == "all"
-            and row["part"] == "all"
-            and ":" not in row["method"]
+            str(r["method"]): (float(r["value"]), float(r["lower"]), float(r["upper"]))
+            for r in rows
+            if r["metric"] == metric and r["method"] in shown
         }
         for metric in ("rmse", "crps")
     }

@@ -34,6 +34,7 @@ from slams.experiments.progress import Console
 from slams.recipe import FitSettings, Recipe, to_tree
 from slams.training.fit import History, fit
 
+
 class Ledger:
     """Which stages of a run are done, and from which inputs.
 
@@ -75,7 +76,10 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model:
     ledger = Ledger(out / ".stages.json")
     tree = to_tree(recipe)
     data = {k: v for k, v in tree["data"].items() if k != "store"}
-    sizes = {name: [list(x.shape), float(torch.nan_to_num(x[::97]).double().sum())] for name, x in fields.values.items()}
+    sizes = {
+        name: [list(x.shape), float(torch.nan_to_num(x[::97]).double().sum())]
+        for name, x in fields.values.items()
+    }
     key = digest(data, tree["latent"], tree["seed"], sizes, str(fields.dates[0]), str(fields.dates[-1]))
     if ledger.done("codec", key):
         codec = load_codec(out / "codec.safetensors")
@@ -173,7 +177,9 @@ def _remember(out: Path, name: str, history: History) -> None:
     write_text(path, json.dumps(rows))
 
 
-def _train_belief(recipe: Recipe, codec: Codec, fields: Fields, out: Path, console: Console, key: str) -> Belief:
+def _train_belief(
+    recipe: Recipe, codec: Codec, fields: Fields, out: Path, console: Console, key: str
+) -> Belief:
     index = fields.part(recipe.data.train)
     held_index = fields.part(recipe.data.validation)
     given, held = anomalies(codec, fields, index), anomalies(codec, fields, held_index)
@@ -213,7 +219,10 @@ def latents(codec: Codec, fields: Fields, out: Path, index: np.ndarray, given: A
     """Training latents, encoded once and kept beside the run; made again if the codec changed."""
     path = out / "latents.npy"
     mark = out / "latents.json"
-    key = digest((out / "codec.safetensors").stat().st_size, hashlib.sha256((out / "codec.safetensors").read_bytes()).hexdigest())
+    key = digest(
+        (out / "codec.safetensors").stat().st_size,
+        hashlib.sha256((out / "codec.safetensors").read_bytes()).hexdigest(),
+    )
     if path.exists() and mark.exists() and mark.read_text() == key:
         return torch.from_numpy(np.load(path))
     z = codec.encode(given)
