@@ -67,7 +67,8 @@ class CovarianceGuidance(Denoiser):
         with torch.no_grad():
             mean = self.denoiser(x_t, t)
         with torch.enable_grad():
-            leaf = mean.detach().requires_grad_()
+            # what lies outside the patterns is not updated, so it must not enter the misfit either
+            leaf = self.gaussian.expand(self.gaussian.coefficients(mean)).requires_grad_()
             (gradient,) = torch.autograd.grad(self.observations.log_likelihood(leaf).sum(), leaf)
         pulled = self.gaussian.coefficients(gradient)  # (N, W, L K)
         increment = torch.empty_like(pulled)

@@ -141,8 +141,7 @@ def decoded(
     """
     x = model.codec.decode(z, name)
     if model.recipe.assimilation.residual if residual is None else residual:
-        error = model.belief.errors[name]
-        std = (error.diagonal() if error.ndim == 2 else error).sqrt().reshape(model.places[name].shape)
+        std = model.belief.residuals[name].sqrt().reshape(model.places[name].shape)
         x = x + std * normal(x.shape, like=x, rng=rng)
     x = model.codec.physical(name, x, phase)
     if model.recipe.modalities()[name].transform == "log1p":
@@ -202,7 +201,7 @@ def at_full(model: Model, names: Sequence[str], name: str) -> slice:
 def fit_gaussian(model: Model, fields: Fields) -> Baselines:
     """The closed-form Gaussian: EOFs to 99 % plus a remainder, ridge operators with full residual covariance.
 
-    The ridge and the inflation of the prior are those with the best CRPS on validation windows, over all sets.
+    The ridge and the inflation of the residual covariances (too small on the days they were fitted) are those with the best CRPS on validation windows, over all sets.
     """
     recipe = model.recipe
     index, held_index = fields.part(recipe.data.train), fields.part(recipe.data.validation)
@@ -223,11 +222,12 @@ def fit_gaussian(model: Model, fields: Fields) -> Baselines:
     best: tuple[float, Baselines] | None = None
     for penalty in (30.0, 300.0):
         operators, errors = _operators(model, given, a, x, prior.basis, rest, present, splits, penalty)
-        for inflation in (0.8, 1.0, 1.3):
-            closed = ClosedFormGaussian(prior, prior.basis, rest, inflation)
-            trial = Baselines(closed, operators, errors, present, splits)
+        for inflation in (1.0, 3.0, 10.0):
+            wider = {n: e if n in state_names(model) else e * inflation for n, e in errors.items()}
+            closed = ClosedFormGaussian(prior, prior.basis, rest)
+            trial = Baselines(closed, operators, wider, present, splits)
             trial.settings = {"ridge": penalty, "inflation": inflation}
-            part = ClosedFormGaussian(prior, prior.basis[some], rest[some], inflation)
+            part = ClosedFormGaussian(prior, prior.basis[some], rest[some])
             total = 0.0
             for group in recipe.experiment.sets.values():
                 seen = observe(model.places, recipe, held, group, days=rows)
@@ -287,21 +287,25 @@ def gaussian_observations(model: Model, baselines: Baselines, seen: Mapping[str,
 def gaussian_posterior(
     model: Model, baselines: Baselines, seen: Mapping[str, Tensor], blanket: bool
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and spread (T, *S) of each state variable along one trajectory, standardized; NaN where never seen."""
+    """Mean and spread of each state variable, standardized, NaN where never seen.
+
+    Args:
+        model: Trained.
+        baselines: Fitted.
+        seen: Anomalies along one trajectory (T, *S) with `blanket`, else of many windows (W, L, *S).
+        blanket: Whether windows are composed along a trajectory.
+
+    Returns:
+        Pairs (T, *S), or (W, L, *S).
+    """
     length = model.recipe.prior.window
     observations = gaussian_observations(model, baselines, seen)
     if blanket:
         observations = observations.windows(length)
-    else:
-        observations = Observations(
-            {n: Observation(o.value[None], o.operator, o.noise) for n, o in observations.items()}
-        )
     mean, std = baselines.gaussian.windows(observations, baselines.operators)
     k = length // 2
     if blanket:
         mean, std = (torch.cat([v[0, :k], v[:, k], v[-1, length - k :]]) for v in (mean, std))
-    else:
-        mean, std = mean[0], std[0]
     found = {}
     names = state_names(model)
     for name in names:
@@ -309,9 +313,9 @@ def gaussian_posterior(
         here = baselines.present[at_full(model, names, name)]
         pair = []
         for part in (mean, std):
-            full = torch.full((len(part), len(here)), torch.nan)
-            full[:, here] = part[:, baselines.splits[name]]
-            pair.append(full.reshape(-1, *shape))
+            full = torch.full((*part.shape[:-1], len(here)), torch.nan)
+            full[..., here] = part[..., baselines.splits[name]]
+            pair.append(full.reshape(*part.shape[:-1], *shape))
         found[name] = (pair[0], pair[1])
     return found
 

@@ -27,23 +27,36 @@ def errors(
     z_held: Tensor,
     held: Anomalies,
 ) -> Belief:
-    """Linearized decoders on the patterns and covariances of what they leave, larger where validation says so."""
-    a = z.flatten(1) @ denoiser.gaussian.basis
-    operators, errors = {}, {}
+    """Linearized decoders on the patterns, and covariances of what patterns and decoders leave.
+
+    Observation errors come from training days, enlarged where validation days say so; the residuals that draws
+    get back come from validation days.
+    """
+    gaussian = denoiser.gaussian
+    thin = max(1, len(z) // 1800)  # more days cost memory, not accuracy
+    z, given = z[::thin], {name: x[::thin] for name, x in given.items()}
+    a = z.flatten(1) @ gaussian.basis
+    inside = (a @ gaussian.basis.mT).reshape(z.shape)
+    inside_held = (z_held.flatten(1) @ gaussian.basis @ gaussian.basis.mT).reshape(z_held.shape)
+    operators, errors, residuals = {}, {}, {}
     for name in codec.places:
-        decoded = codec.decode(z, name)
+        decoded = codec.decode(inside, name)
         operators[name] = ridge(a, decoded.flatten(1), 1e-3)
         residual = (given[name] - decoded).flatten(1)
-        fresh = (held[name] - codec.decode(z_held, name)).flatten(1)
-        ratio = float(torch.nanmean(fresh**2) / torch.nanmean(residual**2))
-        if dense(name, codec.places, recipe):
-            covariance = residual_covariance(residual)
-        else:
-            seen = torch.isfinite(residual)
-            covariance = torch.nan_to_num(residual).square().sum(0) / seen.sum(0).clamp(min=1)
-            covariance = covariance + 1e-3 * covariance.mean() + 1e-6
-        errors[name] = covariance * max(1.0, ratio)
-    return Belief(denoiser, operators, errors)
+        fresh = (held[name] - codec.decode(inside_held, name)).flatten(1)
+        ratio = max(1.0, float(torch.nanmean(fresh**2) / torch.nanmean(residual**2)))
+        full = dense(name, codec.places, recipe)
+        errors[name] = (residual_covariance(residual) if full else _variance(residual)) * ratio
+        left = (held[name] - codec.decode(z_held, name)).flatten(1)
+        residuals[name] = _variance(left)
+    return Belief(denoiser, operators, errors, residuals)
+
+
+def _variance(residual: Tensor) -> Tensor:
+    """Variance of each column over the days on which it was seen, with a small floor."""
+    seen = torch.isfinite(residual).sum(0).clamp(min=1)
+    variance = torch.nan_to_num(residual).square().sum(0) / seen
+    return variance + 1e-3 * variance.mean() + 1e-6
 
 
 def calibrate(model: Model, held: Anomalies, starts: Tensor, console: Console) -> None:
@@ -67,7 +80,7 @@ def calibrate(model: Model, held: Anomalies, starts: Tensor, console: Console) -
     scored = torch.isfinite(target).all((0, 1)).nonzero().squeeze(-1)
     # a part of the points tells as much as all of them
     scored = scored[:: max(1, len(scored) // 2000)]
-    rest = torch.cat([belief.errors[n] for n in states])[scored]
+    rest = torch.cat([belief.errors[n] for n in states])[scored]  # states have variances, no full covariance
     closed = ClosedFormGaussian(belief.gaussian, decode[scored], rest)
     target = target[..., scored]
 
@@ -110,7 +123,7 @@ def _inflate(model: Model, held: Anomalies, rows: Tensor, console: Console) -> N
                 weight = torch.where(torch.isfinite(held[n][rows]), model.places[n].weights(), 0.0)
                 error += float((weight * torch.nan_to_num(held[n][rows] - x.mean(0)) ** 2).sum())
                 spread += float((weight * x.var(0)).sum()) * (1 + 1 / len(x))
-                rest += float((weight * belief.errors[n].reshape(model.places[n].shape)).sum())
+                rest += float((weight * belief.residuals[n].reshape(model.places[n].shape)).sum())
             ratios.append((max(error - rest, 0.1 * error) / spread) ** 0.5)
         belief.inflation = float(np.clip(np.mean(ratios), 0.7, 1.5))
         advance(0, "x " + ", ".join(f"{r:.2f}" for r in ratios))

@@ -91,15 +91,21 @@ class Belief(nn.Module):
     Attributes:
         denoiser: Gaussian and network.
         operators: Linearized decoders on the patterns, (prod(S), K) by name.
-        errors: Covariance of what a decoder cannot tell: (P, P) or variances (P), standardized anomalies.
+        errors: Covariance of what the patterns cannot tell of a modality: (P, P) or variances (P), standardized.
+        residuals: Variance of what a decoder cannot tell with the whole latent, (P).
         factors: Calibrated factor on each error covariance.
         inflation: Calibrated factor on the deviations of the draws from their mean.
     """
 
     def __init__(
-        self, denoiser: NetworkDenoiser, operators: Mapping[str, Tensor], errors: Mapping[str, Tensor]
+        self,
+        denoiser: NetworkDenoiser,
+        operators: Mapping[str, Tensor],
+        errors: Mapping[str, Tensor],
+        residuals: Mapping[str, Tensor],
     ) -> None:
         super().__init__()
+        self.residuals = dict(residuals)
         self.denoiser = denoiser
         self.operators = dict(operators)
         self.errors = dict(errors)
@@ -299,6 +305,7 @@ def save_belief(belief: Belief, recipe: Recipe, path: Path) -> None:
     tensors = {f"denoiser.{k}": v for k, v in belief.denoiser.state_dict().items()}
     tensors |= {f"operators.{k}": v for k, v in belief.operators.items()}
     tensors |= {f"errors.{k}": v for k, v in belief.errors.items()}
+    tensors |= {f"residuals.{k}": v for k, v in belief.residuals.items()}
     _write(path, tensors, recipe=to_tree(recipe), factors=belief.factors, inflation=belief.inflation)
 
 
@@ -325,6 +332,7 @@ def load_belief(codec: Codec, path: Path) -> Belief:
         denoiser,
         {k[10:]: v for k, v in tensors.items() if k.startswith("operators.")},
         {k[7:]: v for k, v in tensors.items() if k.startswith("errors.")},
+        {k[10:]: v for k, v in tensors.items() if k.startswith("residuals.")},
     )
     belief.factors, belief.inflation = meta["factors"], meta["inflation"]
     return belief.eval()

@@ -162,12 +162,19 @@ class _Runner:
                 for name in names:
                     if name not in self.states:
                         self._keep(name, analyse.decoded(model, z, name, phase, rng=rng))
-            for name, (mean, std) in analyse.gaussian_posterior(
-                model, self.baselines, seen[i], self.pieces.blanket
-            ).items():
+        for i, closed in enumerate(self._closed_form(seen)):
+            for name, (mean, std) in closed.items():
                 self._gaussian(f"gaussian{tail}", name, i, mean, std, seen[i])
         if not shuffled:
             self._interpolate(label, names, tail, seen)
+
+    def _closed_form(self, seen: list[dict[str, Tensor]]) -> list[dict[str, tuple[Tensor, Tensor]]]:
+        """The closed-form Gaussian of every trajectory; windows go together, which share one factorization."""
+        if self.pieces.blanket:
+            return [analyse.gaussian_posterior(self.model, self.baselines, each, True) for each in seen]
+        stacked = {name: torch.stack([each[name] for each in seen]) for name in seen[0]}
+        joint = analyse.gaussian_posterior(self.model, self.baselines, stacked, False)
+        return [{n: (mean[i], std[i]) for n, (mean, std) in joint.items()} for i in range(len(seen))]
 
     def _keep(self, name: str, members: Tensor) -> None:
         kept = self.outcome.members.get(name)
