@@ -201,7 +201,8 @@ def at_full(model: Model, names: Sequence[str], name: str) -> slice:
 def fit_gaussian(model: Model, fields: Fields) -> Baselines:
     """The closed-form Gaussian: EOFs to 99 % plus a remainder, ridge operators with full residual covariance.
 
-    The ridge and the inflation of the residual covariances (too small on the days they were fitted) are those with the best CRPS on validation windows, over all sets.
+    Ridge and inflation of the residual covariances (too small on the days they were fitted) are those with the best
+    CRPS on validation windows, over all sets.
     """
     recipe = model.recipe
     index, held_index = fields.part(recipe.data.train), fields.part(recipe.data.validation)

@@ -113,13 +113,13 @@ def test_residual_covariance_is_the_second_moment_of_days_seen_by_both_plus_the_
 
 
 def test_residual_covariance_stays_positive_where_the_moments_are_not():
-    """Pairs that agree, agree and disagree on their common days are no covariance."""
+    """Pairs that agree, agree and disagree on their common days: eigenvalues 2, 2, -1, of which the last is no variance."""
     one, two = torch.tensor([1.0, -1.0]), torch.full((2,), NAN)
     rows = [(one, one, two), (two, one, one), (one, two, -one)]
     residual = torch.cat([torch.stack(row, 1) for row in rows])
     found = residual_covariance(residual, floor=0.01)
     value = torch.linalg.eigvalsh(found)
-    torch.testing.assert_close(value, torch.tensor([0.01, 1.51, 1.51]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(value, torch.tensor([0.01, 2.01, 2.01]), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("error", [-3.0, -0.4, 0.0, 0.7, 2.5])
