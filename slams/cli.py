@@ -19,11 +19,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     parsed, extra = parser.parse_known_args(arguments)
-    wrong = [word for word in extra if word.startswith("-") or "=" not in word]
+    takes = hasattr(parsed, "settings")
+    wrong = [word for word in extra if not takes or word.startswith("-") or "=" not in word]
     if wrong:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     # argparse gives up on trailing words once an option stood between
-    parsed.settings = [*getattr(parsed, "settings", []), *extra]
+    if takes:
+        parsed.settings = [*parsed.settings, *extra]
     try:
         return int(parsed.run(parsed))
     except (ValueError, FileNotFoundError, KeyError, FloatingPointError, OSError) as error:
@@ -80,6 +82,8 @@ def _train(parsed: argparse.Namespace) -> int:
     if chosen and "=" in chosen:
         settings.insert(0, chosen)
         chosen = None
+    if chosen and parsed.config_filepath:
+        raise ValueError(f"the recipe is given twice, as {chosen!r} and by --config_filepath; leave out one.")
     chosen = parsed.config_filepath or chosen or "planet"
     shipped = _CONFIGS / f"{chosen}.yaml"
     run(load(shipped if shipped.exists() else chosen, settings))

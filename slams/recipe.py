@@ -1,10 +1,12 @@
 """Recipes: YAML to typed settings; an unknown key is an error that names the nearest."""
 
 import dataclasses
+import datetime
 import difflib
+import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,10 @@ import yaml
 
 from slams import config
 from slams.data.modality import Modality
+from slams.diffusion.sampler import Sampler
 from slams.training.fit import FitSettings
+
+_SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,11 @@ class Recipe:
             )
         if a.grid not in ("time", "snr"):
             raise ValueError(f"assimilation.grid is 'time' or 'snr', got {a.grid!r}.")
+        Sampler(a.steps, a.eta, a.corrections, a.tau, a.order, "snr" if a.grid == "snr" else "time")
+        for name, fit in (("latent", self.latent.fit), ("prior", p.fit)):
+            for key in ("steps", "batch", "every"):
+                if getattr(fit, key) < 1:
+                    raise ValueError(f"{name}.fit.{key} must be at least 1, got {getattr(fit, key)}.")
         if self.latent.kind not in ("grid", "vector"):
             raise ValueError(f"latent.kind is 'grid' or 'vector', got {self.latent.kind!r}.")
 
@@ -164,14 +174,21 @@ class Recipe:
             missing = {"files", "variable", "role"} - set(settings)
             if missing:
                 raise ValueError(f"data.modalities.{name} needs {', '.join(sorted(missing))} too.")
-            found[name] = Modality(name=name, **{**settings, "files": _paths(settings["files"])})
+            numbers = {"error_std": float | None, "levels": tuple[float, ...] | None}
+            typed = {
+                key: _convert(numbers[key], value, f"data.modalities.{name}.{key}") if key in numbers else value
+                for key, value in settings.items()
+            }
+            found[name] = Modality(name=name, **{**typed, "files": _paths(settings["files"])})
         if not any(m.role == "state" for m in found.values()):
             raise ValueError("a recipe needs at least one modality with role: state (data.modalities).")
-        for group, members in {
-            **self.experiment.sets,
-            **self.data.direct,
-            "latent.scales": self.latent.scales,
-        }.items():
+        groups: list[tuple[str, Iterable[str]]] = [
+            *((f"experiment.sets.{key}", members) for key, members in self.experiment.sets.items()),
+            *((f"data.direct.{key}", (key, *members)) for key, members in self.data.direct.items()),
+            ("latent.scales", self.latent.scales),
+            ("experiment.withhold", self.experiment.withhold),
+        ]
+        for group, members in groups:
             for member in members:
                 if member not in found:
                     raise ValueError(
@@ -198,7 +215,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.exists():
         shipped = sorted(p.stem for p in (Path(__file__).parent / "configs").glob("*.yaml"))
         raise FileNotFoundError(f"no recipe at {path}; shipped in slams/configs: {', '.join(shipped)}.")
-    tree = yaml.safe_load(path.read_text()) or {}
+    tree = _yaml(path.read_text(encoding="utf-8"), str(path)) or {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path} is no recipe: expected keys and values, got {type(tree).__name__}.")
     return from_tree(override(tree, overrides))
@@ -216,11 +233,15 @@ def override(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ValueError(f"{key!r} goes into {parent!r}, which is a value and holds nothing.")
-        value = yaml.safe_load(text)
-        if isinstance(value, str) and value.replace(".", "").replace("e-", "").isdigit():
-            value = float(value)  # YAML 1.1 reads 1e-3 as text
-        node[last] = value
+        node[last] = _yaml(text, setting)
     return tree
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} cannot be read as YAML: {' '.join(str(error).split())}.") from error
 
 
 def from_tree(tree: Mapping[str, Any]) -> Recipe:
@@ -288,8 +309,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         }
     if kind is Any or (origin is dict):
         return value
-    if kind is str:
+    if kind is str and isinstance(value, (str, int, float, datetime.date)):
         return str(value)
+    if kind in (float, int) and isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
+        value = float(value)  # YAML 1.1 reads 1e-3 as text
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():

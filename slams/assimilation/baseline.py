@@ -87,7 +87,9 @@ class OptInterp:
         lengths: Sequence[float] = (150, 250, 400, 600, 800, 1000, 1400, 2000),
         ratios: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
     ) -> "OptInterp":
-        """The length and the ratios with the smallest error on the days given, searched in turn, then the spread.
+        """The length and the ratios with the smallest error on the days given, then the spread.
+
+        Ratios are searched in turn from the largest, for every length.
 
         Args:
             target: Where the truth is known.
@@ -107,11 +109,14 @@ class OptInterp:
             weight = torch.where(torch.isfinite(truth), weights, 0.0)
             return float((weight * (mean - torch.nan_to_num(truth)) ** 2).sum() / weight.sum())
 
-        best = cls(float(lengths[len(lengths) // 2]), dict.fromkeys(values, 0.1))
-        for _ in range(2):
-            best = min((cls(float(length), best.ratios) for length in lengths), key=score)
+        def tuned(best: "OptInterp") -> "OptInterp":
             for m in values:
                 best = min((cls(best.length, {**best.ratios, m: float(r)}) for r in ratios), key=score)
+            return best
+
+        # for every length: one that is too long, with errors that are too small, is the best in its neighbourhood
+        worst = dict.fromkeys(values, float(max(ratios)))
+        best = tuned(min((tuned(cls(float(length), worst)) for length in lengths), key=score))
         mean, std = best.analyse(target, networks, values)
         weight = torch.where(torch.isfinite(truth), weights, 0.0)
         error = (weight * (mean - torch.nan_to_num(truth)) ** 2).sum() / (weight * std**2).sum()

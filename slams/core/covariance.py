@@ -71,22 +71,28 @@ class Diagonal(Covariance):
         self.variance = variance
         self.size = variance.shape[-1]
 
-    def precision(self, seen: Tensor) -> Tensor:  # noqa: D102
+    def precision(self, seen: Tensor) -> Tensor:
+        """See `Covariance.precision`."""
         return seen.to(self.variance.dtype) / self.variance
 
-    def apply(self, residual: Tensor, precision: Tensor) -> Tensor:  # noqa: D102
+    def apply(self, residual: Tensor, precision: Tensor) -> Tensor:
+        """See `Covariance.apply`."""
         return residual * precision
 
-    def information(self, jacobian: Tensor, precision: Tensor) -> Tensor:  # noqa: D102
+    def information(self, jacobian: Tensor, precision: Tensor) -> Tensor:
+        """See `Covariance.information`."""
         return jacobian.mT @ (precision[..., None] * jacobian)
 
-    def sample(self, *shape: int, rng: Rng = None) -> Tensor:  # noqa: D102
+    def sample(self, *shape: int, rng: Rng = None) -> Tensor:
+        """See `Covariance.sample`."""
         return normal((*shape, self.size), like=self.variance, rng=rng) * self.variance.sqrt()
 
-    def scaled(self, factor: float) -> "Diagonal":  # noqa: D102
+    def scaled(self, factor: float) -> "Diagonal":
+        """See `Covariance.scaled`."""
         return Diagonal(self.variance * factor)
 
-    def widened(self, variance: float) -> "Diagonal":  # noqa: D102
+    def widened(self, variance: float) -> "Diagonal":
+        """See `Covariance.widened`."""
         return Diagonal(self.variance + variance)
 
 
@@ -110,7 +116,8 @@ class Dense(Covariance):
         self.matrix = matrix
         self.size = matrix.shape[-1]
 
-    def precision(self, seen: Tensor) -> Tensor:  # noqa: D102
+    def precision(self, seen: Tensor) -> Tensor:
+        """See `Covariance.precision`."""
         if bool(seen.all()):
             return torch.linalg.inv(self.matrix.double()).to(self.matrix.dtype)
         patterns, where = seen.reshape(-1, self.size).unique(dim=0, return_inverse=True)
@@ -121,18 +128,23 @@ class Dense(Covariance):
             full[row, index[:, None], index] = block.to(full.dtype)
         return full[where].reshape(*seen.shape, self.size)
 
-    def apply(self, residual: Tensor, precision: Tensor) -> Tensor:  # noqa: D102
+    def apply(self, residual: Tensor, precision: Tensor) -> Tensor:
+        """See `Covariance.apply`."""
         return (precision @ residual[..., None]).squeeze(-1)
 
-    def information(self, jacobian: Tensor, precision: Tensor) -> Tensor:  # noqa: D102
+    def information(self, jacobian: Tensor, precision: Tensor) -> Tensor:
+        """See `Covariance.information`."""
         return jacobian.mT @ precision @ jacobian
 
-    def sample(self, *shape: int, rng: Rng = None) -> Tensor:  # noqa: D102
+    def sample(self, *shape: int, rng: Rng = None) -> Tensor:
+        """See `Covariance.sample`."""
         root = torch.linalg.cholesky(self.matrix)
         return normal((*shape, self.size), like=self.matrix, rng=rng) @ root.mT
 
-    def scaled(self, factor: float) -> "Dense":  # noqa: D102
+    def scaled(self, factor: float) -> "Dense":
+        """See `Covariance.scaled`."""
         return Dense(self.matrix * factor)
 
-    def widened(self, variance: float) -> "Dense":  # noqa: D102
+    def widened(self, variance: float) -> "Dense":
+        """See `Covariance.widened`."""
         return Dense(self.matrix + variance * torch.eye(self.size).to(self.matrix))

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from slams.assimilation.baseline import Network, OptInterp
 from slams.assimilation.gaussian import ClosedFormGaussian, normal_crps, residual_covariance, ridge
 from slams.core.covariance import Dense, Diagonal
 from slams.core.random import Rng, normal
-from slams.data.windows import runs, window_starts
+from slams.data.windows import window_starts
 from slams.diffusion.denoiser import WindowGaussian
 from slams.diffusion.schedule import VPCosine
 from slams.experiments.fields import Fields
@@ -19,55 +18,6 @@ from slams.experiments.model import Anomalies, Model, anomalies
 from slams.experiments.observe import observe
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import Flatten
-
-
-@dataclass
-class Trajectories:
-    """Test days cut into trajectories, each analysed as a whole.
-
-    Attributes:
-        index: Rows of the fields' days of each trajectory, (W, L) stacked windows, or a list of runs.
-        blanket: Whether each entry is a run longer than a window.
-    """
-
-    index: list[Tensor]
-    blanket: bool
-
-    @property
-    def days(self) -> Tensor:
-        """All rows, one after another."""
-        return torch.cat([rows.flatten() for rows in self.index])
-
-
-def cut(fields: Fields, span: tuple[str, str], length: int, windows: int, spacing: int) -> Trajectories:
-    """Test windows at least `spacing` days apart and spread over the period, or the whole period in runs.
-
-    Raises:
-        ValueError: If the period has fewer such windows, or a run is shorter than a window.
-    """
-    index = fields.part(span)
-    dates = fields.dates[index]
-    if not windows:
-        pieces = [torch.from_numpy(index[piece]) for piece in runs(dates)]
-        short = [piece for piece in pieces if len(piece) < length]
-        if short:
-            raise ValueError(
-                f"a run of {len(short[0])} days from {fields.dates[short[0][0]]} is shorter than the window of {length}."
-            )
-        return Trajectories(pieces, blanket=True)
-    starts = window_starts(dates, length).numpy()
-    apart: list[int] = []
-    for start in starts:
-        if not apart or (dates[start] - dates[apart[-1]]).astype(int) >= spacing:
-            apart.append(int(start))
-    if len(apart) < windows:
-        raise ValueError(
-            f"{dates[0]} to {dates[-1]} has {len(apart)} windows {spacing} days apart, but {windows} are wanted; "
-            "lower experiment.windows or experiment.spacing."
-        )
-    chosen = np.array(apart)[np.linspace(0, len(apart) - 1, windows).round().astype(int)]
-    rows = torch.from_numpy(index[chosen[:, None] + np.arange(length)])
-    return Trajectories(list(rows), blanket=False)
 
 
 def posterior(
@@ -318,6 +268,34 @@ def gaussian_posterior(
             full[..., here] = part[..., baselines.splits[name]]
             pair.append(full.reshape(*part.shape[:-1], *shape))
         found[name] = (pair[0], pair[1])
+    return found
+
+
+def retrained_ridge(
+    model: Model, given: Anomalies, held: Anomalies, names: Sequence[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """A regression of each state variable on one set of modalities, fitted for that set alone.
+
+    Args:
+        model: Trained; knows the state variables.
+        given: Training anomalies.
+        held: Validation anomalies, which choose the penalty and give the spread.
+        names: The set.
+
+    Returns:
+        Operator (D, P) and standard deviation (D) by state variable, standardized.
+    """
+    found = {}
+    y, y_held = (torch.cat([torch.nan_to_num(x[n].flatten(1)) for n in names], 1) for x in (given, held))
+    for name in state_names(model):
+        truth = held[name].flatten(1)
+        trials = []
+        for penalty in (10.0, 30.0, 100.0, 300.0, 1000.0):
+            operator = ridge(y, given[name].flatten(1), penalty)
+            square = (truth - y_held @ operator.mT).square()
+            trials.append((float(torch.nanmean(square)), operator, torch.nanmean(square, 0).sqrt()))
+        _, operator, std = min(trials, key=lambda trial: trial[0])
+        found[name] = (operator, std)
     return found
 
 

@@ -125,5 +125,6 @@ def _inflate(model: Model, held: Anomalies, rows: Tensor, console: Console) -> N
                 spread += float((weight * x.var(0)).sum()) * (1 + 1 / len(x))
                 rest += float((weight * belief.residuals[n].reshape(model.places[n].shape)).sum())
             ratios.append((max(error - rest, 0.1 * error) / spread) ** 0.5)
-        belief.inflation = float(np.clip(np.mean(ratios), 0.7, 1.5))
+        # a few windows of one season are no evidence that the draws are too wide on days to come
+        belief.inflation = float(np.clip(np.mean(ratios), 1.0, 1.5))
         advance(0, "x " + ", ".join(f"{r:.2f}" for r in ratios))

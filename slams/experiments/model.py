@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -317,7 +317,7 @@ def load_belief(codec: Codec, path: Path) -> Belief:
     """
     tensors, meta = _read(path)
     recipe = from_tree(meta["recipe"])
-    if recipe.latent != codec.recipe.latent or recipe.data.modalities != codec.recipe.data.modalities:
+    if _origin(recipe) != _origin(codec.recipe):
         raise ValueError(
             f"{path} was trained on the latents of another recipe ({recipe.name!r}) than the codec beside it "
             f"({codec.recipe.name!r}); put the two files of one run together or train again."
@@ -336,6 +336,11 @@ def load_belief(codec: Codec, path: Path) -> Belief:
     )
     belief.factors, belief.inflation = meta["factors"], meta["inflation"]
     return belief.eval()
+
+
+def _origin(recipe: Recipe) -> tuple[Any, ...]:
+    """The settings that make a codec."""
+    return recipe.seed, recipe.latent, replace(recipe.data, store="")
 
 
 def dense(name: str, places: Mapping[str, Place], recipe: Recipe) -> bool:

@@ -10,10 +10,11 @@ from torch import Tensor
 from slams.core.random import fork
 from slams.evaluation import Scores, gaussian_window_statistics, window_statistics
 from slams.experiments import analyse
-from slams.experiments.analyse import Baselines, Trajectories
+from slams.experiments.analyse import Baselines
 from slams.experiments.fields import Fields, phase_of
 from slams.experiments.model import Anomalies, Model, anomalies
 from slams.experiments.observe import observe
+from slams.experiments.periods import Trajectories, cut
 from slams.experiments.progress import Advance, Console
 from slams.observation.operators import Interpolate
 
@@ -55,7 +56,7 @@ def test(model: Model, baselines: Baselines, fields: Fields, console: Console) -
     """
     recipe = model.recipe
     e = recipe.experiment
-    pieces = analyse.cut(fields, recipe.data.test, recipe.prior.window, e.windows, e.spacing)
+    pieces = cut(fields, recipe.data.test, recipe.prior.window, e.windows, e.spacing)
     runner = _Runner(
         model, baselines, fields, pieces, Outcome(Scores(seed=recipe.seed), fields.dates[pieces.days])
     )
@@ -167,6 +168,20 @@ class _Runner:
                 self._gaussian(f"gaussian{tail}", name, i, mean, std, seen[i])
         if not shuffled:
             self._interpolate(label, names, tail, seen)
+            if self.recipe.latent.kind == "vector":
+                self._regress(names, tail, seen)
+
+    def _regress(self, names: tuple[str, ...], tail: str, seen: list[dict[str, Tensor]]) -> None:
+        """The regression retrained for this set alone: what giving up one model for all sets would buy."""
+        given = anomalies(self.model.codec, self.fields, self.fields.part(self.recipe.data.train))
+        fitted = analyse.retrained_ridge(self.model, given, self.held, names)
+        for i, each in enumerate(seen):
+            y = torch.cat([torch.nan_to_num(each[n].flatten(1)) for n in names], 1)
+            for name, (operator, std) in fitted.items():
+                present = self.model.codec.statistics[name].present
+                mean = (y @ operator.mT).reshape(-1, *present.shape)
+                width = std.reshape(present.shape).expand_as(mean)
+                self._gaussian(f"ridge{tail}", name, i, torch.where(present, mean, torch.nan), width, each)
 
     def _closed_form(self, seen: list[dict[str, Tensor]]) -> list[dict[str, tuple[Tensor, Tensor]]]:
         """The closed-form Gaussian of every trajectory; windows go together, which share one factorization."""

@@ -212,9 +212,10 @@ def _figures(model: Model, outcome: Outcome, variable: str, units: str) -> dict[
     rows = [r for r in outcome.scores.rows() if r["variable"] == variable and r["level"] == r["part"] == "all"]
     bars = {
         metric: {
-            str(r["method"]): (float(r["value"]), float(r["lower"]), float(r["upper"]))
+            method: (float(r["value"]), float(r["lower"]), float(r["upper"]))
+            for method in shown
             for r in rows
-            if r["metric"] == metric and r["method"] in shown
+            if r["metric"] == metric and r["method"] == method
         }
         for metric in ("rmse", "crps")
     }

@@ -83,6 +83,9 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model:
     key = digest(data, tree["latent"], tree["seed"], sizes, str(fields.dates[0]), str(fields.dates[-1]))
     if ledger.done("codec", key):
         codec = load_codec(out / "codec.safetensors")
+        if to_tree(codec.recipe) != tree:  # the settings of later stages travel with the codec
+            codec.recipe = recipe
+            save_codec(codec, out / "codec.safetensors")
         console.reused("autoencoder")
     else:
         codec = _train_codec(recipe, fields, out, console, key)
@@ -226,6 +229,7 @@ def latents(codec: Codec, fields: Fields, out: Path, index: np.ndarray, given: A
     if path.exists() and mark.exists() and mark.read_text() == key:
         return torch.from_numpy(np.load(path))
     z = codec.encode(given)
+    mark.unlink(missing_ok=True)  # half-written latents must not pass for those of the mark
     np.save(path, z.numpy())
     write_text(mark, key)
     return z

@@ -19,7 +19,8 @@ class Flatten(nn.Module):
         super().__init__()
         self.event = event
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
+        """(*B, *S) -> (*B, prod(S))."""
         return x.flatten(-self.event)
 
 
@@ -43,7 +44,8 @@ class Select(nn.Module):
         self.register_buffer("index", index)
         self.event = event
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
+        """(*B, *S) -> (*B, P)."""
         return x.flatten(-self.event).index_select(-1, self.index)
 
 
@@ -56,7 +58,8 @@ class Stride(nn.Module):
             raise ValueError(f"need step >= 1 and 0 <= offset < step, got step {step} and offset {offset}.")
         self.step, self.offset = step, offset
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
+        """(*B, H, W) -> (*B, H', W')."""
         return x[..., self.offset :: self.step, self.offset :: self.step]
 
 
@@ -147,7 +150,8 @@ class Compose(nn.Module):
             if isinstance(operator, nn.Module):
                 self.add_module(str(number), operator)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
+        """(*B, *S) -> (*B, *O)."""
         for operator in self.operators:
             x = operator(x)
         return x
