@@ -93,7 +93,9 @@ def test_an_error_has_no_traceback_in_a_process_either():
         check=False,
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.startswith("slams: no recipe at nothing.yaml; shipped in slams/configs: iberia, planet")
+    assert done.stderr.startswith(
+        "slams: no recipe at nothing.yaml; shipped in slams/configs: iberia, planet"
+    )
 
 
 def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
@@ -160,8 +162,6 @@ def test_assimilate_passes_on_what_it_was_given(monkeypatch):
 
 def test_evaluate_passes_on_what_it_was_given(monkeypatch):
     given = []
-    monkeypatch.setattr(
-        slams.experiments.evaluate, "evaluate", lambda *words, console: given.append(words)
-    )
+    monkeypatch.setattr(slams.experiments.evaluate, "evaluate", lambda *words, console: given.append(words))
     assert main([*EVALUATE, "--truth", "p=q.nc"]) == 0
     assert given == [("a.nc", ["t.nc", "p=q.nc"], "R")]

@@ -104,7 +104,7 @@ def fit(
         if not bool(torch.isfinite(value)):
             module.load_state_dict(best)
             raise FloatingPointError(
-                f"training of the {name} met the loss {float(value)} at step {step + 1} of {settings.steps}; "
+                f"training of the {name} met the loss {float(value.detach())} at step {step + 1} of {settings.steps}; "
                 f"the weights of step {history.best_step} are kept. Lower the learning rate "
                 f"(now {settings.learning_rate:g}) or check the data for absurd values."
             )

@@ -42,7 +42,9 @@ def test_great_circle_knows_the_poles_the_date_line_and_the_antipodes():
 def test_the_analysis_is_simple_kriging_day_by_day(rng):
     """Two networks of different error, written out in numpy with the points that were seen that day."""
     target = Network(points(5, rng), torch.rand(5, generator=rng) + 0.5)
-    networks = {m: Network(points(n, rng), torch.rand(n, generator=rng) + 0.5) for m, n in (("a", 6), ("b", 4))}
+    networks = {
+        m: Network(points(n, rng), torch.rand(n, generator=rng) + 0.5) for m, n in (("a", 6), ("b", 4))
+    }
     values = {m: torch.randn(4, len(n.points), generator=rng) for m, n in networks.items()}
     values["a"][1, ::2] = values["b"][2] = NAN
     values["a"][3] = values["b"][3] = NAN

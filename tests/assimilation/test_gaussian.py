@@ -24,7 +24,8 @@ class Problem:
         self.decode = torch.randn(D, K, dtype=torch.float64, generator=rng)
         self.rest = torch.rand(D, dtype=torch.float64, generator=rng) + 0.1
         self.g = {
-            m: torch.randn(p, K, dtype=torch.float64, generator=rng) for m, p in (("dense", 3), ("diagonal", 2))
+            m: torch.randn(p, K, dtype=torch.float64, generator=rng)
+            for m, p in (("dense", 3), ("diagonal", 2))
         }
         self.r = {
             "dense": 0.2 * positive(3, rng) + 0.05 * torch.eye(3, dtype=torch.float64),
@@ -113,7 +114,7 @@ def test_residual_covariance_is_the_second_moment_of_days_seen_by_both_plus_the_
 
 
 def test_residual_covariance_stays_positive_where_the_moments_are_not():
-    """Pairs that agree, agree and disagree on their common days: eigenvalues 2, 2, -1, of which the last is no variance."""
+    """Pairs that agree, agree and disagree on their common days: eigenvalues 2, 2, -1; no variance is negative."""
     one, two = torch.tensor([1.0, -1.0]), torch.full((2,), NAN)
     rows = [(one, one, two), (two, one, one), (one, two, -one)]
     residual = torch.cat([torch.stack(row, 1) for row in rows])
@@ -130,7 +131,9 @@ def test_normal_crps_is_the_integral_of_the_squared_distance_of_distributions(er
     for low, high, step in ((-30.0, error, 0.0), (error, 30.0, 1.0)):
         x = torch.linspace(low, high, 200_001, dtype=torch.float64)
         total += float(torch.trapezoid((torch.special.ndtr(x / std) - step) ** 2, x))
-    found = float(normal_crps(torch.tensor(error, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)))
+    found = float(
+        normal_crps(torch.tensor(error, dtype=torch.float64), torch.tensor(std, dtype=torch.float64))
+    )
     assert abs(found - total) < 1e-7
 
 

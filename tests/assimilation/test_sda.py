@@ -37,9 +37,7 @@ class Problem:
 
     def __init__(self, rng: torch.Generator):
         self.basis = orthonormal(D, K, rng).float()
-        self.gaussian = WindowGaussian(
-            self.basis, positive(L * K, rng).float(), REMAINDER, (D,), VPCosine()
-        )
+        self.gaussian = WindowGaussian(self.basis, positive(L * K, rng).float(), REMAINDER, (D,), VPCosine())
         self.g = {"a": torch.randn(3, K, generator=rng), "b": torch.randn(2, K, generator=rng)}
         noise = {"a": Dense(0.2 * positive(3, rng).float()), "b": Diagonal(torch.tensor([0.3, 0.05]))}
         values = {m: torch.randn(WINDOWS, L, len(g), generator=rng) for m, g in self.g.items()}
@@ -94,7 +92,9 @@ def test_a_day_is_told_of_a_trajectory_only_as_far_as_it_correlates(rng):
     value[0] = torch.tensor([1.0, -2.0, 0.5])
     problem.g = {"a": torch.eye(K)}
     seen = Observations({"a": Observation(value, Matrix(problem.basis.mT), Diagonal(torch.full((K,), 0.01)))})
-    nothing = Observations({"a": Observation(torch.full((9, K), NAN), Matrix(problem.basis.mT), seen["a"].noise)})
+    nothing = Observations(
+        {"a": Observation(torch.full((9, K), NAN), Matrix(problem.basis.mT), seen["a"].noise)}
+    )
     n = 4000
     draws = problem.sda().assimilate(seen, n, rng=rng).samples
     prior = problem.sda().assimilate(nothing, n, rng=rng).samples

@@ -151,7 +151,7 @@ def done(tmp_path_factory) -> tuple[Recipe, Path]:
     folder = tmp_path_factory.mktemp("done")
     weather(260).to_netcdf(folder / "archive.nc")
     tree = to_tree(tiny_recipe(folder / "archive.nc", folder / "store"))
-    recipe = from_tree(override(tree, [f"out={folder / 'run'}"]))
+    recipe = from_tree(override(tree, [f"out={folder / 'run'}", "experiment.withhold={}"]))
     return recipe, experiment.run(recipe, console=Console(quiet=True))
 
 

@@ -158,7 +158,8 @@ def test_a_stage_is_redone_if_its_settings_changed_and_only_then(setting, again,
     recipe = with_settings(trained.recipe, setting)
     train(recipe, trained.fields, copy, QUIET)
     assert [name for name in fitted if name in ("autoencoder", "prior")] == again or (
-        setting.startswith("assimilation") and fitted == ["prior"]  # whose calibration draws with these settings
+        setting.startswith("assimilation")
+        and fitted == ["prior"]  # whose calibration draws with these settings
     )
     fitted.clear()
     train(recipe, trained.fields, copy, QUIET)
@@ -211,7 +212,9 @@ def rewritten(path: Path, change) -> None:
 def test_a_prior_of_another_recipes_latents_is_refused(setting, copy):
     """Also where the shapes agree: another seed makes other latents."""
     rewritten(copy / WEIGHTS[1], lambda recipe: with_settings(recipe, setting))
-    with pytest.raises(ValueError, match=r"denoiser\.safetensors was trained on the latents of another recipe"):
+    with pytest.raises(
+        ValueError, match=r"denoiser\.safetensors was trained on the latents of another recipe"
+    ):
         Model.load(copy)
 
 
