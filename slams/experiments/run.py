@@ -46,7 +46,7 @@ def run(recipe: Recipe, *, console: Console | None = None) -> Path:
     write_text(out / "recipe.yaml", yaml.safe_dump(to_tree(recipe), sort_keys=False))
     ledger = Ledger(out / ".stages.json")
     tree = to_tree(recipe)
-    key = digest(ledger.rows.get("belief"), tree["assimilation"], tree["experiment"], tree["data"])
+    key = digest(ledger.rows.get("calibration"), tree["assimilation"], tree["experiment"], tree["data"])
     if recipe.experiment.sets and not ledger.done("report", key):
         _evaluate(model, fields, out, console)
         ledger.finish("report", key)

@@ -222,11 +222,11 @@ class _Runner:
 
     def _interpolated(self, station: str, grid: str, part: Tensor) -> None:
         place = self.model.places[grid]
-        at = Interpolate(
-            torch.tensor(place.coords["lat"]),
-            torch.tensor(place.coords["lon"]),
-            self.model.places[station].points(),
-        )
+        lat, lon = torch.tensor(place.coords["lat"]), torch.tensor(place.coords["lon"])
+        points = self.model.places[station].points()
+        # a station just outside a coarse grid takes the value at its edge
+        inside = [p.clamp(float(axis.min()), float(axis.max())) for p, axis in zip(points.T, (lat, lon), strict=True)]
+        at = Interpolate(lat, lon, torch.stack(inside, 1))
         train = torch.from_numpy(self.fields.part(self.recipe.data.train))
         value, truth = self.fields.values[grid], self.fields.values[station]
         bias = torch.nanmean(at(value[train]) - truth[train], 0)

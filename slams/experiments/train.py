@@ -75,7 +75,7 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model:
     """
     ledger = Ledger(out / ".stages.json")
     tree = to_tree(recipe)
-    data = {k: v for k, v in tree["data"].items() if k != "store"}
+    data = {k: v for k, v in tree["data"].items() if k not in ("store", "test", "direct")}
     sizes = {
         name: [list(x.shape), float(torch.nan_to_num(x[::97]).double().sum())]
         for name, x in fields.values.items()
@@ -90,13 +90,20 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model:
     else:
         codec = _train_codec(recipe, fields, out, console, key)
         ledger.finish("codec", key)
-    key = digest(key, tree["prior"], tree["experiment"])
-    if ledger.done("belief", key):
+    key = digest(key, tree["prior"])
+    calibration = digest(key, recipe.experiment.sets, recipe.experiment.share, tree["assimilation"])
+    if ledger.done("prior", key):
         belief = load_belief(codec, out / "denoiser.safetensors")
         console.reused("prior")
     else:
         belief = _train_belief(recipe, codec, fields, out, console, key)
-        ledger.finish("belief", key)
+        ledger.finish("prior", key)
+    if not ledger.done("calibration", calibration):
+        held = fields.part(recipe.data.validation)
+        starts = window_starts(fields.dates[held], recipe.prior.window)
+        calibrate(Model(codec, belief), anomalies(codec, fields, held), starts, console)
+        save_belief(belief, recipe, out / "denoiser.safetensors")
+        ledger.finish("calibration", calibration)
     for leftover in out.glob("resume_*.pt"):
         leftover.unlink()
     return Model(codec, belief)
@@ -213,7 +220,6 @@ def _train_belief(
     history = _fit(denoiser, loss, validate, prior.fit, recipe, "prior", out, key, console)
     _remember(out, "prior", history)
     belief = errors(recipe, codec, denoiser, z, given, z_held, held)
-    calibrate(Model(codec, belief), held, held_starts, console)
     save_belief(belief, recipe, out / "denoiser.safetensors")
     return belief
 

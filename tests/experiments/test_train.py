@@ -125,7 +125,7 @@ def test_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(kills, traine
     for number, (stage, after) in enumerate(kills):
         with pytest.raises(Killed):
             train(trained.recipe, trained.fields, out, Trap(stage, after))
-        assert not (out / WEIGHTS[1]).exists()
+        assert (out / WEIGHTS[1]).exists() == stage.startswith("calibrating")
         torch.manual_seed(number + 77)  # a new process is elsewhere in its global generator
     train(trained.recipe, trained.fields, out, QUIET)
     assert_same(out, trained.out)
