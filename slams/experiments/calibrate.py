@@ -71,7 +71,8 @@ def calibrate(model: Model, held: Anomalies, starts: Tensor, console: Console) -
     if not sets:
         return
     belief = model.belief
-    belief.factors, belief.inflation = dict.fromkeys(belief.errors, 1.0), 1.0  # calibrating twice changes nothing
+    belief.factors = dict.fromkeys(sorted(belief.errors), 1.0)  # calibrating twice changes nothing
+    belief.inflation = 1.0
     states = [n for n, m in recipe.modalities().items() if m.role == "state"]
     chosen = starts[:: max(1, len(starts) // 48)]
     rows = chosen[:, None] + torch.arange(recipe.prior.window)
