@@ -8,7 +8,6 @@ from torch import Tensor
 
 from slams.assimilation.baseline import Network, OptInterp
 from slams.assimilation.gaussian import ClosedFormGaussian, normal_crps, residual_covariance, ridge
-from slams.core.covariance import Dense, Diagonal
 from slams.core.random import Rng, normal
 from slams.data.windows import window_starts
 from slams.diffusion.denoiser import WindowGaussian
@@ -16,8 +15,7 @@ from slams.diffusion.schedule import VPCosine
 from slams.experiments.fields import Fields
 from slams.experiments.model import Anomalies, Model, anomalies
 from slams.experiments.observe import observe
-from slams.observation.observation import Observation, Observations
-from slams.observation.operators import Flatten
+from slams.observation.observation import Observations
 
 
 def posterior(
@@ -93,7 +91,12 @@ def decoded(
     if model.recipe.assimilation.residual if residual is None else residual:
         std = model.belief.residuals[name].sqrt().reshape(model.places[name].shape)
         x = x + std * normal(x.shape, like=x, rng=rng)
-    x = model.codec.physical(name, x, phase)
+    return possible(model, name, x, phase)
+
+
+def possible(model: Model, name: str, anomaly: Tensor, phase: Tensor) -> Tensor:
+    """Physical values of drawn anomalies (*B, T, *S): rain not below zero, NaN where training never had a value."""
+    x = model.codec.physical(name, anomaly, phase)
     if model.recipe.modalities()[name].transform == "log1p":
         x = x.clamp(min=0)
     return torch.where(model.codec.statistics[name].present, x, torch.nan)
@@ -182,7 +185,7 @@ def fit_gaussian(model: Model, fields: Fields) -> Baselines:
             total = 0.0
             for group in recipe.experiment.sets.values():
                 seen = observe(model.places, recipe, held, group, days=rows)
-                mean, std = part.windows(gaussian_observations(model, trial, seen), operators)
+                mean, std = part.windows(model.seen(seen, trial.errors), operators)
                 total += float(torch.nanmean(normal_crps(target[rows][..., some] - mean, std)))
             if best is None or total < best[0]:
                 best = (total, trial)
@@ -219,22 +222,6 @@ def _operators(
     return operators, errors
 
 
-def gaussian_observations(model: Model, baselines: Baselines, seen: Mapping[str, Tensor]) -> Observations:
-    """Observed anomalies with the errors of the closed-form Gaussian."""
-    found = {}
-    for name, value in seen.items():
-        error = baselines.errors[name]
-        stated = model.recipe.modalities()[name].error_std
-        if stated is not None:
-            std = model.codec.statistics[name].std.expand(model.places[name].shape).flatten()
-            extra = (stated / std) ** 2
-            error = error + (torch.diag(extra) if error.ndim == 2 else extra)
-        event = len(model.places[name].shape)
-        noise = Dense(error) if error.ndim == 2 else Diagonal(error)
-        found[name] = Observation(value.flatten(-event), Flatten(event), noise)
-    return Observations(found)
-
-
 def gaussian_posterior(
     model: Model, baselines: Baselines, seen: Mapping[str, Tensor], blanket: bool
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -250,7 +237,7 @@ def gaussian_posterior(
         Pairs (T, *S), or (W, L, *S).
     """
     length = model.recipe.prior.window
-    observations = gaussian_observations(model, baselines, seen)
+    observations = model.seen(seen, baselines.errors)
     if blanket:
         observations = observations.windows(length)
     mean, std = baselines.gaussian.windows(observations, baselines.operators)

@@ -161,10 +161,7 @@ def _draw(
     """Members (N, T, *S) from standardized marginals, each point alone."""
     count = model.recipe.assimilation.members
     x = mean + std * normal((count, *mean.shape), like=mean, rng=rng)
-    x = model.codec.physical(name, x, phase_of(dates))
-    if model.recipe.modalities()[name].transform == "log1p":
-        x = x.clamp(min=0)
-    return torch.where(model.codec.statistics[name].present, x, torch.nan)
+    return analyse.possible(model, name, x, phase_of(dates))
 
 
 def _interpolator(baselines: Baselines, name: str, direct: Sequence[str]) -> OptInterp | None:

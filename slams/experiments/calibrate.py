@@ -88,7 +88,7 @@ def calibrate(model: Model, held: Anomalies, starts: Tensor, console: Console) -
 
     def score(names: Sequence[str]) -> float:
         seen = observe(model.places, recipe, {n: held[n] for n in names}, names, days=rows)
-        mean, std = closed.windows(model.observations(seen, latent=False), belief.operators)
+        mean, std = closed.windows(model.seen(seen, model.errors()), belief.operators)
         return float(normal_crps(target - mean, std).mean())
 
     names = sorted({n for group in sets.values() for n in group})

@@ -180,36 +180,35 @@ class Model:
         self.recipe = codec.recipe
         self.places = codec.places
 
-    def noise(self, name: str, *, instrument: bool = True) -> Covariance:
-        """Error covariance of a modality, standardized: decoder residual and, where stated, the instrument's."""
-        error = self.belief.errors[name] * self.belief.factors[name]
-        stated = self.recipe.modalities()[name].error_std
-        noise: Covariance = Dense(error) if error.ndim == 2 else Diagonal(error)
-        if stated is not None and instrument:
-            std = self.codec.statistics[name].std.expand(self.places[name].shape).flatten()
-            extra = (stated / std) ** 2
-            error = error + (torch.diag(extra) if error.ndim == 2 else extra)
-            noise = Dense(error) if error.ndim == 2 else Diagonal(error)
-        return noise
-
-    def observations(self, anomalies: Mapping[str, Tensor], *, latent: bool = True) -> Observations:
-        """Anomalies (*B, L, *S), NaN where not seen, as observations of the latent.
+    def seen(self, anomalies: Mapping[str, Tensor], errors: Mapping[str, Tensor]) -> Observations:
+        """Anomalies (*B, L, *S), NaN where not seen, as observations of themselves.
 
         Args:
             anomalies: By modality.
-            latent: Whether the operators decode latents; else they expect anomalies.
+            errors: Covariance (P, P) or variances (P) of what an estimate of each leaves; the instrument's own, where
+                stated, comes on top.
 
         Returns:
-            One observation a modality.
+            One observation a modality, standardized.
         """
         found = {}
         for name, value in anomalies.items():
-            event = len(self.places[name].shape)
-            found[name] = Observation(value.flatten(-event), Flatten(event), self.noise(name))
-        observations = Observations(found)
-        if not latent:
-            return observations
-        return observations.pullback({m: self._decoder(m) for m in found})
+            error, shape = errors[name], self.places[name].shape
+            stated = self.recipe.modalities()[name].error_std
+            if stated is not None:
+                extra = (stated / self.codec.statistics[name].std.expand(shape).flatten()) ** 2
+                error = error + (torch.diag(extra) if error.ndim == 2 else extra)
+            noise: Covariance = Dense(error) if error.ndim == 2 else Diagonal(error)
+            found[name] = Observation(value.flatten(-len(shape)), Flatten(len(shape)), noise)
+        return Observations(found)
+
+    def errors(self) -> dict[str, Tensor]:
+        """What the patterns cannot tell of each modality, calibrated."""
+        return {name: error * self.belief.factors[name] for name, error in self.belief.errors.items()}
+
+    def observations(self, anomalies: Mapping[str, Tensor]) -> Observations:
+        """Anomalies (*B, L, *S), NaN where not seen, as observations of the latent, one a modality."""
+        return self.seen(anomalies, self.errors()).pullback({m: self._decoder(m) for m in anomalies})
 
     def _decoder(self, name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
         return lambda z: self.codec.autoencoder.decode(z, name)

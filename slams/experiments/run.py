@@ -86,8 +86,9 @@ def _evaluate(model: Model, fields: Fields, out: Path, console: Console) -> None
     label, names = list(model.recipe.experiment.sets.items())[-1]
     with console.bar("writing files", 1) as advance:
         _write(model, outcome, out, label, names)
-        write_metrics(out / "metrics.csv", outcome.scores.rows())
-        write_summary(model, baselines, fields, outcome, out)
+        rows = [dict(row) for row in outcome.scores.rows()]
+        write_metrics(out / "metrics.csv", rows)
+        write_summary(model, baselines, fields, outcome, rows, out)
         advance(1, "")
 
 

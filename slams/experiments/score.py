@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from slams.assimilation.baseline import OptInterp
 from slams.core.random import fork
 from slams.evaluation import Scores, gaussian_window_statistics, window_statistics
 from slams.experiments import analyse
@@ -97,6 +99,7 @@ class _Runner:
         self.rounds = len(pieces.index) if pieces.blanket else -(-len(pieces.index) // 8)
         self.advance: Advance = _ignore
         self.states = analyse.state_names(model)
+        self.fitted: dict[tuple[str, tuple[str, ...]], OptInterp] = {}
         self.std = {n: s.std for n, s in model.codec.statistics.items()}
         self.test = anomalies(model.codec, fields, pieces.days.numpy())
         held = fields.part(self.recipe.data.validation)
@@ -111,6 +114,11 @@ class _Runner:
         phase = phase_of(outcome.dates)
         for name in self.states:
             outcome.truth[name] = model.codec.physical(name, self.test[name], phase)
+
+    @cached_property
+    def given(self) -> Anomalies:
+        """Training anomalies, which only the retrained regression needs."""
+        return anomalies(self.model.codec, self.fields, self.fields.part(self.recipe.data.train))
 
     def references(self) -> None:
         """Climatology, the unconditional prior and the autoencoder's own reconstruction."""
@@ -173,8 +181,7 @@ class _Runner:
 
     def _regress(self, names: tuple[str, ...], tail: str, seen: list[dict[str, Tensor]]) -> None:
         """The regression retrained for this set alone: what giving up one model for all sets would buy."""
-        given = anomalies(self.model.codec, self.fields, self.fields.part(self.recipe.data.train))
-        fitted = analyse.retrained_ridge(self.model, given, self.held, names)
+        fitted = analyse.retrained_ridge(self.model, self.given, self.held, names)
         for i, each in enumerate(seen):
             y = torch.cat([torch.nan_to_num(each[n].flatten(1)) for n in names], 1)
             for name, (operator, std) in fitted.items():
@@ -271,17 +278,24 @@ class _Runner:
     ) -> None:
         """Optimal interpolation of what is measured directly; tuned on validation days."""
         for name in self.states:
-            direct = [m for m in self.recipe.data.direct.get(name, ()) if m in names]
+            direct = tuple(m for m in self.recipe.data.direct.get(name, ()) if m in names)
             if not direct:
                 continue
-            days = torch.arange(0, len(self.held[name]), max(1, len(self.held[name]) // 60))
-            tuned = observe(self.model.places, self.recipe, self.held, direct, days=days, std=self.std)
-            fitted = analyse.fit_interpolation(self.model, self.networks, name, tuned, self.held[name][days])
+            fitted = self._interpolator(name, direct)
             self.baselines.interpolators[label, name] = fitted
             for i, each in enumerate(seen):
                 some = {m: each[m] for m in direct}
                 mean, std = analyse.interpolation(self.model, self.networks, fitted, name, some)
                 self._gaussian(f"interpolation{tail}", name, i, mean, std, each)
+
+    def _interpolator(self, name: str, direct: tuple[str, ...]) -> OptInterp:
+        """Fitted once for all sets that measure a variable by the same modalities."""
+        if (name, direct) not in self.fitted:
+            days = torch.arange(0, len(self.held[name]), max(1, len(self.held[name]) // 60))
+            tuned = observe(self.model.places, self.recipe, self.held, direct, days=days, std=self.std)
+            truth = self.held[name][days]
+            self.fitted[name, direct] = analyse.fit_interpolation(self.model, self.networks, name, tuned, truth)
+        return self.fitted[name, direct]
 
     def _parts(self, name: str, seen: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         if seen is None or name not in seen:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,19 +20,21 @@ from slams.experiments.model import Model
 from slams.experiments.score import Outcome
 from slams.recipe import to_tree
 
+Rows = list[dict[str, Any]]  # of metrics.csv: making them draws the bootstrap, so it is done once
 _METRICS = ("rmse", "bias", "crps", "spread_skill", "coverage90", "w1")
 
 
-def write_summary(model: Model, baselines: Baselines, fields: Fields, outcome: Outcome, out: Path) -> None:
+def write_summary(
+    model: Model, baselines: Baselines, fields: Fields, outcome: Outcome, rows: Rows, out: Path
+) -> None:
     """Figures as PNG in out/figures and one self-contained page out/report.html."""
     recipe = model.recipe
     label, names = list(recipe.experiment.sets.items())[-1]
-    rows = outcome.scores.rows()
     sections = []
     figures: dict[str, Figure] = {}
     for variable in analyse.state_names(model):
         units = _units(model, variable)
-        figures |= _figures(model, outcome, variable, units)
+        figures |= _figures(model, outcome, rows, variable, units)
         blocks: list[str | Table | Picture | Verbatim] = [
             f"Main set of observations: {label} ({', '.join(names)}). Other sets are named behind a colon. Scores are "
             f"area-weighted over time and space, in {units}; intervals are 95 % over windows. 'reconstruction' is the "
@@ -83,7 +86,7 @@ def write_summary(model: Model, baselines: Baselines, fields: Fields, outcome: O
     for name, figure in figures.items():
         with atomic(out / "figures" / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=120, format="png")
-    facts = [fact for variable in analyse.state_names(model)[:2] for fact in _facts(model, outcome, variable)]
+    facts = [fact for variable in analyse.state_names(model)[:2] for fact in _facts(model, outcome, rows, variable)]
     span = f"{outcome.dates[0]} to {outcome.dates[-1]}, {len(outcome.dates)} days analysed"
     write_report(out / "report.html", f"Assimilation test: {recipe.name}", facts, sections, subtitle=span)
 
@@ -119,12 +122,12 @@ def _gain_row(variable: str, what: str, gain) -> dict[str, str]:  # type: ignore
     }
 
 
-def _facts(model: Model, outcome: Outcome, variable: str) -> list[Fact]:
+def _facts(model: Model, outcome: Outcome, rows: Rows, variable: str) -> list[Fact]:
     def value(method: str, metric: str) -> float:
         return outcome.scores.value(method, metric, variable=variable)
 
     def known(method: str) -> bool:
-        return any(row["method"] == method and row["variable"] == variable for row in outcome.scores.rows())
+        return any(row["method"] == method and row["variable"] == variable for row in rows)
 
     error = value("analysis", "rmse")
     trivial = {m: value(m, "rmse") for m in ("climatology", "interpolation", "prior") if known(m)}
@@ -165,7 +168,9 @@ def _caption(key: str) -> str:
     return key.replace("_", " ")
 
 
-def _figures(model: Model, outcome: Outcome, variable: str, units: str) -> dict[str, Figure]:
+def _figures(
+    model: Model, outcome: Outcome, rows: Rows, variable: str, units: str
+) -> dict[str, Figure]:
     place = model.places[variable]
     truth, members = outcome.truth[variable], outcome.members[variable]
     level = len(place.levels()) // 2
@@ -209,12 +214,12 @@ def _figures(model: Model, outcome: Outcome, variable: str, units: str) -> dict[
     )
     found[f"{variable}_spectra"] = _spectra(model, outcome, variable, units)
     shown = (*methods, "prior")
-    rows = [r for r in outcome.scores.rows() if r["variable"] == variable and r["level"] == r["part"] == "all"]
+    own = [r for r in rows if r["variable"] == variable and r["level"] == r["part"] == "all"]
     bars = {
         metric: {
             method: (float(r["value"]), float(r["lower"]), float(r["upper"]))
             for method in shown
-            for r in rows
+            for r in own
             if r["metric"] == metric and r["method"] == method
         }
         for metric in ("rmse", "crps")

@@ -193,7 +193,7 @@ def _train_belief(
     index = fields.part(recipe.data.train)
     held_index = fields.part(recipe.data.validation)
     given, held = anomalies(codec, fields, index), anomalies(codec, fields, held_index)
-    z, z_held = latents(codec, fields, out, index, given), codec.encode(held)
+    z, z_held = latents(codec, out, given), codec.encode(held)
     length, prior = recipe.prior.window, recipe.prior
     starts = window_starts(fields.dates[index], length)
     held_starts = window_starts(fields.dates[held_index], length)
@@ -224,14 +224,11 @@ def _train_belief(
     return belief
 
 
-def latents(codec: Codec, fields: Fields, out: Path, index: np.ndarray, given: Anomalies) -> Tensor:
+def latents(codec: Codec, out: Path, given: Anomalies) -> Tensor:
     """Training latents, encoded once and kept beside the run; made again if the codec changed."""
     path = out / "latents.npy"
     mark = out / "latents.json"
-    key = digest(
-        (out / "codec.safetensors").stat().st_size,
-        hashlib.sha256((out / "codec.safetensors").read_bytes()).hexdigest(),
-    )
+    key = hashlib.sha256((out / "codec.safetensors").read_bytes()).hexdigest()
     if path.exists() and mark.exists() and mark.read_text() == key:
         return torch.from_numpy(np.load(path))
     z = codec.encode(given)
