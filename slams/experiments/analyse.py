@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from slams.assimilation.baseline import Network, OptInterp
 from slams.assimilation.gaussian import ClosedFormGaussian, normal_crps, residual_covariance, ridge
+from slams.assimilation.interpolation import AnomalyInterp, Network
 from slams.core.random import Rng, normal
 from slams.data.windows import window_starts
 from slams.diffusion.denoiser import WindowGaussian
@@ -119,7 +119,7 @@ class Baselines:
     errors: dict[str, Tensor]
     present: Tensor
     splits: dict[str, slice]
-    interpolators: dict[tuple[str, str], OptInterp] = field(default_factory=dict)
+    interpolators: dict[tuple[str, str], AnomalyInterp] = field(default_factory=dict)
     settings: dict[str, float] = field(default_factory=dict)
 
 
@@ -298,7 +298,7 @@ def network_of(model: Model, name: str, values: Tensor) -> list[Network]:
 def interpolation(
     model: Model,
     networks: Mapping[str, list[Network]],
-    fitted: OptInterp,
+    fitted: AnomalyInterp,
     name: str,
     seen: Mapping[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
@@ -324,7 +324,7 @@ def fit_interpolation(
     name: str,
     seen: Mapping[str, Tensor],
     truth: Tensor,
-) -> OptInterp:
+) -> AnomalyInterp:
     """Length and error ratios on validation days, from the middle channel (T, *S)."""
     channel = truth.shape[1] // 2
     values = {m: v[:, min(channel, v.shape[1] - 1)].flatten(1) for m, v in seen.items()}
@@ -332,7 +332,7 @@ def fit_interpolation(
     at = {m: networks[m][min(channel, len(networks[m]) - 1)] for m in seen}
     small = {m: Network(at[m].points[used[m]], at[m].std[used[m]]) for m in values}
     weights = model.places[name].weights().flatten()
-    return OptInterp.fit(
+    return AnomalyInterp.fit(
         networks[name][channel],
         truth[:, channel].flatten(1),
         weights,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slams.assimilation.baseline import Network, OptInterp
+from slams.assimilation.interpolation import AnomalyInterp, Network
 from slams.core.random import fork, normal
 from slams.diffusion.trajectory import MarkovBlanket
 from slams.experiments import analyse
@@ -164,7 +164,7 @@ def _draw(
     return analyse.possible(model, name, x, phase_of(dates))
 
 
-def _interpolator(baselines: Baselines, name: str, direct: Sequence[str]) -> OptInterp | None:
+def _interpolator(baselines: Baselines, name: str, direct: Sequence[str]) -> AnomalyInterp | None:
     """The fit on the set nearest to what is observed, with the other sets' ratios for what it lacks."""
     fits = [fitted for (_, variable), fitted in baselines.interpolators.items() if variable == name]
     ratios: dict[str, float] = {}
@@ -173,4 +173,6 @@ def _interpolator(baselines: Baselines, name: str, direct: Sequence[str]) -> Opt
     if not set(ratios) & set(direct):
         return None
     nearest = min(fits, key=lambda f: len(set(f.ratios) ^ set(direct)))
-    return OptInterp(nearest.length, {m: r for m, r in {**ratios, **nearest.ratios}.items() if m in direct})
+    return AnomalyInterp(
+        nearest.length, {m: r for m, r in {**ratios, **nearest.ratios}.items() if m in direct}
+    )

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from slams.assimilation.baseline import Network, OptInterp
 from slams.assimilation.gaussian import ClosedFormGaussian
+from slams.assimilation.interpolation import AnomalyInterp, Network
 from slams.core.files import atomic
 from slams.diffusion.denoiser import WindowGaussian
 from slams.diffusion.schedule import VPCosine
@@ -117,7 +117,10 @@ def load_baselines(model: Model, path: str | Path) -> tuple[Baselines, dict[str,
         _under(tensors, "errors."),
         tensors["present"],
         {name: slice(*ends) for name, ends in meta["splits"].items()},
-        {(label, name): OptInterp(length, ratios) for label, name, length, ratios in meta["interpolators"]},
+        {
+            (label, name): AnomalyInterp(length, ratios)
+            for label, name, length, ratios in meta["interpolators"]
+        },
         meta["settings"],
     )
     return baselines, networks

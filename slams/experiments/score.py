@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slams.assimilation.baseline import OptInterp
+from slams.assimilation.interpolation import AnomalyInterp
 from slams.core.random import fork
 from slams.evaluation import Scores, gaussian_window_statistics, window_statistics
 from slams.experiments import analyse
@@ -99,7 +99,7 @@ class _Runner:
         self.rounds = len(pieces.index) if pieces.blanket else -(-len(pieces.index) // 8)
         self.advance: Advance = _ignore
         self.states = analyse.state_names(model)
-        self.fitted: dict[tuple[str, tuple[str, ...]], OptInterp] = {}
+        self.fitted: dict[tuple[str, tuple[str, ...]], AnomalyInterp] = {}
         self.std = {n: s.std for n, s in model.codec.statistics.items()}
         self.test = anomalies(model.codec, fields, pieces.days.numpy())
         held = fields.part(self.recipe.data.validation)
@@ -232,7 +232,10 @@ class _Runner:
         lat, lon = torch.tensor(place.coords["lat"]), torch.tensor(place.coords["lon"])
         points = self.model.places[station].points()
         # a station just outside a coarse grid takes the value at its edge
-        inside = [p.clamp(float(axis.min()), float(axis.max())) for p, axis in zip(points.T, (lat, lon), strict=True)]
+        inside = [
+            p.clamp(float(axis.min()), float(axis.max()))
+            for p, axis in zip(points.T, (lat, lon), strict=True)
+        ]
         at = Interpolate(lat, lon, torch.stack(inside, 1))
         train = torch.from_numpy(self.fields.part(self.recipe.data.train))
         value, truth = self.fields.values[grid], self.fields.values[station]
@@ -288,13 +291,15 @@ class _Runner:
                 mean, std = analyse.interpolation(self.model, self.networks, fitted, name, some)
                 self._gaussian(f"interpolation{tail}", name, i, mean, std, each)
 
-    def _interpolator(self, name: str, direct: tuple[str, ...]) -> OptInterp:
+    def _interpolator(self, name: str, direct: tuple[str, ...]) -> AnomalyInterp:
         """Fitted once for all sets that measure a variable by the same modalities."""
         if (name, direct) not in self.fitted:
             days = torch.arange(0, len(self.held[name]), max(1, len(self.held[name]) // 60))
             tuned = observe(self.model.places, self.recipe, self.held, direct, days=days, std=self.std)
             truth = self.held[name][days]
-            self.fitted[name, direct] = analyse.fit_interpolation(self.model, self.networks, name, tuned, truth)
+            self.fitted[name, direct] = analyse.fit_interpolation(
+                self.model, self.networks, name, tuned, truth
+            )
         return self.fitted[name, direct]
 
     def _parts(self, name: str, seen: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from slams.assimilation.baseline import OptInterp
+from slams.assimilation.interpolation import AnomalyInterp
 from slams.experiments.analyse import fit_gaussian
 from slams.experiments.baselines_file import FILE_NAME, networks_of, save_baselines
 from slams.experiments.fields import load_fields
@@ -129,7 +129,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     (folder / "run").mkdir()
     model = train(recipe, fields, folder / "run", Console(quiet=True))
     baselines = fit_gaussian(model, fields)
-    baselines.interpolators["both", "temp"] = OptInterp(800.0, {"coarse": 0.1, "stn": 0.03})
+    baselines.interpolators["both", "temp"] = AnomalyInterp(800.0, {"coarse": 0.1, "stn": 0.03})
     save_baselines(baselines, networks_of(model, fields), folder / "run" / FILE_NAME)
     moved = folder / "elsewhere" / "moved"
     shutil.move(folder / "run", moved)

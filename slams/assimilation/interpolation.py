@@ -1,4 +1,4 @@
-"""The floor of every table: climatology is an anomaly of zero; interpolation is optimal interpolation of anomalies."""
+"""The interpolation that every field analysis is compared with: optimal interpolation of anomalies in space alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class OptInterp:
+class AnomalyInterp:
     """Optimal interpolation of anomalies, each day and level alone.
 
     Anomalies in units of their own climatological spread have correlation exp(-(d / length)^2 / 2) at distance d, and
@@ -86,7 +86,7 @@ class OptInterp:
         *,
         lengths: Sequence[float] = (150, 250, 400, 600, 800, 1000, 1400, 2000),
         ratios: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
-    ) -> "OptInterp":
+    ) -> "AnomalyInterp":
         """The length and the ratios with the smallest error on the days given, then the spread.
 
         Ratios are searched in turn from the largest, for every length.
@@ -104,12 +104,12 @@ class OptInterp:
             The best.
         """
 
-        def score(candidate: "OptInterp") -> float:
+        def score(candidate: "AnomalyInterp") -> float:
             mean, _ = candidate.analyse(target, networks, values)
             weight = torch.where(torch.isfinite(truth), weights, 0.0)
             return float((weight * (mean - torch.nan_to_num(truth)) ** 2).sum() / weight.sum())
 
-        def tuned(best: "OptInterp") -> "OptInterp":
+        def tuned(best: "AnomalyInterp") -> "AnomalyInterp":
             for m in values:
                 best = min((cls(best.length, {**best.ratios, m: float(r)}) for r in ratios), key=score)
             return best

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from slams.assimilation.baseline import Network, OptInterp, great_circle
+from slams.assimilation.interpolation import AnomalyInterp, Network, great_circle
 
 NAN = float("nan")
 
@@ -48,7 +48,7 @@ def test_the_analysis_is_simple_kriging_day_by_day(rng):
     values = {m: torch.randn(4, len(n.points), generator=rng) for m, n in networks.items()}
     values["a"][1, ::2] = values["b"][2] = NAN
     values["a"][3] = values["b"][3] = NAN
-    method = OptInterp(700.0, {"a": 0.1, "b": 0.5}, spread=1.3)
+    method = AnomalyInterp(700.0, {"a": 0.1, "b": 0.5}, spread=1.3)
     mean, std = method.analyse(target, networks, values)
     places = [tuple(p) for m in networks for p in networks[m].points.tolist()]
     scale = np.concatenate([networks[m].std.numpy() for m in networks])
@@ -92,7 +92,7 @@ def test_fit_recovers_the_length_and_the_error_of_fields_made_with_them(length, 
     networks = {"good": Network(everywhere[30:60], std[30:60]), "poor": Network(everywhere[60:], std[60:])}
     target, weights = Network(everywhere[:30], std[:30]), torch.ones(30)
     truth[::9, 4] = NAN
-    found = OptInterp.fit(target, truth, weights, networks, seen)
+    found = AnomalyInterp.fit(target, truth, weights, networks, seen)
     assert found.length == length
     assert found.ratios["good"] <= 0.3 and found.ratios["poor"] >= 0.3
     assert abs(found.spread - 1) < 0.05
