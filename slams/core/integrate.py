@@ -1,10 +1,50 @@
 """Explicit time stepping: a tendency and a step length become a step."""
 
+import difflib
 from collections.abc import Callable
 
 from torch import Tensor
 
 Tendency = Callable[[Tensor, float], Tensor]
+Step = Callable[[Tendency, Tensor, float, float], Tensor]
+
+
+def euler(tendency: Tendency, x: Tensor, time: float, dt: float) -> Tensor:
+    """Advance x' = f(x, t) by Euler's step, x + dt f(x, t).
+
+    Args:
+        tendency: f(x, t), same shape as `x`.
+        x: State, any shape.
+        time: Time t of the state [unit of `dt`].
+        dt: Step length, may be negative.
+
+    Returns:
+        The state at `time + dt`, global error O(dt).
+
+    Source:
+        Hairer, Norsett & Wanner (1993), Solving ODE I, section I.7.
+    """
+    return x.add(tendency(x, time), alpha=dt)
+
+
+def heun(tendency: Tendency, x: Tensor, time: float, dt: float) -> Tensor:
+    """Advance x' = f(x, t) by Heun's step: the mean of the slopes at both ends, the far end by Euler.
+
+    Args:
+        tendency: f(x, t), same shape as `x`.
+        x: State, any shape.
+        time: Time t of the state [unit of `dt`].
+        dt: Step length, may be negative.
+
+    Returns:
+        The state at `time + dt`, global error O(dt^2).
+
+    Source:
+        Heun (1900); Hairer, Norsett & Wanner (1993), Solving ODE I, section II.1.
+    """
+    k1 = tendency(x, time)
+    k2 = tendency(x.add(k1, alpha=dt), time + dt)
+    return x.add(k1.add(k2), alpha=dt / 2)
 
 
 def rk4(tendency: Tendency, x: Tensor, time: float, dt: float) -> Tensor:
@@ -22,12 +62,34 @@ def rk4(tendency: Tendency, x: Tensor, time: float, dt: float) -> Tensor:
     Source:
         Kutta (1901); Hairer, Norsett & Wanner (1993), Solving ODE I, table II.1.2.
     """
+    # `add` with `alpha` is one kernel where a product and a sum are two: small systems are all overhead.
     half = time + dt / 2
     k1 = tendency(x, time)
-    k2 = tendency(x + dt / 2 * k1, half)
-    k3 = tendency(x + dt / 2 * k2, half)
-    k4 = tendency(x + dt * k3, time + dt)
-    return x + dt / 6 * (k1 + 2 * (k2 + k3) + k4)
+    k2 = tendency(x.add(k1, alpha=dt / 2), half)
+    k3 = tendency(x.add(k2, alpha=dt / 2), half)
+    k4 = tendency(x.add(k3, alpha=dt), time + dt)
+    return x.add(k1.add(k4).add(k2.add(k3), alpha=2), alpha=dt / 6)
+
+
+_STEPS: dict[str, Step] = {"rk4": rk4, "heun": heun, "euler": euler}
+
+
+def stepper(method: str) -> Step:
+    """The one-step method of that name.
+
+    Args:
+        method: "rk4", "heun" or "euler".
+
+    Returns:
+        A function of (tendency, x, time, dt), such as `rk4`.
+
+    Raises:
+        ValueError: If there is none, with the nearest name.
+    """
+    if method not in _STEPS:
+        near = difflib.get_close_matches(method, _STEPS, 1, 0.0)[0]
+        raise ValueError(f"no time-stepping method {method!r}; did you mean {near!r}? There are {[*_STEPS]}.")
+    return _STEPS[method]
 
 
 def integrating_factor_rk4(

@@ -43,6 +43,19 @@ class Dynamics(nn.Module, abc.ABC):
             States one step later, `(*B, *S)`.
         """
 
+    def advance(self, x: Tensor, k: int, *, rng: Rng = None) -> Tensor:
+        """States at step k + 1 from those at step k, for systems that vary in time; else `forward`.
+
+        Args:
+            x: States at step k, `(*B, *S)`.
+            k: Number of the step.
+            rng: Source of randomness, for stochastic systems.
+
+        Returns:
+            `(*B, *S)`.
+        """
+        return self(x, rng=rng)
+
     def trajectory(self, x: Tensor, steps: int, *, rng: Rng = None) -> Tensor:
         """Advance `steps` times and keep every state, the first included.
 
@@ -66,6 +79,6 @@ class Dynamics(nn.Module, abc.ABC):
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}.")
         states = [x]
-        for _ in range(steps):
-            states.append(self(states[-1], rng=rng))
+        for k in range(steps):
+            states.append(self.advance(states[-1], k, rng=rng))
         return torch.stack(states, dim=x.ndim - event)
