@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slams.core.distance import great_circle
+
 
 @dataclass(frozen=True)
 class Network:
@@ -121,26 +123,3 @@ class AnomalyInterp:
         weight = torch.where(torch.isfinite(truth), weights, 0.0)
         error = (weight * (mean - torch.nan_to_num(truth)) ** 2).sum() / (weight * std**2).sum()
         return cls(best.length, best.ratios, float(error.sqrt()))
-
-
-def great_circle(a: Tensor, b: Tensor) -> Tensor:
-    """Distances on the Earth's surface.
-
-    Args:
-        a: (latitude, longitude), (P, 2) [degrees].
-        b: The same, (Q, 2).
-
-    Returns:
-        (P, Q) [km].
-
-    >>> round(float(great_circle(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 90.0]]))))
-    10008
-    """
-    u, v = _unit(a), _unit(b)
-    chord = (u[:, None, :] - v[None, :, :]).norm(dim=-1)
-    return (2 * 6371.0 * torch.asin((chord / 2).clamp(max=1))).to(a.dtype)
-
-
-def _unit(points: Tensor) -> Tensor:
-    lat, lon = torch.deg2rad(points.double()).unbind(-1)
-    return torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()], -1)

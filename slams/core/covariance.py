@@ -1,6 +1,8 @@
 """Error covariances: what an observation's noise is, and its precision where values are missing."""
 
 import abc
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,6 +30,18 @@ class Covariance(abc.ABC):
         """
 
     @abc.abstractmethod
+    def whiten(self, residual: Tensor, seen: Tensor | None = None) -> Tensor:
+        """W r with W^T W = precision(seen): errors of what was seen become independent with unit variance.
+
+        Args:
+            residual: r, shape (..., size); what stands where nothing was seen does not matter.
+            seen: Bool, shape broadcasting to that of `residual`; all was seen if None, which is faster.
+
+        Returns:
+            Shape of `residual`, exactly zero where nothing was seen.
+        """
+
+    @abc.abstractmethod
     def apply(self, residual: Tensor, precision: Tensor) -> Tensor:
         """R^-1 r for r of shape (*B, size) and a precision as above; shape (*B, size)."""
 
@@ -51,6 +65,35 @@ class Covariance(abc.ABC):
     def widened(self, variance: float) -> "Covariance":
         """The covariance with `variance` added to its diagonal."""
 
+    @abc.abstractmethod
+    def dense(self) -> Tensor:
+        """The matrix R, shape (size, size)."""
+
+    @abc.abstractmethod
+    def select(self, index: Tensor) -> "Covariance":
+        """Covariance of the components `index` (n), in that order."""
+
+    @abc.abstractmethod
+    def to(self, like: Tensor) -> "Covariance":
+        """The covariance in the dtype and on the device of `like`."""
+
+    def sized(self, size: int, like: Tensor | None = None) -> "Covariance":
+        """The covariance of `size` values, which most covariances already are.
+
+        Args:
+            size: Number of values.
+            like: Gives dtype and device to a covariance that has none of its own.
+
+        Raises:
+            ValueError: If the covariance is one of another number of values.
+        """
+        if size != self.size:
+            raise ValueError(
+                f"the observation has {size} values but its noise covariance {self.size}; "
+                "give one error a value."
+            )
+        return self
+
 
 class Diagonal(Covariance):
     """R = diag(variance).
@@ -69,11 +112,17 @@ class Diagonal(Covariance):
                 f"{float(variance.min()):g}; an exact observation still needs a small error."
             )
         self.variance = variance
-        self.size = variance.shape[-1]
+        self.size = variance.numel()
+        self._weight = variance.rsqrt()
 
     def precision(self, seen: Tensor) -> Tensor:
         """See `Covariance.precision`."""
         return seen.to(self.variance.dtype) / self.variance
+
+    def whiten(self, residual: Tensor, seen: Tensor | None = None) -> Tensor:
+        """See `Covariance.whiten`."""
+        scaled = residual * self._weight
+        return scaled if seen is None else torch.where(seen, scaled, 0.0)
 
     def apply(self, residual: Tensor, precision: Tensor) -> Tensor:
         """See `Covariance.apply`."""
@@ -95,6 +144,74 @@ class Diagonal(Covariance):
         """See `Covariance.widened`."""
         return Diagonal(self.variance + variance)
 
+    def dense(self) -> Tensor:
+        """See `Covariance.dense`."""
+        return self.variance.diag()
+
+    def select(self, index: Tensor) -> "Diagonal":
+        """See `Covariance.select`."""
+        return Diagonal(self.variance[index])
+
+    def to(self, like: Tensor) -> "Diagonal":
+        """See `Covariance.to`."""
+        return Diagonal(self.variance.to(like))
+
+
+class Isotropic(Diagonal):
+    """R = variance times the identity, of as many values as there will be.
+
+    It whitens and weighs values of any number; what needs the number (draws, the matrix, a selection) needs
+    `sized` first, which observations and surveys call themselves.
+
+    Args:
+        variance: Positive variance of every value (not its standard deviation).
+
+    Raises:
+        ValueError: If the variance is not positive and finite.
+
+    >>> Isotropic(4.0).sized(2).dense()
+    tensor([[4., 0.],
+            [0., 4.]])
+    """
+
+    def __init__(self, variance: float) -> None:
+        # float64 without axes: it takes the dtype of whatever it multiplies
+        super().__init__(torch.tensor(float(variance), dtype=torch.float64))
+        self.size = 0
+
+    def sized(self, size: int, like: Tensor | None = None) -> Diagonal:
+        """The covariance of `size` values, in the dtype and on the device of `like`."""
+        if like is None:
+            return Diagonal(torch.full((size,), float(self.variance)))
+        return Diagonal(torch.full((size,), float(self.variance), dtype=like.dtype, device=like.device))
+
+    def sample(self, *shape: int, rng: Rng = None) -> Tensor:
+        """Refused: how many values?"""
+        raise self._unsized()
+
+    def scaled(self, factor: float) -> "Isotropic":
+        """See `Covariance.scaled`."""
+        return Isotropic(float(self.variance) * factor)
+
+    def widened(self, variance: float) -> "Isotropic":
+        """See `Covariance.widened`."""
+        return Isotropic(float(self.variance) + variance)
+
+    def dense(self) -> Tensor:
+        """Refused: how many values?"""
+        raise self._unsized()
+
+    def select(self, index: Tensor) -> "Isotropic":
+        """See `Covariance.select`."""
+        return self
+
+    def to(self, like: Tensor) -> "Isotropic":
+        """See `Covariance.to`."""
+        return self
+
+    def _unsized(self) -> ValueError:
+        return ValueError("an isotropic covariance has no number of values yet; call sized(n) first.")
+
 
 class Dense(Covariance):
     """A full covariance matrix R.
@@ -103,10 +220,18 @@ class Dense(Covariance):
         matrix: Symmetric positive definite, shape (size, size).
 
     Raises:
-        ValueError: If the matrix is not positive definite.
+        ValueError: If the matrix is not square, symmetric and positive definite.
     """
 
     def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"a covariance is a square matrix, got shape {tuple(matrix.shape)}.")
+        asymmetry = (matrix - matrix.mT).abs().max() / matrix.abs().max()
+        if bool(asymmetry > 1e-4):
+            raise ValueError(
+                f"the noise covariance is not symmetric (relative asymmetry {float(asymmetry):.1g}); "
+                "average it with its transpose."
+            )
         if int(torch.linalg.cholesky_ex(matrix).info) != 0:
             smallest = float(torch.linalg.eigvalsh(matrix)[0])
             raise ValueError(
@@ -120,13 +245,17 @@ class Dense(Covariance):
         """See `Covariance.precision`."""
         if bool(seen.all()):
             return torch.linalg.inv(self.matrix.double()).to(self.matrix.dtype)
-        patterns, where = seen.reshape(-1, self.size).unique(dim=0, return_inverse=True)
-        full = torch.zeros(len(patterns), self.size, self.size, dtype=self.matrix.dtype)
-        for row, pattern in enumerate(patterns):
-            index = pattern.nonzero().squeeze(-1)
-            block = torch.linalg.inv(self.matrix[index][:, index].double())
-            full[row, index[:, None], index] = block.to(full.dtype)
-        return full[where].reshape(*seen.shape, self.size)
+        return self._by_pattern(seen, torch.linalg.inv)
+
+    def whiten(self, residual: Tensor, seen: Tensor | None = None) -> Tensor:
+        """See `Covariance.whiten`; W is the inverse of the Cholesky factor of what was seen."""
+        if seen is None or bool(seen.all()):
+            return residual @ self._root.to(residual.dtype).mT
+        root = self._by_pattern(seen, _inverse_factor).to(residual.dtype)
+        clean = torch.where(seen, residual, 0.0)
+        if seen.ndim == 1 or seen.shape[-2] == 1:  # one pattern for all members: a product of matrices
+            return clean @ (root if seen.ndim == 1 else root.squeeze(-3)).mT
+        return (root @ clean[..., None]).squeeze(-1)
 
     def apply(self, residual: Tensor, precision: Tensor) -> Tensor:
         """See `Covariance.apply`."""
@@ -148,3 +277,61 @@ class Dense(Covariance):
     def widened(self, variance: float) -> "Dense":
         """See `Covariance.widened`."""
         return Dense(self.matrix + variance * torch.eye(self.size).to(self.matrix))
+
+    def dense(self) -> Tensor:
+        """See `Covariance.dense`."""
+        return self.matrix
+
+    def select(self, index: Tensor) -> "Dense":
+        """See `Covariance.select`."""
+        return Dense(self.matrix[index][:, index])
+
+    def to(self, like: Tensor) -> "Dense":
+        """See `Covariance.to`."""
+        return Dense(self.matrix.to(like))
+
+    @cached_property
+    def _root(self) -> Tensor:
+        return _inverse_factor(self.matrix.double()).to(self.matrix.dtype)
+
+    def _by_pattern(self, seen: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
+        """`inverse` of the sub-matrix of what was seen, once a distinct pattern; shape (*seen, size)."""
+        patterns, where = seen.reshape(-1, self.size).unique(dim=0, return_inverse=True)
+        full = self.matrix.new_zeros(len(patterns), self.size, self.size)
+        for row, pattern in enumerate(patterns):
+            index = pattern.nonzero().squeeze(-1)
+            block = inverse(self.matrix[index][:, index].double())
+            full[row, index[:, None], index] = block.to(full.dtype)
+        return full[where].reshape(*seen.shape, self.size)
+
+
+def stack(covariances: Sequence[Covariance]) -> Covariance:
+    """Block-diagonal covariance of independent vectors put one after the other.
+
+    Args:
+        covariances: The blocks, each with a size.
+
+    Returns:
+        The block itself if it is the only one, a `Diagonal` if all are diagonal, else a `Dense`.
+
+    Raises:
+        ValueError: If there is no block, or one has no size yet.
+
+    >>> stack([Diagonal(torch.tensor([1.0])), Diagonal(torch.tensor([2.0, 3.0]))]).variance
+    tensor([1., 2., 3.])
+    """
+    if not covariances or not all(block.size for block in covariances):
+        sizes = [block.size for block in covariances]
+        raise ValueError(f"blocks need a size each, got {sizes} (0: none yet); call sized(n) first.")
+    if len(covariances) == 1:
+        return covariances[0]
+    diagonals = [block.variance for block in covariances if isinstance(block, Diagonal)]
+    if len(diagonals) == len(covariances):
+        return Diagonal(torch.cat(diagonals))
+    return Dense(torch.block_diag(*(block.dense() for block in covariances)))
+
+
+def _inverse_factor(matrix: Tensor) -> Tensor:
+    """L^-1 where L L^T is the matrix."""
+    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(matrix), eye, upper=False)

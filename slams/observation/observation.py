@@ -7,8 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from slams.core.covariance import Covariance
-from slams.observation.operators import Operator
+from slams.core.covariance import Covariance, stack
+from slams.core.random import Rng
+from slams.observation.operators import Compose, Flatten, Operator, Stack
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,9 @@ class Observation:
     Attributes:
         value: y, shape (*B, *O), NaN where missing.
         operator: h: (*B, *S) -> (*B, *O).
-        noise: R over the flattened (*O).
+        noise: R over the flattened (*O); an `Isotropic` one takes the number of values.
         event: Number of axes of *O.
+        columns: Where its values stand among those of all modalities, shape (prod(O)); None if it has all.
 
     Raises:
         ValueError: If R has another size than the values.
@@ -29,14 +31,11 @@ class Observation:
     operator: Operator
     noise: Covariance
     event: int = 1
+    columns: Tensor | None = None
 
     def __post_init__(self) -> None:
         size = self.value.shape[-self.event :].numel()
-        if size != self.noise.size:
-            raise ValueError(
-                f"the observation has {size} values but its noise covariance {self.noise.size}; "
-                "give one error a value."
-            )
+        object.__setattr__(self, "noise", self.noise.sized(size, self.value))
 
     @cached_property
     def precision(self) -> Tensor:
@@ -48,23 +47,97 @@ class Observation:
         """Which values are there, bool, shape (*B, prod(O))."""
         return torch.isfinite(self.value).flatten(-self.event)
 
-    def residual(self, x: Tensor) -> Tensor:
-        """y - h(x) with 0 where y is missing, shape (*B, prod(O)).
+    @cached_property
+    def all_seen(self) -> bool:
+        """Whether no value is missing, in any replicate."""
+        return bool(self.seen.all())
+
+    @cached_property
+    def filled(self) -> Tensor:
+        """The values with 0 where missing, shape (*B, prod(O))."""
+        flat = self.value.flatten(-self.event)
+        return flat if self.all_seen else torch.where(self.seen, flat, 0.0)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """h(x) as a vector: (*B, *S) -> (*B, prod(O)).
 
         Raises:
             ValueError: If the operator's output does not have the shape of the values.
         """
         predicted = self.operator(x)
-        if predicted.shape[-self.event :] != self.value.shape[-self.event :]:
+        event = self.event
+        if predicted.shape[-event:] != self.value.shape[-event:]:
             raise ValueError(
-                f"the operator gives values of shape {tuple(predicted.shape[-self.event :])}, but "
-                f"{tuple(self.value.shape[-self.event :])} were observed; check the operator and the file."
+                f"the operator {self.operator} gives values of shape {tuple(predicted.shape[-event:])}, but "
+                f"{tuple(self.value.shape[-event:])} were observed; check the operator and the file."
             )
-        return torch.where(self.seen, (torch.nan_to_num(self.value) - predicted).flatten(-self.event), 0.0)
+        return predicted if event == 1 else predicted.flatten(-event)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """y - h(x) with 0 where y is missing, shape (*B, prod(O)); members in front of the axes of y.
+
+        Raises:
+            ValueError: If the operator's output does not have the shape of the values.
+        """
+        difference = self.filled - self.predict(x)
+        return difference if self.all_seen else torch.where(self.seen, difference, 0.0)
+
+    def innovation(self, x: Tensor, *, members: bool | None = None) -> Tensor:
+        """y - h(x) with 0 where y is missing, for a state or for an ensemble.
+
+        Args:
+            x: (*B, *S), or (*B, N, *S).
+            members: Whether x has an axis of members after those of y; by default, whether it has more axes.
+
+        Returns:
+            (*B, prod(O)), or (*B, N, prod(O)).
+
+        Raises:
+            ValueError: If the operator's output does not have the shape of the values.
+        """
+        predicted = self.predict(x)
+        between = self._between(predicted, members)
+        difference = (self.filled.unsqueeze(-2) if between else self.filled) - predicted
+        if self.all_seen:
+            return difference
+        return torch.where(self.seen.unsqueeze(-2) if between else self.seen, difference, 0.0)
+
+    def whiten(self, residual: Tensor, *, members: bool | None = None) -> Tensor:
+        """W r with W^T W the precision of what was seen, exactly 0 for what was not.
+
+        Args:
+            residual: r in the space of the values, (*B, prod(O)) or (*B, N, prod(O)): innovations, h of members,
+                their anomalies.
+            members: Whether r has an axis of members after those of y; by default, whether it has more axes.
+
+        Returns:
+            Shape of `residual`.
+        """
+        if self.all_seen:
+            return self.noise.whiten(residual)
+        between = self._between(residual, members)
+        return self.noise.whiten(residual, self.seen.unsqueeze(-2) if between else self.seen)
+
+    def _between(self, vector: Tensor, members: bool | None) -> bool:
+        return vector.ndim > self.value.ndim + 1 - self.event if members is None else members
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """-1/2 r^T R^-1 r over what was seen, up to a constant of x: (*B, *S) -> (*B)."""
         return -0.5 * self.noise.quadratic(self.residual(x), self.precision)
+
+    @classmethod
+    def _known(cls, like: "Observation", value: Tensor, all_seen: bool) -> "Observation":
+        """`like` with other values of the same shape, unchecked: made anew in every cycle of a filter."""
+        made = object.__new__(cls)
+        made.__dict__.update(
+            value=value,
+            operator=like.operator,
+            noise=like.noise,
+            event=1,
+            columns=like.columns,
+            all_seen=all_seen,
+        )
+        return made
 
 
 class Observations(Mapping[str, Observation]):
@@ -99,6 +172,99 @@ class Observations(Mapping[str, Observation]):
 
     def __len__(self) -> int:
         return len(self._modalities)
+
+    def step(self, k: int) -> Observation | None:
+        """Everything that was seen at step k, as one observation with a vector of values.
+
+        Modalities of which nothing was seen at that step, in any replicate, are left out; `columns` says which
+        values remain.
+
+        Args:
+            k: Number of the step, 0 <= k < L.
+
+        Returns:
+            Values (*B, O), all modalities one after the other, noise of independent modalities, an operator
+            (*B, *S) -> (*B, O); None if nothing was seen.
+        """
+        names, complete = self._agenda[k]
+        if not names:
+            return None
+        like = self._joined.get(names)
+        if like is None:
+            like = self._joined[names] = self._join(names)
+        values = [self._flat[name].select(-2, k) for name in names]
+        return Observation._known(like, values[0] if len(values) == 1 else torch.cat(values, -1), complete)
+
+    @property
+    def seen_steps(self) -> list[int]:
+        """Steps at which anything was seen, in order."""
+        return [k for k, (names, _) in enumerate(self._agenda) if names]
+
+    @cached_property
+    def _flat(self) -> dict[str, Tensor]:
+        return {name: o.value.flatten(-o.event) for name, o in self.items()}
+
+    @cached_property
+    def _joined(self) -> dict[tuple[str, ...], Observation]:
+        return {}
+
+    @cached_property
+    def _agenda(self) -> list[tuple[tuple[str, ...], bool]]:
+        """For each step what was seen, and whether nothing of that is missing."""
+        anything, everything = {}, {}
+        for name, o in self.items():
+            seen = o.seen.movedim(-2, 0).flatten(1)
+            anything[name], everything[name] = seen.any(1).tolist(), seen.all(1).tolist()
+        names = [tuple(name for name in self if anything[name][k]) for k in range(self.steps)]
+        return [(part, all(everything[name][k] for name in part)) for k, part in enumerate(names)]
+
+    def _join(self, names: tuple[str, ...]) -> Observation:
+        """What is the same at all steps that see these modalities."""
+        batches = {name: tuple(self._flat[name].shape[:-2]) for name in names}
+        if len(set(batches.values())) > 1:
+            raise ValueError(
+                f"modalities seen together need the same replicates, got {batches}; expand them."
+            )
+        operators = {}
+        for name in names:
+            o = self[name]
+            operators[name] = o.operator if o.event == 1 else Compose([o.operator, Flatten(o.event)])
+        operator = next(iter(operators.values())) if len(names) == 1 else Stack(operators)
+        noise = stack([self[name].noise for name in names])
+        sizes = [self[name].noise.size for name in self]
+        places = dict(zip(self, torch.arange(sum(sizes)).split(sizes), strict=True))
+        columns = None if len(names) == len(self) else torch.cat([places[name] for name in names])
+        value = torch.cat([self._flat[name].select(-2, 0) for name in names], -1)
+        return Observation(value, operator, noise, columns=columns)
+
+    def withhold(self, fraction: float, rng: Rng = None) -> tuple["Observations", "Observations"]:
+        """Split the observed locations at random, for verification with what was not assimilated.
+
+        A location is one component of a modality's values; it goes to one side at all steps and in all replicates.
+
+        Args:
+            fraction: Share of each modality's locations to withhold, between 0 and 1.
+            rng: Generator.
+
+        Returns:
+            What to assimilate and what to verify with, both of the shape of these, NaN where the other has a value.
+
+        Raises:
+            ValueError: If `fraction` is not between 0 and 1.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"the share to withhold must lie between 0 and 1, got {fraction}.")
+        kept, withheld = {}, {}
+        for name, o in self.items():
+            places = o.seen.flatten(0, -2).any(0).nonzero().squeeze(-1)
+            device = None if rng is None else rng.device
+            drawn = torch.randperm(len(places), generator=rng, device=device).to(places.device)
+            hidden = torch.zeros(o.seen.shape[-1], dtype=torch.bool, device=places.device)
+            hidden[places[drawn[: round(fraction * len(places))]]] = True
+            hidden = hidden.reshape(o.value.shape[-o.event :])
+            kept[name] = replace(o, value=o.value.masked_fill(hidden, torch.nan))
+            withheld[name] = replace(o, value=o.value.masked_fill(~hidden, torch.nan))
+        return Observations(kept), Observations(withheld)
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """Sum over modalities and steps: (*B, L, *S) -> (*B)."""

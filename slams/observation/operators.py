@@ -1,11 +1,58 @@
 """Observation operators: what an instrument sees of a field. All take any leading batch axes."""
 
-from collections.abc import Callable, Sequence
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from slams.core.random import Rng
+from slams.observation.grid import AvgPool, Vorticity
+from slams.observation.interpolation import Interpolate, InterpolateLine, InterpolateTorus
+
+__all__ = [
+    "AvgPool",
+    "Compose",
+    "Flatten",
+    "Identity",
+    "Interpolate",
+    "InterpolateLine",
+    "InterpolateTorus",
+    "Mask",
+    "Operator",
+    "Pointwise",
+    "Select",
+    "Stack",
+    "Stride",
+    "Vorticity",
+]
+
 Operator = Callable[[Tensor], Tensor]
+
+
+class Identity(nn.Module):
+    """The whole event as it is.
+
+    Args:
+        event: Number of axes of the event.
+    """
+
+    def __init__(self, event: int = 1) -> None:
+        super().__init__()
+        self.event = event
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(*B, *S) -> (*B, *S).
+
+        Raises:
+            ValueError: If the state has fewer axes than the event.
+        """
+        if x.ndim < self.event:
+            raise ValueError(
+                f"expected an event of {self.event} axes, got a state of shape {tuple(x.shape)}."
+            )
+        return x
 
 
 class Flatten(nn.Module):
@@ -43,97 +90,154 @@ class Select(nn.Module):
             raise ValueError(f"a selection needs at least one non-negative index, got {index.tolist()[:5]}.")
         self.register_buffer("index", index)
         self.event = event
+        self.largest = int(index.max())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(*B, *S) -> (*B, P)."""
-        return x.flatten(-self.event).index_select(-1, self.index)
+        """(*B, *S) -> (*B, P).
+
+        Raises:
+            ValueError: If the event has fewer components than the largest index.
+        """
+        flat = x if self.event == 1 else x.flatten(-self.event)
+        if self.largest >= flat.shape[-1]:
+            raise ValueError(
+                f"the selection reads component {self.largest} of an event of {flat.shape[-1]} "
+                f"(a state of shape {tuple(x.shape)} with {self.event} event axes); check index and `event`."
+            )
+        return flat.index_select(-1, self.index)
+
+
+class Mask(Select):
+    """The points of a grid that a mask leaves, as one vector; the same points of every channel.
+
+    What is hidden is not returned at all, so that no noise is drawn for it and no method can read it.
+
+    Args:
+        keep: Bool, True where observed, shape of the last axes of the state, such as (n) or (H, W).
+
+    Raises:
+        ValueError: If `keep` is not bool or hides everything.
+
+    >>> Mask.grid((4, 4), 3)(torch.arange(16).reshape(4, 4))
+    tensor([ 0,  3, 12, 15])
+    """
+
+    def __init__(self, keep: Tensor) -> None:
+        if keep.dtype != torch.bool or not bool(keep.any()):
+            raise ValueError(
+                f"a mask is bool and leaves at least one point, got {keep.dtype} with {int(keep.sum())} left."
+            )
+        super().__init__(keep.flatten().nonzero().squeeze(-1), keep.ndim)
+        self.shape = tuple(keep.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(*B, *S) -> (*B, P).
+
+        Raises:
+            ValueError: If the last axes of the state do not have the shape of the mask.
+        """
+        if tuple(x.shape[-self.event :]) != self.shape:
+            raise ValueError(f"the mask has shape {self.shape}, but the state {tuple(x.shape)}.")
+        return super().forward(x)
+
+    @classmethod
+    def grid(cls, shape: Sequence[int], step: int, offset: int = 0) -> "Mask":
+        """Every `step`-th point of each axis, from `offset` on."""
+        _check_stride(step, offset)
+        keep = torch.zeros(tuple(shape), dtype=torch.bool)
+        keep[tuple(slice(offset, None, step) for _ in shape)] = True
+        return cls(keep)
+
+    @classmethod
+    def centre(cls, shape: Sequence[int], fraction: float = 0.5) -> "Mask":
+        """All but a central box whose sides are `fraction` of the grid's: in 2-D a quarter by default."""
+        if not 0 < fraction < 1:
+            raise ValueError(f"the hidden box is a fraction between 0 and 1 of each side, got {fraction}.")
+        keep = torch.ones(tuple(shape), dtype=torch.bool)
+        sides = [max(1, round(fraction * size)) for size in shape]
+        starts = [(size - side) // 2 for size, side in zip(shape, sides, strict=True)]
+        box = tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
+        keep[box] = False
+        return cls(keep)
+
+    @classmethod
+    def random(cls, shape: Sequence[int], hidden: float, rng: Rng = None) -> "Mask":
+        """Points drawn once without replacement, of which the share `hidden` is not seen."""
+        size = math.prod(shape)
+        left = int(size * (1 - hidden) + 1e-9)  # 1 - 0.9 is a little less than 0.1
+        if not 0 <= hidden < 1 or left < 1:
+            raise ValueError(f"hiding {hidden} of {size} points leaves none, or is no share in [0, 1).")
+        keep = torch.zeros(size, dtype=torch.bool)
+        keep[torch.randperm(size, generator=rng, device=None if rng is None else rng.device)[:left]] = True
+        return cls(keep.reshape(tuple(shape)))
 
 
 class Stride(nn.Module):
-    """Every `step`-th point of the last two axes, from `offset` on."""
+    """Every `step`-th point of the last axes, from `offset` on.
 
-    def __init__(self, step: int, offset: int = 0) -> None:
+    Args:
+        step: Distance of two observed points.
+        offset: First observed point.
+        axes: How many of the last axes are thinned: 1 or 2.
+
+    Raises:
+        ValueError: If step, offset or axes cannot be.
+
+    >>> Stride(2)(torch.arange(5))
+    tensor([0, 2, 4])
+    """
+
+    def __init__(self, step: int, offset: int = 0, axes: int = 1) -> None:
         super().__init__()
-        if step < 1 or not 0 <= offset < step:
-            raise ValueError(f"need step >= 1 and 0 <= offset < step, got step {step} and offset {offset}.")
-        self.step, self.offset = step, offset
+        _check_stride(step, offset)
+        if axes not in (1, 2):
+            raise ValueError(f"a stride runs along the last axis or the last two, got axes {axes}.")
+        self.step, self.offset, self.axes = step, offset, axes
 
     def forward(self, x: Tensor) -> Tensor:
-        """(*B, H, W) -> (*B, H', W')."""
+        """(*B, n) -> (*B, n'), or (*B, H, W) -> (*B, H', W')."""
+        if self.axes == 1:
+            return x[..., self.offset :: self.step]
         return x[..., self.offset :: self.step, self.offset :: self.step]
 
 
-class AvgPool(nn.Module):
-    """Area means over blocks of `size` x `size` cells.
+POINTWISE: Mapping[str, Operator] = {
+    "arctan": torch.arctan,
+    "exp": torch.exp,
+    "cube": lambda x: x**3,
+    "saturate": lambda x: x / (1 + x.abs()),
+}
+
+
+class Pointwise(nn.Module):
+    """f(scale * x + shift), component by component.
 
     Args:
-        size: Side of a block; must divide both grid axes.
-        weights: Area weights of the cells (H, 1) or (H, W); equal if None.
-    """
-
-    weights: Tensor | None
-
-    def __init__(self, size: int, weights: Tensor | None = None) -> None:
-        super().__init__()
-        self.size = size
-        self.register_buffer("weights", weights)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(*B, H, W) -> (*B, H / size, W / size).
-
-        Raises:
-            ValueError: If `size` does not divide the grid.
-        """
-        height, width = x.shape[-2:]
-        if height % self.size or width % self.size:
-            raise ValueError(
-                f"blocks of {self.size} do not divide a grid of {height} x {width}; choose a divisor."
-            )
-        weight = torch.ones(height, width, dtype=x.dtype, device=x.device)
-        if self.weights is not None:
-            weight = weight * self.weights
-        return self._blocks(x * weight) / self._blocks(weight)
-
-    def _blocks(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.size)).unflatten(-3, (-1, self.size)).sum((-1, -3))
-
-
-class Interpolate(nn.Module):
-    """Bilinear interpolation of a grid to points.
-
-    Args:
-        lat: Latitudes of the grid, falling or rising, shape (H) [degrees].
-        lon: Longitudes of the grid, rising, shape (W) [degrees].
-        points: (latitude, longitude) of the points, shape (P, 2) [degrees].
-        periodic: Whether the longitudes close the circle.
+        name: f: "arctan", "exp", "cube" (w^3) or "saturate" (w / (1 + |w|)).
+        scale: Factor in front of x.
+        shift: What is added to it: exp(x - 0.6) is `Pointwise("exp", shift=-0.6)`.
 
     Raises:
-        ValueError: If a point lies outside the grid.
+        ValueError: If there is no such function.
+
+    >>> Pointwise("saturate", scale=2.0)(torch.tensor([-0.5, 0.0, 1.5]))
+    tensor([-0.5000,  0.0000,  0.7500])
     """
 
-    corners: Tensor
-    weights: Tensor
-
-    def __init__(self, lat: Tensor, lon: Tensor, points: Tensor, *, periodic: bool = False) -> None:
+    def __init__(self, name: str, *, scale: float = 1.0, shift: float = 0.0) -> None:
         super().__init__()
-        rows, row_weights = _bracket(lat, points[:, 0], None, "latitude")
-        columns, column_weights = _bracket(lon, points[:, 1], 360.0 if periodic else None, "longitude")
-        width = len(lon)
-        corners = torch.stack([rows[:, i] * width + columns[:, j] for i in (0, 1) for j in (0, 1)])
-        weights = torch.stack([row_weights[:, i] * column_weights[:, j] for i in (0, 1) for j in (0, 1)])
-        self.register_buffer("corners", corners)
-        self.register_buffer("weights", weights)
+        if name not in POINTWISE:
+            near = difflib.get_close_matches(name, POINTWISE, 1, 0)[0]
+            raise ValueError(
+                f"unknown function {name!r}; did you mean {near!r}? There are {', '.join(POINTWISE)}."
+            )
+        self.name, self.scale, self.shift = name, scale, shift
 
     def forward(self, x: Tensor) -> Tensor:
-        """(*B, H, W) -> (*B, P)."""
-        flat = x.flatten(-2)
-        return sum(
-            (
-                flat.index_select(-1, corner) * weight.to(x.dtype)
-                for corner, weight in zip(self.corners, self.weights, strict=True)
-            ),
-            start=torch.zeros((), dtype=x.dtype, device=x.device),
-        )
+        """(*B, *S) -> (*B, *S)."""
+        if (self.scale, self.shift) != (1.0, 0.0):
+            x = self.scale * x + self.shift
+        return POINTWISE[self.name](x)
 
 
 class Compose(nn.Module):
@@ -157,22 +261,38 @@ class Compose(nn.Module):
         return x
 
 
-def _bracket(axis: Tensor, value: Tensor, period: float | None, name: str) -> tuple[Tensor, Tensor]:
-    """Indices (P, 2) of the two grid lines around each value and their weights (P, 2)."""
-    axis, value = axis.double(), value.double()
-    order = torch.argsort(axis)
-    line = axis[order]
-    if period is not None:
-        value = line[0] + (value - line[0]) % period
-        line, order = torch.cat([line, line[:1] + period]), torch.cat([order, order[:1]])
-    slack = 1e-9 * max(1.0, float(line.abs().max()))
-    outside = (value < line[0] - slack) | (value > line[-1] + slack)
-    if bool(outside.any()):
-        raise ValueError(
-            f"{int(outside.sum())} of {len(value)} points lie outside the grid's {name}s "
-            f"{float(line[0]):g}..{float(line[-1]):g}, "
-            f"such as {float(value[outside][0]):g}; drop or move them."
-        )
-    upper = torch.searchsorted(line, value.contiguous()).clamp(1, len(line) - 1)
-    weight = ((value - line[upper - 1]) / (line[upper] - line[upper - 1])).clamp(0, 1)
-    return torch.stack([order[upper - 1], order[upper]], 1), torch.stack([1 - weight, weight], 1)
+class Stack(nn.Module):
+    """Several operators on one state, their values one after the other in one vector.
+
+    Args:
+        operators: By name or in order.
+        events: Number of axes of the values of each, or of all.
+
+    Raises:
+        ValueError: If there is no operator, or another number of `events`.
+    """
+
+    def __init__(
+        self, operators: Mapping[str, Operator] | Sequence[Operator], events: int | Sequence[int] = 1
+    ) -> None:
+        super().__init__()
+        parts = list(operators.values()) if isinstance(operators, Mapping) else list(operators)
+        self.events = (events,) * len(parts) if isinstance(events, int) else tuple(events)
+        if not parts or len(self.events) != len(parts):
+            raise ValueError(
+                f"a stack needs operators and one `events` each, got {len(parts)} and {len(self.events)}."
+            )
+        self.operators = tuple(parts)
+        for number, operator in enumerate(parts):
+            if isinstance(operator, nn.Module):
+                self.add_module(str(number), operator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(*B, *S) -> (*B, sum of the prod(O))."""
+        pairs = zip(self.operators, self.events, strict=True)
+        return torch.cat([h(x).flatten(-event) for h, event in pairs], -1)
+
+
+def _check_stride(step: int, offset: int) -> None:
+    if step < 1 or not 0 <= offset < step:
+        raise ValueError(f"need step >= 1 and 0 <= offset < step, got step {step} and offset {offset}.")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from slams.assimilation.interpolation import AnomalyInterp, Network, great_circle
+from slams.assimilation.interpolation import AnomalyInterp, Network
+from slams.core.distance import great_circle
 
 NAN = float("nan")
 

@@ -1,0 +1,108 @@
+"""Operators that combine neighbours on a regular grid: block means, vorticity."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class AvgPool(nn.Module):
+    """Means over blocks of `size` cells along each of the last axes.
+
+    Args:
+        size: Side of a block; must divide the axes.
+        weights: Area weights of the cells, broadcasting to (H, W) or (n); equal if None.
+        axes: How many of the last axes are pooled: 1 or 2.
+
+    Raises:
+        ValueError: If size or axes cannot be.
+    """
+
+    weights: Tensor | None
+
+    def __init__(self, size: int, weights: Tensor | None = None, axes: int = 2) -> None:
+        super().__init__()
+        if size < 1 or axes not in (1, 2):
+            raise ValueError(f"need a size of at least 1 and 1 or 2 axes, got size {size} and axes {axes}.")
+        self.size, self.axes = size, axes
+        self.register_buffer("weights", weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(*B, H, W) -> (*B, H / size, W / size), or (*B, n) -> (*B, n / size).
+
+        Raises:
+            ValueError: If `size` does not divide the grid.
+        """
+        grid = x.shape[-self.axes :]
+        if any(side % self.size for side in grid):
+            raise ValueError(
+                f"blocks of {self.size} do not divide a grid of {' x '.join(map(str, grid))}; "
+                "choose a divisor."
+            )
+        if self.weights is None:
+            return self._blocks(x) / self.size**self.axes
+        weight = self.weights.to(x).expand(grid)
+        return self._blocks(x * weight) / self._blocks(weight)
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        x = x.unflatten(-1, (-1, self.size)).sum(-1)
+        return x if self.axes == 1 else x.unflatten(-2, (-1, self.size)).sum(-2)
+
+
+class Vorticity(nn.Module):
+    """Vorticity of a velocity on the doubly periodic plane, w = dv/dx - du/dy.
+
+    Channel 0 is u, the velocity along x; channel 1 is v, along y. Positive is anticlockwise where x points right
+    and y up.
+
+    Args:
+        spacing: Distance of two grid points, or (along y, along x).
+        scheme: "centred" differences of second order, or "spectral".
+        x_axis: Which of the last two axes is x: -1 (rows are y) or -2 (rows are x).
+
+    Raises:
+        ValueError: If a setting cannot be.
+    """
+
+    def __init__(
+        self, spacing: float | tuple[float, float] = 1.0, *, scheme: str = "centred", x_axis: int = -1
+    ) -> None:
+        super().__init__()
+        dy, dx = spacing if isinstance(spacing, tuple) else (spacing, spacing)
+        if dx <= 0 or dy <= 0 or scheme not in ("centred", "spectral") or x_axis not in (-1, -2):
+            raise ValueError(
+                'need positive spacings, scheme "centred" or "spectral" and x_axis -1 or -2, '
+                f"got {spacing}, {scheme!r} and {x_axis}."
+            )
+        self.dx, self.dy, self.x_axis = float(dx), float(dy), x_axis
+        self.derivative = _centred if scheme == "centred" else _spectral
+
+    def forward(self, velocity: Tensor) -> Tensor:
+        """(*B, 2, H, W) -> (*B, H, W).
+
+        Raises:
+            ValueError: If there are not two channels.
+        """
+        if velocity.ndim < 3 or velocity.shape[-3] != 2:
+            raise ValueError(
+                f"vorticity needs a velocity of shape (*B, 2, H, W), got {tuple(velocity.shape)}."
+            )
+        u, v = velocity.unbind(-3)
+        y_axis = -3 - self.x_axis
+        return self.derivative(v, self.x_axis, self.dx) - self.derivative(u, y_axis, self.dy)
+
+
+def _centred(x: Tensor, axis: int, spacing: float) -> Tensor:
+    """dx/ds along a periodic axis, second order."""
+    return (x.roll(-1, axis) - x.roll(1, axis)) / (2 * spacing)
+
+
+def _spectral(x: Tensor, axis: int, spacing: float) -> Tensor:
+    """dx/ds along a periodic axis, exact for resolved waves; the Nyquist wave, whose phase is unknown, gives 0."""
+    size = x.shape[axis]
+    k = 2 * math.pi * torch.fft.rfftfreq(size, spacing, dtype=x.dtype, device=x.device)
+    if size % 2 == 0:
+        k[-1] = 0
+    shape = [1] * x.ndim
+    shape[axis] = len(k)
+    return torch.fft.irfft(1j * k.reshape(shape) * torch.fft.rfft(x, dim=axis), size, axis)
