@@ -27,4 +27,5 @@ class Latent(Assimilator):
 
     def assimilate(self, observations: Observations, size: int, *, rng: Rng = None) -> Posterior:  # noqa: D102
         posterior = self.method.assimilate(observations.pullback(self.decoders), size, rng=rng)
+        assert posterior.samples is not None  # methods keep their members unless told otherwise
         return Posterior(self.decode(posterior.samples), posterior.diagnostics)

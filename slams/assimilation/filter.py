@@ -1,0 +1,365 @@
+"""The forecast-analysis cycle, written once: loop, memory, loss of track, records, kill and resume."""
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from slams.assimilation.base import Assimilator, Explanation, Posterior
+from slams.assimilation.checkpoint import Checkpoint
+from slams.assimilation.records import Keep, Records
+from slams.core.random import Rng
+from slams.observation.observation import Observation, Observations
+from slams.systems.base import Dynamics
+
+Failure = Literal["stop", "replace"]
+Monitor = Callable[[int, "Belief"], dict[str, Tensor]]
+
+_HORIZON = (
+    50  # analyses over which the innovations are averaged: their mean then has a spread of 1/sqrt(25 O)
+)
+_LOST = 2.0  # innovations twice as large, in variance, as forecast and observation error allow
+
+
+@dataclass
+class Memory:
+    """What a method carries from one cycle to the next beside its ensemble.
+
+    Attributes:
+        carry: Tensors that live on: weights, a covariance, an estimated inflation, a window of the past.
+        diagnostics: Numbers (*B) of the present step; "innovation" is the mean of squared innovations over
+            their forecast variance, 1 on average for a calibrated method.
+        step: Number of the present step.
+        coming: What will be seen at the step that is being forecast, for methods that look ahead.
+    """
+
+    carry: dict[str, Tensor] = field(default_factory=dict)
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0
+    coming: Observation | None = None
+
+
+@dataclass(frozen=True)
+class Belief:
+    """The state of a method after one step, as a monitor sees it.
+
+    Attributes:
+        method: Whose it is.
+        x: Ensemble, (*B, N, *S).
+        memory: What the method carries.
+        size: Members asked for.
+        rng: Generator for draws that do not disturb the run.
+    """
+
+    method: "Filter"
+    x: Tensor
+    memory: Memory
+    size: int
+    rng: Rng
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance, each (*B, *S)."""
+        return self.method.moments(self.x, self.memory)
+
+    def members(self) -> Tensor:
+        """Equally likely members, (*B, N, *S)."""
+        return self.method.members(self.x, self.memory, self.size, rng=self.rng)
+
+
+class Filter(Assimilator):
+    """Forecast with the dynamics, analyse what is seen, step after step.
+
+    Args:
+        dynamics: The model.
+        failure: What to do about members that are not finite or larger than `bound`: "stop" raises,
+            "replace" puts copies of sound members of the same replicate in their place (fresh draws of
+            `dynamics.initial` where none is sound) and counts them in the diagnostic "replaced".
+        bound: Largest credible absolute value of a state.
+
+    Raises:
+        ValueError: If `failure` is neither.
+    """
+
+    #: Fewest members the method works with; methods that carry a mean and a covariance set it to 1.
+    least = 2
+    #: Steps by which the output lags behind the newest observation (fixed-lag smoothers).
+    delay = 0
+
+    def __init__(self, dynamics: Dynamics, *, failure: Failure = "stop", bound: float = float("inf")) -> None:
+        if failure not in ("stop", "replace"):
+            raise ValueError(f'failure must be "stop" or "replace", got {failure!r}.')
+        self.dynamics = dynamics
+        self.failure = failure
+        self.bound = bound
+
+    @abc.abstractmethod
+    def analyse(
+        self, forecast: Tensor, observation: Observation, *, rng: Rng = None, memory: Memory | None = None
+    ) -> Tensor:
+        """Join forecast and observation at one time.
+
+        Args:
+            forecast: (*B, N, *S).
+            observation: What is seen, values (*B, O).
+            rng: Generator.
+            memory: What the method carries; a fresh one if None. Puts "innovation" into its diagnostics.
+
+        Returns:
+            Analysis ensemble, (*B, N, *S).
+        """
+
+    def forecast(self, x: Tensor, memory: Memory, *, rng: Rng = None) -> Tensor:
+        """Advance the ensemble by one step of the model; overridden where more than members moves."""
+        return self.dynamics.advance(x, memory.step - 1, rng=rng)
+
+    def cycle(
+        self,
+        x: Tensor,
+        observation: Observation | None,
+        *,
+        rng: Rng = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
+        """One step: forecast, then analyse if anything is seen; (*B, N, *S) -> (*B, N, *S)."""
+        memory = Memory() if memory is None else memory
+        memory.coming = observation
+        x = self.forecast(x, memory, rng=rng)
+        return x if observation is None else self.analyse(x, observation, rng=rng, memory=memory)
+
+    def start(self, x: Tensor, memory: Memory) -> Tensor:
+        """Turn the first ensemble into what the method carries; (*B, N, *S) -> (*B, N', *S)."""
+        return x
+
+    def moments(self, x: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance of what is believed, each (*B, *S)."""
+        axis = self._axis
+        return x.mean(axis), x.var(axis, correction=1 if x.shape[axis] > 1 else 0)
+
+    def members(self, x: Tensor, memory: Memory, size: int, *, rng: Rng = None) -> Tensor:
+        """Equally likely members of what is believed, (*B, N, *S)."""
+        return x
+
+    def emit(self, k: int, last: int, x: Tensor, memory: Memory) -> list[tuple[int, Tensor]]:
+        """Which steps are final after step k, and their ensembles; smoothers look back.
+
+        Args:
+            k: The step just done.
+            last: The last step of the run.
+            x: Its ensemble.
+            memory: What the method carries.
+
+        Returns:
+            (step, ensemble (*B, N, *S)) in order of time.
+        """
+        return [(k, x)]
+
+    def assimilate(  # noqa: PLR0913
+        self,
+        observations: Observations,
+        size: int,
+        *,
+        x0: Tensor | None = None,
+        keep: Keep = "members",
+        monitor: Monitor | None = None,
+        explain: Sequence[int] = (),
+        checkpoint: str | Path | None = None,
+        every: int = 500,
+        progress: Callable[[int], None] | None = None,
+        rng: Rng = None,
+    ) -> Posterior:
+        """Run through all observations; slot 0 is the initial state, which is analysed where observed.
+
+        Args:
+            observations: Values (*B, L, *O).
+            size: Number of members N.
+            x0: First ensemble, (*B, N, *S); drawn from `dynamics.initial` if None.
+            keep: What of every step stays in memory: "members", "moments" or "scores" (diagnostics and what
+                `monitor` returns).
+            monitor: Called with the step and the belief; its numbers (*B) join the diagnostics.
+            explain: Steps to be explained.
+            checkpoint: File to which the run is saved and from which it goes on; needs `rng`.
+            every: Steps between two saves.
+            progress: Called with every step done.
+            rng: Generator.
+
+        Returns:
+            The ensemble and diagnostics: "innovation" as in `Memory`, "track", its mean over about 50 analyses,
+            and "lost", 1 where that exceeds 2: forecasts are then further from the observations than both
+            spreads allow.
+
+        Raises:
+            ValueError: On a size, first ensemble or checkpoint that does not fit.
+            FloatingPointError: On members that are not credible, if `failure` is "stop".
+        """
+        state = _State.begin(self, observations, size, x0, rng)
+        records = Records(observations, keep, monitor, explain)
+        saved = None
+        if checkpoint is not None:
+            saved = Checkpoint.of(checkpoint, self, observations, size=size, keep=keep, x0=x0, rng=rng)
+            state.restore(records, saved.load(), rng)
+        for k in range(state.done, observations.steps):
+            state.step(k, observations.step(k), records, rng)
+            if saved is not None and (k + 1) % every == 0 and k + 1 < observations.steps:
+                saved.save(state.tensors(records, rng))
+            if progress is not None:
+                progress(k)
+        if saved is not None:
+            saved.save(state.tensors(records, rng))
+        return records.posterior()
+
+    @property
+    def _axis(self) -> int:
+        """Axis of the members."""
+        return -1 - len(self.dynamics.state_shape)
+
+    def _check_start(self, observations: Observations, size: int, x0: Tensor | None, rng: Rng) -> Tensor:
+        """The first ensemble, checked at the door."""
+        if size < self.least:
+            raise ValueError(
+                f"{type(self).__name__} needs at least {self.least} members, got {size}; an ensemble's "
+                "spread is undefined below."
+            )
+        shape = (*observations.batch, size, *self.dynamics.state_shape)
+        if x0 is None:
+            return self.dynamics.initial(*observations.batch, size, rng=rng)
+        event = len(self.dynamics.state_shape)
+        if tuple(x0.shape[x0.ndim - event - 1 :]) != shape[len(observations.batch) :]:
+            raise ValueError(
+                f"x0 has shape {tuple(x0.shape)}, expected {shape}: replicates, members, then a state of the "
+                "dynamics."
+            )
+        if not bool(torch.isfinite(x0).all()):
+            raise ValueError("x0 has values that are not finite; start from `dynamics.initial`.")
+        return x0.expand(shape)
+
+
+@dataclass
+class _State:
+    """Where a run stands."""
+
+    method: Filter
+    x: Tensor
+    memory: Memory
+    size: int
+    analyses: int = 0
+    done: int = 0
+
+    @classmethod
+    def begin(
+        cls, method: Filter, observations: Observations, size: int, x0: Tensor | None, rng: Rng
+    ) -> "_State":
+        memory = Memory()
+        x = method._check_start(observations, size, x0, rng)
+        memory.carry["track"] = torch.ones(observations.batch, dtype=x.dtype, device=x.device)
+        return cls(method, method.start(x, memory), memory, size)
+
+    def step(self, k: int, observation: Observation | None, records: "Records", rng: Rng) -> None:
+        """Advance to step k and write down what is kept of it."""
+        memory, method = self.memory, self.method
+        memory.diagnostics, memory.step = {}, k
+        explained = observation is not None and k in records.explain
+        if k > 0:
+            memory.coming = observation
+            self.x = method.forecast(self.x, memory, rng=rng)
+        if observation is not None:
+            before = method.moments(self.x, memory)[0] if explained else None
+            self.x = method.analyse(self.x, observation, rng=rng, memory=memory)
+            self._follow(observation)
+            if before is not None:
+                records.explanations[k] = _explanation(method, self.x, memory, observation, before)
+        self._mend(k, rng)
+        for index, x in method.emit(k, records.steps - 1, self.x, memory):
+            records.write(index, Belief(method, x, memory, self.size, _aside(rng, index)))
+        records.note(k, memory.diagnostics)
+        self.done = k + 1
+
+    def _follow(self, observation: Observation) -> None:
+        """Running mean of the innovations' size; a replicate that saw nothing keeps its own."""
+        now = self.memory.diagnostics.get("innovation")
+        if now is None:
+            return
+        self.analyses += 1
+        track = self.memory.carry["track"]
+        moved = track + (now - track) / min(self.analyses, _HORIZON)
+        track = torch.where(torch.isfinite(now), moved, track)
+        self.memory.carry["track"] = track
+        self.memory.diagnostics["track"] = track
+        self.memory.diagnostics["lost"] = (track > _LOST).to(track.dtype)
+
+    def _mend(self, k: int, rng: Rng) -> None:
+        """Replace members that are not credible, or stop."""
+        bound = self.method.bound
+        if bool(self.x.abs().amax() < bound):  # false for NaN too: one reduction in the usual case
+            return
+        event = len(self.method.dynamics.state_shape)
+        members = self.x.flatten(-event) if event else self.x[..., None]
+        sound = (members.abs() < bound).all(-1)  # (*B, N)
+        if bool(sound.all()):
+            return
+        if self.method.failure == "stop":
+            where = (~sound).any(-1).nonzero().squeeze(-1).tolist() if sound.dim() > 1 else "the only one"
+            raise FloatingPointError(
+                f"{int((~sound).sum())} members of {type(self.method).__name__} are not finite or beyond "
+                f"{bound:g} at step {k} (replicates: {where}); shorten the model step, raise the inflation's "
+                'localization, or pass failure="replace".'
+            )
+        fresh = self.method.dynamics.initial(*sound.shape, rng=rng).to(self.x)
+        order = torch.argsort((~sound).to(torch.int8), dim=-1, stable=True)  # the sound ones first
+        count = sound.sum(-1, keepdim=True)
+        turn = torch.arange(sound.shape[-1], device=self.x.device).expand_as(order) % count.clamp(min=1)
+        donor = torch.gather(order, -1, turn)
+        shape = (*sound.shape, *(1,) * event)
+        copies = torch.gather(self.x, sound.dim() - 1, donor.reshape(shape).expand_as(self.x))
+        repaired = torch.where((count > 0).reshape(*count.shape, *(1,) * event), copies, fresh)
+        self.x = torch.where(sound.reshape(shape), self.x, repaired)
+        self.memory.diagnostics["replaced"] = (~sound).sum(-1).to(self.x.dtype)
+        self.memory.diagnostics["lost"] = torch.where(
+            count[..., 0] == 0, 1.0, self.memory.diagnostics.get("lost", torch.zeros(()).to(self.x))
+        )
+
+    def tensors(self, records: "Records", rng: Rng) -> dict[str, Tensor]:
+        """Everything a later process needs to go on."""
+        assert rng is not None
+        out = {"x": self.x, "done": torch.tensor([self.done, self.analyses]), "rng": rng.get_state()}
+        out |= {f"carry/{name}": value for name, value in self.memory.carry.items()}
+        return out | records.tensors()
+
+    def restore(self, records: "Records", saved: dict[str, Tensor] | None, rng: Rng) -> None:
+        """Go on from a save, if there is one."""
+        if saved is None:
+            return
+        assert rng is not None
+        self.x = saved["x"]
+        self.done, self.analyses = saved["done"].tolist()
+        rng.set_state(saved["rng"])
+        carry = {name.removeprefix("carry/"): v for name, v in saved.items() if name.startswith("carry/")}
+        self.memory.carry = carry
+        records.restore(saved)
+
+
+def _aside(rng: Rng, k: int) -> Rng:
+    """A generator for draws that are only looked at: what is kept must not change the run."""
+    if rng is None:
+        return None
+    return torch.Generator(rng.device).manual_seed((rng.initial_seed() * 1_000_003 + k + 1) % 2**63)
+
+
+def _explanation(
+    method: Filter, x: Tensor, memory: Memory, observation: Observation, before: Tensor
+) -> Explanation:
+    """Compare the analysis with the forecast mean `before`, (*B, *S)."""
+    after = method.moments(x, memory)[0]
+    members = method.members(x, memory, max(x.shape[method._axis], 64), rng=torch.Generator().manual_seed(0))
+    predicted = observation.predict(members)
+    spread = observation.whiten(predicted - predicted.mean(-2, keepdim=True), members=True)
+    size = torch.full(observation.value.shape[:-1], float(x.shape[method._axis])).to(x)
+    return Explanation(
+        innovation=observation.whiten(observation.innovation(before, members=False), members=False),
+        increment=after - before,
+        effective_size=memory.diagnostics.get("effective_size", size),
+        influence=spread.square().sum(-2) / (members.shape[method._axis] - 1),
+    )

@@ -1,0 +1,101 @@
+"""What is kept of a run of a filter, and how it goes to disk and comes back."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from slams.assimilation.base import Explanation, Posterior
+from slams.observation.observation import Observations
+
+Keep = Literal["scores", "moments", "members"]
+
+
+class Believed(Protocol):
+    """The state of a method after one step."""
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance, each (*B, *S)."""
+
+    def members(self) -> Tensor:
+        """Equally likely members, (*B, N, *S)."""
+
+
+class Records:
+    """What is kept of a run, each a tensor with the steps behind the replicates.
+
+    Args:
+        observations: What is assimilated.
+        keep: What of the beliefs stays.
+        monitor: Called with every step and belief; its numbers (*B) join the diagnostics.
+        explain: Steps to be explained.
+
+    Raises:
+        ValueError: On a `keep` that does not exist.
+    """
+
+    def __init__(
+        self,
+        observations: Observations,
+        keep: Keep,
+        monitor: Callable[[int, Any], dict[str, Tensor]] | None,
+        explain: Sequence[int],
+    ) -> None:
+        if keep not in ("scores", "moments", "members"):
+            raise ValueError(f'keep must be "scores", "moments" or "members", got {keep!r}.')
+        self.keep = keep
+        self.monitor = monitor
+        self.steps = observations.steps
+        self.batch = observations.batch
+        self.explain = frozenset(explain)
+        self.explanations: dict[int, Explanation] = {}
+        self.kept: dict[str, Tensor] = {}
+
+    def write(self, k: int, belief: Believed) -> None:
+        """The final belief of step k."""
+        if self.keep != "scores":
+            mean, variance = belief.moments()
+            self._put("mean", k, mean, len(self.batch))
+            self._put("variance", k, variance, len(self.batch))
+        if self.keep == "members":
+            self._put("samples", k, belief.members(), len(self.batch) + 1)
+        if self.monitor is not None:
+            self.note(k, self.monitor(k, belief))
+
+    def note(self, k: int, numbers: dict[str, Tensor]) -> None:
+        """Numbers (*B) of step k."""
+        for name, value in numbers.items():
+            self._put(f"diagnostics/{name}", k, value, len(self.batch))
+
+    def _put(self, name: str, k: int, value: Tensor, axis: int) -> None:
+        store = self.kept.get(name)
+        if store is None:
+            shape = (*value.shape[:axis], self.steps, *value.shape[axis:])
+            store = self.kept[name] = torch.full(shape, torch.nan, dtype=value.dtype, device=value.device)
+        store.select(axis, k).copy_(value)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The records, and the explanations as tensors."""
+        out = {f"kept/{name}": value for name, value in self.kept.items()}
+        for k, explanation in self.explanations.items():
+            out |= {f"explained/{k}/{name}": value for name, value in vars(explanation).items()}
+        return out
+
+    def restore(self, saved: dict[str, Tensor]) -> None:
+        """Records of a save."""
+        self.kept = {n.removeprefix("kept/"): v for n, v in saved.items() if n.startswith("kept/")}
+        parts: dict[int, dict[str, Tensor]] = {}
+        for name, value in saved.items():
+            if name.startswith("explained/"):
+                _, k, attribute = name.split("/")
+                parts.setdefault(int(k), {})[attribute] = value
+        self.explanations = {k: Explanation(**part) for k, part in parts.items()}
+
+    def posterior(self) -> Posterior:
+        """The result."""
+        numbers = {
+            n.removeprefix("diagnostics/"): v for n, v in self.kept.items() if n.startswith("diagnostics/")
+        }
+        kept = self.kept.get
+        return Posterior(kept("samples"), numbers, kept("mean"), kept("variance"), self.explanations)

@@ -1,0 +1,251 @@
+"""Laws of the cycle: what is kept, kill and resume, members that are not credible, and knowing when one is lost."""
+
+import pytest
+import torch
+
+from slams.assimilation.filter import Filter
+from slams.assimilation.kalman import ETKF, DEnKF, EnKF
+from slams.core.covariance import Isotropic
+from slams.core.random import normal
+from slams.observation import Survey, operators
+from slams.systems import LinearGaussian, Lorenz96
+from tests.assimilation.twin import DOUBLE, Linear, stable
+
+
+class Killed(Exception):
+    """Stands for a signal."""
+
+
+def generator(seed: int = 3) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def twin(rng):
+    return Linear.simulate(rng, length=20, replicates=(2,))
+
+
+def kill_at(step):
+    def progress(k):
+        if k == step:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("keep", ["scores", "moments", "members"])
+@pytest.mark.parametrize("settings", [{"rotate": True}, {"adaptive": True}])
+def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, twin, keep, settings):
+    """Bit for bit: ensemble, generator, what is kept, explanations; killed twice, between saves."""
+
+    def run(**extra):
+        method = ETKF(twin.system, **settings)
+        return method.assimilate(
+            twin.observations, 6, keep=keep, explain=[2, 14], rng=generator(), monitor=monitor, **extra
+        )
+
+    def monitor(k, belief):
+        return {"first": belief.moments()[0][..., 0]}
+
+    whole = run()
+    path = tmp_path / "run.safetensors"
+    for step in (7, 16):
+        with pytest.raises(Killed):
+            run(checkpoint=path, every=3, progress=kill_at(step))
+    steps = []
+    resumed = run(checkpoint=path, every=3, progress=steps.append)
+    assert steps[0] == 15  # the save after step 14
+    for name in ("samples", "mean", "variance"):
+        one, other = getattr(whole, name), getattr(resumed, name)
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert torch.equal(one, other)
+    assert whole.diagnostics.keys() == resumed.diagnostics.keys()
+    for name, value in whole.diagnostics.items():
+        torch.testing.assert_close(value, resumed.diagnostics[name], rtol=0, atol=0, equal_nan=True)
+    for k in (2, 14):
+        for name, value in vars(whole.explain(k)).items():
+            assert torch.equal(value, getattr(resumed.explain(k), name))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"inflation": 1.2}, "inflation"),
+        ({"size": 8}, "size"),
+        ({"keep": "moments"}, "keep"),
+        ({"seed": 4}, "seed"),
+        ({"method": DEnKF}, "kind"),
+        ({"other": True}, "observations"),
+    ],
+)
+def test_resume_with_another_set_up_is_refused_and_says_what_differs(tmp_path, twin, rng, change, named):
+    def run(*, method=EnKF, inflation=1.1, size=6, keep="scores", seed=3, other=False, **extra):
+        observations = (
+            Linear.simulate(rng, length=20, replicates=(2,)).observations if other else twin.observations
+        )
+        filtering = method(twin.system, inflation=inflation)
+        filtering.assimilate(
+            observations, size, keep=keep, rng=generator(seed), checkpoint=tmp_path / "run", **extra
+        )
+
+    with pytest.raises(Killed):
+        run(every=3, progress=kill_at(7))
+    with pytest.raises(ValueError, match=named):
+        run(**change)
+    run()  # the same one goes on
+
+
+def test_checkpoint_without_a_generator_is_refused(tmp_path, twin):
+    with pytest.raises(ValueError, match="generator"):
+        EnKF(twin.system).assimilate(twin.observations, 6, checkpoint=tmp_path / "run")
+
+
+def test_what_is_kept_does_not_change_the_run(twin):
+    """Moments and scores are those of the members, and looking on draws no random numbers."""
+
+    def monitor(k, belief):
+        return {"mean": belief.members().mean((-2, -1))}
+
+    members = EnKF(twin.system).assimilate(twin.observations, 6, rng=generator())
+    moments = EnKF(twin.system).assimilate(twin.observations, 6, keep="moments", rng=generator())
+    scores = EnKF(twin.system).assimilate(
+        twin.observations, 6, keep="scores", monitor=monitor, rng=generator()
+    )
+    torch.testing.assert_close(moments.mean, members.samples.mean(1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(moments.variance, members.samples.var(1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(scores.diagnostics["mean"], members.samples.mean((1, 3)), rtol=0, atol=1e-12)
+    assert moments.samples is None
+    assert scores.samples is None
+    assert scores.mean is None
+
+
+def test_memory_holds_only_what_is_kept(twin):
+    """With keep="scores" nothing is as large as a state per step."""
+    post = EnKF(twin.system).assimilate(twin.observations, 6, keep="scores", rng=generator())
+    assert all(value.shape == (2, 20) for value in post.diagnostics.values())
+
+
+def test_step_without_observation_is_a_forecast(twin):
+    post = EnKF(twin.system.__class__(twin.system.transition, torch.zeros(3, 3).double(), *_start(twin)))
+    samples = post.assimilate(twin.observations, 6, rng=generator()).samples
+    torch.testing.assert_close(
+        samples[..., 3, :], samples[..., 2, :] @ twin.system.transition.mT, rtol=0, atol=1e-12
+    )
+
+
+def _start(twin):
+    return twin.system.start.mean, twin.system.start.cov
+
+
+def test_time_varying_model_is_followed(rng):
+    """The model of step k moves step k to k + 1."""
+    M = torch.stack([stable(3, rng) for _ in range(4)])
+    system = LinearGaussian(M, torch.zeros(3, 3).double(), torch.zeros(3).double(), torch.eye(3).double())
+    truth = system.trajectory(system.initial(rng=rng).double(), 4)
+    observations = Survey(operators.Identity(), 1.0, times=[0]).observe(truth, rng=rng)
+    samples = DEnKF(system).assimilate(observations, 5, rng=rng).samples
+    for k in range(4):
+        torch.testing.assert_close(samples[:, k + 1], samples[:, k] @ M[k].mT, rtol=0, atol=1e-12)
+
+
+class Broken(EnKF):
+    """Spoils members at step 4."""
+
+    which: slice = slice(0, 2)
+
+    def analyse(self, forecast, observation, *, rng=None, memory=None):
+        x = super().analyse(forecast, observation, rng=rng, memory=memory)
+        if memory is not None and memory.step == 4:
+            x = x.clone()
+            x[1, self.which] = torch.tensor([torch.nan, 1e9, 0.0], dtype=x.dtype)
+        return x
+
+
+def test_spoilt_members_stop_the_run(twin):
+    with pytest.raises(FloatingPointError, match=r"step 4 \(replicates: \[1\]\)"):
+        Broken(twin.system).assimilate(twin.observations, 6, rng=generator())
+
+
+def test_spoilt_members_are_replaced_by_sound_ones(twin):
+    post = Broken(twin.system, failure="replace", bound=1e6).assimilate(twin.observations, 6, rng=generator())
+    assert torch.isfinite(post.samples).all()
+    assert post.diagnostics["replaced"][1, 4] == 2
+    healthy = EnKF(twin.system).assimilate(twin.observations, 6, rng=generator())
+    assert torch.equal(post.samples[1, 2:, 4], healthy.samples[1, 2:, 4])  # the sound ones stay
+    assert torch.equal(post.samples[1, :2, 4], healthy.samples[1, 2:4, 4])
+    assert torch.equal(post.samples[0, :, :5], healthy.samples[0, :, :5])
+
+
+def test_ensemble_without_a_sound_member_starts_anew_and_counts_as_lost(twin):
+    method = Broken(twin.system, failure="replace")
+    method.which = slice(None)
+    post = method.assimilate(twin.observations, 6, rng=generator())
+    assert torch.isfinite(post.samples).all()
+    assert post.diagnostics["lost"][1, 4] == 1
+
+
+def lorenz_track(forcing: float, inflation: float, rng) -> torch.Tensor:
+    system = Lorenz96(dtype=DOUBLE)
+    start = system.trajectory(system.initial(4, rng=rng), 100)[:, -1]
+    truth = system.trajectory(start, 150)
+    observations = Survey(operators.Identity(), Isotropic(1.0)).observe(truth, rng=rng)
+    model = Lorenz96(forcing=forcing, dtype=DOUBLE)
+    x0 = start.unsqueeze(1) + normal((4, 20, 40), like=start, rng=rng)
+    return (
+        ETKF(model, inflation=inflation, rotate=True)
+        .assimilate(observations, 20, x0=x0, keep="scores", rng=rng)
+        .diagnostics["lost"]
+    )
+
+
+def test_filter_knows_when_it_is_lost(rng):
+    """Too small an ensemble without inflation loses Lorenz-96 in all replicates; with inflation it tracks."""
+    assert lorenz_track(8.0, 0.9, rng)[:, -50:].all()
+    assert not lorenz_track(8.0, 1.06, rng).any()
+
+
+def test_explanation_is_what_the_analysis_did(rng):
+    """For an exact ensemble: innovation y - Hm in units of its error, increment K (y - Hm), influence
+    diag(R^-1 H P_a H^T)."""
+    twin = Linear.simulate(rng, dense=False, missing=False)
+    system = twin.system
+    from tests.assimilation.twin import exact_ensemble
+
+    x0 = exact_ensemble(system.start.mean, system.start.cov, 12, rng)
+    post = ETKF(system).assimilate(twin.observations, 12, x0=x0, explain=[0], rng=rng)
+    found, observation = post.explain(0), twin.observations.step(0)
+    H, R, P = observation.operator.h, observation.noise.dense(), system.start.cov
+    K = P @ H.mT @ torch.linalg.inv(H @ P @ H.mT + R)
+    d = observation.value - H @ system.start.mean
+    after = P - K @ H @ P
+    expected = {
+        "innovation": d / R.diagonal().sqrt(),
+        "increment": K @ d,
+        "influence": (H @ after @ H.mT).diagonal() / R.diagonal(),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(getattr(found, name), value, rtol=0, atol=1e-10)
+    assert found.effective_size == 12
+    with pytest.raises(ValueError, match=r"explain=\[5\]"):
+        post.explain(5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 1}, "at least 2 members"),
+        ({"x0": torch.zeros(2, 6, 5)}, "expected"),
+        ({"x0": torch.full((2, 6, 3), torch.nan)}, "finite"),
+        ({"keep": "all"}, "keep must be"),
+    ],
+)
+def test_bad_arguments_are_told_at_the_door(twin, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EnKF(twin.system).assimilate(**{"observations": twin.observations, "size": 6, **arguments})
+
+
+def test_unknown_policy_is_refused(twin):
+    with pytest.raises(ValueError, match="stop"):
+        EnKF(twin.system, failure="ignore")
+    assert Filter.least == 2
