@@ -1,1 +1,41 @@
-"""Belief and observations to a posterior."""
+"""Belief and observation to posterior: filters, smoothers, variational and score-based methods, and their floor."""
+
+from slams.assimilation.base import Assimilator, Explanation, Posterior
+from slams.assimilation.baseline import Climatology, FreeRun, Nudging, OptInterp, Persistence
+from slams.assimilation.extended import EKF
+from slams.assimilation.filter import Filter
+from slams.assimilation.finite import EnKFN
+from slams.assimilation.kalman import ETKF, DEnKF, EnKF
+from slams.assimilation.latent import Latent
+from slams.assimilation.local import EAKF, LETKF
+from slams.assimilation.particle import AuxiliaryPF, BootstrapPF
+from slams.assimilation.sda import SDA
+from slams.assimilation.smoother import EnKS, IEnKS
+from slams.assimilation.variational import FourDVar, ThreeDVar
+
+__all__ = [
+    "EAKF",
+    "EKF",
+    "ETKF",
+    "LETKF",
+    "SDA",
+    "Assimilator",
+    "AuxiliaryPF",
+    "BootstrapPF",
+    "Climatology",
+    "DEnKF",
+    "EnKF",
+    "EnKFN",
+    "EnKS",
+    "Explanation",
+    "Filter",
+    "FourDVar",
+    "FreeRun",
+    "IEnKS",
+    "Latent",
+    "Nudging",
+    "OptInterp",
+    "Persistence",
+    "Posterior",
+    "ThreeDVar",
+]

@@ -1,6 +1,7 @@
 """The forecast-analysis cycle, written once: loop, memory, loss of track, records, kill and resume."""
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -265,6 +266,7 @@ class _State:
         if k > 0:
             memory.coming = observation
             self.x = method.forecast(self.x, memory, rng=rng)
+            self._mend(k, rng)  # before one spoilt member spoils the analysis of all
         if observation is not None:
             before = method.moments(self.x, memory)[0] if explained else None
             self.x = method.analyse(self.x, observation, rng=rng, memory=memory)
@@ -293,7 +295,10 @@ class _State:
     def _mend(self, k: int, rng: Rng) -> None:
         """Replace members that are not credible, or stop."""
         bound = self.method.bound
-        if bool(self.x.abs().amax() < bound):  # false for NaN too: one reduction in the usual case
+        if math.isfinite(bound):
+            if bool(self.x.abs().amax() < bound):
+                return
+        elif math.isfinite(self.x.sum()):  # one pass over the ensemble in the usual case
             return
         event = len(self.method.dynamics.state_shape)
         members = self.x.flatten(-event) if event else self.x[..., None]

@@ -91,8 +91,21 @@ class EnsembleKalman(Filter):
         return False
 
     @abc.abstractmethod
-    def update(self, E: Tensor, departures: Departures, *, rng: Rng = None) -> Tensor:
-        """Analysis of flat members, (*B, N, d) -> (*B, N, d), before inflation and rotation."""
+    def update(
+        self, E: Tensor, departures: Departures, *, observation: Observation, memory: Memory, rng: Rng = None
+    ) -> Tensor:
+        """Analysis of flat members, before inflation and rotation.
+
+        Args:
+            E: Members, (*B, N, d).
+            departures: What they predict of the observation.
+            observation: What is seen.
+            memory: What the method carries.
+            rng: Generator.
+
+        Returns:
+            (*B, N, d).
+        """
 
     def analyse(
         self, forecast: Tensor, observation: Observation, *, rng: Rng = None, memory: Memory | None = None
@@ -107,10 +120,18 @@ class EnsembleKalman(Filter):
             factor = self.inflation.estimate(departures.Y, departures.d, departures.seen, memory)
             E = E.mean(-2, keepdim=True).lerp(E, factor[..., None, None])
             departures = Departures(departures.Y * factor[..., None, None], departures.d, departures.seen)
-        updated = self.inflation.relax(self.update(E, departures, rng=rng), E)
+        # smoothers keep earlier steps beside the present one: what combines the members is the same for all
+        width, past = E.shape[-1], memory.carry.get("past")
+        joint = E if past is None else torch.cat([E, past.flatten(self._axis)], -1)
+        joint = self.update(joint, departures, observation=observation, memory=memory, rng=rng)
+        present = self.inflation.relax(joint if past is None else joint[..., :width], E)
+        joint = present if past is None else torch.cat([present, joint[..., width:]], -1)
         if self.rotate and not self._turns():
-            updated = random_rotation(updated, rng=rng)
-        return updated.unflatten(-1, self.dynamics.state_shape) if event > 1 else updated
+            joint = random_rotation(joint, rng=rng)
+        if past is not None:
+            memory.carry["past"] = joint[..., width:].reshape(past.shape)
+            joint = joint[..., :width]
+        return joint.unflatten(-1, self.dynamics.state_shape) if event > 1 else joint
 
 
 class EnKF(EnsembleKalman):
@@ -122,7 +143,9 @@ class EnKF(EnsembleKalman):
         Burgers, van Leeuwen & Evensen (1998), doi:10.1175/1520-0493(1998)126<1719:ASITEK>2.0.CO;2, eq. 14.
     """
 
-    def update(self, E: Tensor, departures: Departures, *, rng: Rng = None) -> Tensor:
+    def update(
+        self, E: Tensor, departures: Departures, *, observation: Observation, memory: Memory, rng: Rng = None
+    ) -> Tensor:
         """See `EnsembleKalman.update`."""
         # drawn in float32, which is five times faster and more than a random error needs
         noise = normal(departures.Y.shape, dtype=torch.float32, rng=rng).to(departures.Y)
@@ -137,7 +160,9 @@ class ETKF(EnsembleKalman):
         root: Hunt, Kostelich & Szunyogh (2007), doi:10.1016/j.physd.2006.11.008, eqs. 20-24.
     """
 
-    def update(self, E: Tensor, departures: Departures, *, rng: Rng = None) -> Tensor:
+    def update(
+        self, E: Tensor, departures: Departures, *, observation: Observation, memory: Memory, rng: Rng = None
+    ) -> Tensor:
         """See `EnsembleKalman.update`."""
         if self._turns():
             Q = uniform_orthogonal(E, rng=rng)
@@ -158,7 +183,9 @@ class DEnKF(EnsembleKalman):
         Sakov & Oke (2008), doi:10.1111/j.1600-0870.2007.00299.x, eq. 9.
     """
 
-    def update(self, E: Tensor, departures: Departures, *, rng: Rng = None) -> Tensor:
+    def update(
+        self, E: Tensor, departures: Departures, *, observation: Observation, memory: Memory, rng: Rng = None
+    ) -> Tensor:
         """See `EnsembleKalman.update`."""
         return E + gain(E, departures.Y, departures.d.unsqueeze(-2) - 0.5 * departures.Y)
 

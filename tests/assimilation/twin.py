@@ -71,7 +71,7 @@ class Linear:
         value = h(truth) + R.sample(*replicates, length, rng=rng)
         if missing:
             value[..., 3::4, :] = torch.nan
-            value[..., 5, 0] = torch.nan
+            value[..., 5::6, 0] = torch.nan
         return cls(system, truth, Observations({"y": Observation(value, h, R)}))
 
 
