@@ -12,6 +12,7 @@ from slams.assimilation.particle import AuxiliaryPF, BootstrapPF
 from slams.assimilation.sda import SDA
 from slams.assimilation.smoother import EnKS, IEnKS
 from slams.assimilation.variational import FourDVar, ThreeDVar
+from slams.assimilation.window import weak_constraint
 
 __all__ = [
     "EAKF",
@@ -38,4 +39,5 @@ __all__ = [
     "Persistence",
     "Posterior",
     "ThreeDVar",
+    "weak_constraint",
 ]

@@ -2,7 +2,7 @@
 
 import abc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -144,7 +144,7 @@ class Filter(Assimilator):
         """Equally likely members of what is believed, (*B, N, *S)."""
         return x
 
-    def emit(self, k: int, last: int, x: Tensor, memory: Memory) -> list[tuple[int, Tensor]]:
+    def emit(self, k: int, last: int, x: Tensor, memory: Memory) -> Iterable[tuple[int, Tensor]]:
         """Which steps are final after step k, and their ensembles; smoothers look back.
 
         Args:
@@ -189,8 +189,8 @@ class Filter(Assimilator):
 
         Returns:
             The ensemble and diagnostics: "innovation" as in `Memory`, "track", its mean over about 50 analyses,
-            and "lost", 1 where that exceeds 2: forecasts are then further from the observations than both
-            spreads allow.
+            and "lost", 1 where that exceeds 2 (more after few values): forecasts are then further from the
+            observations than both spreads allow.
 
         Raises:
             ValueError: On a size, first ensemble or checkpoint that does not fit.
@@ -290,7 +290,10 @@ class _State:
         track = torch.where(torch.isfinite(now), moved, track)
         self.memory.carry["track"] = track
         self.memory.diagnostics["track"] = track
-        self.memory.diagnostics["lost"] = (track > _LOST).to(track.dtype)
+        # the mean of few values exceeds 2 by chance: six standard deviations of chi-square in any case
+        count = observation.value.shape[-1] * min(self.analyses, _HORIZON)
+        limit = max(_LOST, 1 + 6 * math.sqrt(2 / count))
+        self.memory.diagnostics["lost"] = (track > limit).to(track.dtype)
 
     def _mend(self, k: int, rng: Rng) -> None:
         """Replace members that are not credible, or stop."""
