@@ -43,6 +43,17 @@ class Memory:
     step: int = 0
     coming: Observation | None = None
 
+    def part(self, replicates: slice) -> "Memory":
+        """What is carried for some of the replicates, which are the first axis of every tensor."""
+        return Memory({name: value[replicates] for name, value in self.carry.items()}, {}, self.step)
+
+    def join(self, parts: Sequence["Memory"]) -> None:
+        """Take over what the parts, which are all replicates in order, carry and report."""
+        for name in parts[0].carry:
+            self.carry[name] = torch.cat([part.carry[name] for part in parts])
+        for name in parts[0].diagnostics:
+            self.diagnostics[name] = torch.cat([part.diagnostics[name] for part in parts])
+
 
 @dataclass(frozen=True)
 class Belief:

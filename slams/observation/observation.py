@@ -125,6 +125,10 @@ class Observation:
         """-1/2 r^T R^-1 r over what was seen, up to a constant of x: (*B, *S) -> (*B)."""
         return -0.5 * self.noise.quadratic(self.residual(x), self.precision)
 
+    def part(self, replicates: slice) -> "Observation":
+        """What some of the replicates, the first axis of the values, saw; of a vector of values only."""
+        return Observation._known(self, self.value[replicates], self.all_seen)
+
     @classmethod
     def _known(cls, like: "Observation", value: Tensor, all_seen: bool) -> "Observation":
         """`like` with other values of the same shape, unchecked: made anew in every cycle of a filter."""
