@@ -9,7 +9,8 @@ from slams.core.codec import SeasonalStandardize
 from slams.diffusion.denoiser import WindowGaussian
 from slams.diffusion.schedule import VPCosine
 from slams.experiments.fields import Place
-from slams.experiments.model import Belief, Codec, Model, build_denoiser
+from slams.experiments.build import build_denoiser
+from slams.experiments.model import Belief, Codec, Model
 from slams.recipe import Recipe, load
 
 LAT = tuple(float(v) for v in torch.linspace(87.2, -87.2, 32))

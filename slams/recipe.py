@@ -76,6 +76,41 @@ class PriorRecipe:
 
 
 @dataclass(frozen=True)
+class OperatorRecipe:
+    """What is seen of a gridded modality instead of its cells; needs no other training.
+
+    Attributes:
+        kind: "block_mean" (area means over blocks of cells), "points" (bilinear interpolation) or "stride" (cells
+            some steps apart).
+        size: Side of a block [cells].
+        step, offset: Distance of the cells that "stride" sees along both axes, and the first.
+        points: (latitude, longitude) of each point [degrees].
+    """
+
+    kind: str
+    size: int = 1
+    step: int = 1
+    offset: int = 0
+    points: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("block_mean", "points", "stride"):
+            raise ValueError(
+                f"an operator's kind is 'block_mean', 'points' or 'stride', got {self.kind!r} (assimilation.operators)."
+            )
+        if self.size < 1 or self.step < 1 or not 0 <= self.offset < self.step:
+            raise ValueError(
+                "an operator needs size >= 1, step >= 1 and 0 <= offset < step, got "
+                f"size={self.size}, step={self.step} and offset={self.offset} (assimilation.operators)."
+            )
+        if (self.kind == "points") != bool(self.points):
+            raise ValueError(
+                f"the operator {self.kind!r} has {len(self.points)} points; give points=[[lat, lon], ...] with kind "
+                "'points', and only there (assimilation.operators)."
+            )
+
+
+@dataclass(frozen=True)
 class AssimilationRecipe:
     """How posteriors are drawn.
 
@@ -89,6 +124,9 @@ class AssimilationRecipe:
         gamma: Of "sda".
         published_std: Noise of the "published" pseudo-observation [latent standard deviations].
         residual: Whether draws include what the latent cannot hold (the decoder's residual).
+        operators: For each gridded modality that is not seen cell by cell, what is seen of it. It is given on its
+            own grid all the same, and what is seen is computed; a state then is seen so everywhere, whatever
+            `experiment.share` is. A block or point with a missing cell is missing.
     """
 
     members: int = 16
@@ -102,6 +140,7 @@ class AssimilationRecipe:
     gamma: float = 0.01
     published_std: float = 0.1
     residual: bool = True
+    operators: dict[str, OperatorRecipe] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,10 +166,20 @@ class ExperimentRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that makes one trained run."""
+    """Everything that makes one trained run.
+
+    Attributes:
+        name: Of the run.
+        seed: Of all draws.
+        out: Folder of the run; logs/NAME if empty.
+        device: Where networks compute: "auto" (a GPU where there is one), "cpu" or "cuda". Random numbers are drawn
+            on the CPU, so that results agree up to rounding.
+        planet, data, latent, prior, assimilation, experiment: Settings of each part.
+    """
 
     name: str = "run"
     seed: int = 0
+    device: str = "auto"
     out: str = ""
     planet: PlanetRecipe = field(default_factory=PlanetRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
@@ -141,6 +190,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         a, p = self.assimilation, self.prior
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device is 'auto', 'cpu' or 'cuda', got {self.device!r}.")
         if a.members < 1 or a.steps < 1:
             raise ValueError(
                 f"assimilation needs at least one member and one step, got members={a.members} and steps={a.steps}."
@@ -150,6 +201,12 @@ class Recipe:
         if a.guidance not in ("covariance", "sda", "published"):
             raise ValueError(
                 f"assimilation.guidance is 'covariance', 'sda' or 'published', got {a.guidance!r}."
+            )
+        moved = [name for name, operator in a.operators.items() if operator.kind != "stride"]
+        if moved and a.guidance == "published":
+            raise ValueError(
+                f"guidance 'published' encodes grids, so it cannot use {moved[0]} through assimilation.operators; use "
+                "guidance 'covariance' or the kind 'stride'."
             )
         if a.grid not in ("time", "snr"):
             raise ValueError(f"assimilation.grid is 'time' or 'snr', got {a.grid!r}.")
@@ -176,7 +233,9 @@ class Recipe:
                 raise ValueError(f"data.modalities.{name} needs {', '.join(sorted(missing))} too.")
             numbers = {"error_std": float | None, "levels": tuple[float, ...] | None}
             typed = {
-                key: _convert(numbers[key], value, f"data.modalities.{name}.{key}") if key in numbers else value
+                key: _convert(numbers[key], value, f"data.modalities.{name}.{key}")
+                if key in numbers
+                else value
                 for key, value in settings.items()
             }
             found[name] = Modality(name=name, **{**typed, "files": _paths(settings["files"])})
@@ -186,6 +245,7 @@ class Recipe:
             *((f"experiment.sets.{key}", members) for key, members in self.experiment.sets.items()),
             *((f"data.direct.{key}", (key, *members)) for key, members in self.data.direct.items()),
             ("latent.scales", self.latent.scales),
+            ("assimilation.operators", self.assimilation.operators),
             ("experiment.withhold", self.experiment.withhold),
         ]
         for group, members in groups:
@@ -299,7 +359,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(kinds) != len(value):
             raise ValueError(f"{where} needs {len(kinds)} entries, got {value!r}.")
-        return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+        return tuple(
+            _convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+        )
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is a mapping, got {value!r}.")

@@ -88,15 +88,16 @@ class SDA(Assimilator):
             jacobians = {name: self.jacobians[name] for name in observations}
             guided = CovarianceGuidance(self.denoiser, self.gaussian, observations, jacobians)
         count, length = observations.batch[0], self.gaussian.length
-        event = self.gaussian.event
+        event, like = self.gaussian.event, self.gaussian.basis
         if blanket:
-            noise = normal((size, count + length - 1, *event), rng=rng)
+            noise = normal((size, count + length - 1, *event), like=like, rng=rng)
             return self.sampler(MarkovBlanket(guided, length), noise, rng=rng, progress=progress)
-        noise = normal((size, count, length, *event), rng=rng)
+        noise = normal((size, count, length, *event), like=like, rng=rng)
         return self.sampler(guided, noise, rng=rng, progress=progress)
 
     @torch.no_grad()
     def prior(self, size: int, *, rng: Rng = None) -> Tensor:
         """Unconditional draws of windows, (N, L, *Z)."""
-        noise = normal((size, self.gaussian.length, *self.gaussian.event), rng=rng)
+        shape = (size, self.gaussian.length, *self.gaussian.event)
+        noise = normal(shape, like=self.gaussian.basis, rng=rng)
         return self.sampler(self.denoiser, noise, rng=rng)

@@ -56,7 +56,8 @@ class WindowGaussian(Denoiser):
         self.register_buffer("basis", basis)
         self.register_buffer("values", values.clamp(min=1e-8 * float(values[-1])).to(basis.dtype))
         self.register_buffer("vectors", vectors.to(basis.dtype))
-        self.register_buffer("remainder", torch.as_tensor(remainder, dtype=basis.dtype).clamp(min=1e-6))
+        outside = torch.as_tensor(remainder, dtype=basis.dtype, device=basis.device)
+        self.register_buffer("remainder", outside.clamp(min=1e-6))
         self.event = tuple(event)
         self.schedule = schedule
         self.length = covariance.shape[0] // basis.shape[1]
@@ -160,7 +161,7 @@ def window_covariance(windows: Tensor, shrink: float) -> Tensor:
         for i in range(length - lag):
             stationary[i + lag, :, i, :] = mean
             stationary[i, :, i + lag, :] = mean.mT
-    same = torch.eye(patterns, dtype=sample.dtype)[:, None, :]
+    same = torch.eye(patterns, dtype=sample.dtype, device=sample.device)[:, None, :]
     stationary = stationary * (same + (1 - shrink) * (1 - same))
     matrix = stationary.reshape(length * patterns, length * patterns)
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)

@@ -324,6 +324,44 @@ def radial_spectrum(field: Tensor) -> tuple[Tensor, Tensor]:
     return torch.arange(1, rings + 1), power.to(field.device)
 
 
+def effective_count(ranks: Tensor) -> float:
+    """How many independent truths a rank histogram is worth, from how much it varies between windows.
+
+    With n windows of weight w_i, p the pooled shares of the ranks and r_i the rank's sums in window i,
+
+        n_eff = Σ_r p_r (1 - p_r) / Σ_r V_r,   V_r = n / (n - 1) Σ_i (r_ir - w_i p_r)² / (Σ_i w_i)²,
+
+    the size of a sample of independent truths whose shares would vary as much as these do. Cells of one field, and
+    days of one window, share their errors, so that it is far below their number.
+
+    Args:
+        ranks: Weight at each rank in each window (n, R); windows far enough apart to be independent.
+
+    Returns:
+        n_eff; n where the windows cannot tell, because there is one, or because they all agree.
+
+    Raises:
+        ValueError: If the shape is another or there is no weight.
+
+    Source:
+        Rao & Scott (1981), doi:10.1080/01621459.1981.10477633, the mean design effect; the variance of a ratio between
+        clusters after Cochran (1977), Sampling techniques, eq. 9.30.
+
+    >>> effective_count(torch.eye(4).repeat(5, 1))  # every window is one truth
+    19.0
+    """
+    if ranks.dim() != 2 or float(ranks.sum()) <= 0:
+        raise ValueError(f"ranks must be (windows, R) with some weight; got {tuple(ranks.shape)}.")
+    ranks = ranks.double()
+    weight = ranks.sum(1, keepdim=True)
+    ranks, weight = ranks[weight[:, 0] > 0], weight[weight[:, 0] > 0]
+    count, share = len(ranks), ranks.sum(0) / weight.sum()
+    variance = (ranks - weight * share).square().sum() / weight.sum() ** 2 * count / max(count - 1, 1)
+    return (
+        float((share * (1 - share)).sum() / variance) if count > 1 and float(variance) > 0 else float(count)
+    )
+
+
 def rank_flatness(counts: Tensor, independent: float | None = None) -> tuple[float, float]:
     """Chi-square distance of a rank histogram from a flat one, and how probable a larger one is by chance.
 
@@ -333,7 +371,7 @@ def rank_flatness(counts: Tensor, independent: float | None = None) -> tuple[flo
     Args:
         counts: Counts or weights per rank (R).
         independent: How many independent truths the counts stand for; cells of one field are not independent,
-            so their number overstates the evidence. The sum of the counts if None.
+            so their number overstates the evidence (see `effective_count`). The sum of the counts if None.
 
     Returns:
         χ² and its p-value.

@@ -162,30 +162,27 @@ def loss_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, label: str
     """Training and validation loss of each model, one panel a model.
 
     Args:
-        curves: Losses per epoch by model: training (n) and validation (m); different lengths span the same
-            axis.
+        curves: Rows of (step, loss) by model: training (n, 2) and validation (m, 2), either may be empty.
         label: Name of the loss.
     """
     figure = new_figure(max(4.8 * len(curves), 6), 3.7)
     for k, (axis, (name, pair)) in enumerate(
         zip(panels_in_row(figure, len(curves)), curves.items(), strict=True)
     ):
-        train, valid = (array(each).ravel() for each in pair)
-        epochs = max(len(train), len(valid))
-        for values, colour, kind in ((train, COLOURS[0], "training"), (valid, COLOURS[1], "validation")):
-            if len(values):
-                at = np.linspace(epochs / len(values), epochs, len(values))
+        train, valid = (array(each).reshape(-1, 2) for each in pair)
+        for rows, colour, kind in ((train, COLOURS[0], "training"), (valid, COLOURS[1], "validation")):
+            if len(rows):
                 axis.plot(
-                    at,
-                    values,
+                    rows[:, 0],
+                    rows[:, 1],
                     color=colour,
                     linewidth=1.6,
                     label=kind,
-                    marker="." if len(values) < 3 else None,
+                    marker="." if len(rows) < 3 else None,
                 )
-        log_if_wide(axis, np.concatenate([train, valid]))
+        log_if_wide(axis, np.concatenate([train[:, 1], valid[:, 1]]))
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        dress(axis, "epoch", label if k == 0 else "", name)
+        dress(axis, "step", label if k == 0 else "", name)
         axis.legend(frameon=False, fontsize=9)
     return figure
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.stats
 import torch
 from torch import Tensor
 
-from slams.evaluation.metrics import Statistics
+from slams.evaluation.metrics import Statistics, effective_count, rank_flatness
 
 Row = dict[str, str | float | int]
 
@@ -120,6 +121,27 @@ class Scores:
             )
         series.windows[window] = {name: value.detach().cpu().double() for name, value in statistics.items()}
 
+    def pack(self) -> tuple[dict[str, Tensor], list[list[Any]]]:
+        """Everything gathered, as tensors (windows, ...) and, for what they are about, lists that JSON can hold.
+
+        Names of windows have to be text.
+        """
+        tensors, index = {}, []
+        for number, (key, series) in enumerate(self._series.items()):
+            index.append([*key, list(series.levels), list(series.windows)])
+            for name in next(iter(series.windows.values())):
+                each = [window[name] for window in series.windows.values()]
+                tensors[f"{number}.{name}"] = torch.stack(each)
+        return tensors, index
+
+    def unpack(self, tensors: Mapping[str, Tensor], index: Sequence[Sequence[Any]]) -> None:
+        """Add what `pack` gave, to the last bit."""
+        for number, (method, variable, part, levels, windows) in enumerate(index):
+            own = {k.partition(".")[2]: x for k, x in tensors.items() if k.startswith(f"{number}.")}
+            for row, window in enumerate(windows):
+                statistics = {name: x[row] for name, x in own.items()}
+                self.add(method, variable, window, statistics, part=part, levels=levels)
+
     def keys(self) -> list[tuple[str, str, str]]:
         """The (method, variable, part) gathered so far, in order of arrival."""
         return list(self._series)
@@ -182,9 +204,31 @@ class Scores:
 
     def ranks(self, method: str, *, variable: str, part: str = "all", level: float | str = "all") -> Tensor:
         """Rank histogram (N + 1): the weight at each rank of the truth among the members, all windows."""
+        return self._ranks(method, variable, part, level).sum(0)
+
+    def flatness(
+        self, method: str, *, variable: str, part: str = "all", level: float | str = "all"
+    ) -> tuple[float, float, float]:
+        """How far from flat the rank histogram is.
+
+        Args:
+            method: Who made the forecast.
+            variable: What was forecast.
+            part: Which part of the cells.
+            level: Which level; all pooled if "all".
+
+        Returns:
+            χ², its p-value, and the number of independent truths both rest on (see `effective_count`).
+        """
+        ranks = self._ranks(method, variable, part, level)
+        count = effective_count(ranks)
+        return *rank_flatness(ranks.sum(0), independent=count), count
+
+    def _ranks(self, method: str, variable: str, part: str, level: float | str) -> Tensor:
+        """Weight at each rank in each window (n, N + 1)."""
         series, column = self._find(method, variable, part, level)
-        counts = torch.stack([window["ranks"] for window in series.windows.values()]).sum(0)
-        return counts.sum(0) if column == 0 else counts[column - 1]
+        ranks = torch.stack([window["ranks"] for window in series.windows.values()])
+        return ranks.sum(1) if column == 0 else ranks[:, column - 1]
 
     def paired_gain(
         self,

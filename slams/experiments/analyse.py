@@ -13,8 +13,9 @@ from slams.data.windows import window_starts
 from slams.diffusion.denoiser import WindowGaussian
 from slams.diffusion.schedule import VPCosine
 from slams.experiments.fields import Fields
-from slams.experiments.model import Anomalies, Model, anomalies
+from slams.experiments.model import DENSE_UP_TO, Anomalies, Model, anomalies, variance
 from slams.experiments.observe import observe
+from slams.experiments.operators import operators_of
 from slams.observation.observation import Observations
 
 
@@ -36,7 +37,7 @@ def posterior(
         progress: Called with 1 after each step of the sampler.
 
     Returns:
-        (N, T, *Z) each.
+        (N, T, *Z) each, on the CPU.
     """
     sda, members = model.sda(), model.recipe.assimilation.members
 
@@ -64,7 +65,7 @@ def posterior(
             )
             for values in seen
         ]
-    return [_spread(z, model.belief.inflation) for z in draws]
+    return [_spread(z, model.belief.inflation).cpu() for z in draws]
 
 
 def _spread(z: Tensor, factor: float) -> Tensor:
@@ -174,9 +175,9 @@ def fit_gaussian(model: Model, fields: Fields) -> Baselines:
     rows = held_starts[:: max(1, len(held_starts) // 32), None] + torch.arange(recipe.prior.window)
     some = torch.arange(0, x.shape[1], max(1, x.shape[1] // 2000))
     best: tuple[float, Baselines] | None = None
-    for penalty in (30.0, 300.0):
+    for penalty in (30.0, 300.0, 3000.0):
         operators, errors = _operators(model, given, a, x, prior.basis, rest, present, splits, penalty)
-        for inflation in (1.0, 3.0, 10.0):
+        for inflation in (1.0, 3.0, 10.0, 30.0):
             wider = {n: e if n in state_names(model) else e * inflation for n, e in errors.items()}
             closed = ClosedFormGaussian(prior, prior.basis, rest)
             trial = Baselines(closed, operators, wider, present, splits)
@@ -206,19 +207,22 @@ def _operators(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Operators of observed modalities by ridge; a state variable's own are its rows of the patterns."""
     operators, errors = {}, {}
+    h = operators_of(model.recipe, model.places)
     observed = sorted({n for group in model.recipe.experiment.sets.values() for n in group})
     names = state_names(model)
     for name in observed:
-        if name in names:
+        if name in names and name not in h:
             full = torch.zeros(torch.Size(model.places[name].shape).numel(), basis.shape[1])
-            variance = torch.ones(len(full))
+            outside = torch.ones(len(full))
             here = present[at_full(model, names, name)]
-            full[here], variance[here] = basis[splits[name]], rest[splits[name]]
-            operators[name], errors[name] = full, variance
+            full[here], outside[here] = basis[splits[name]], rest[splits[name]]
+            operators[name], errors[name] = full, outside
             continue
-        y = given[name].flatten(1)
+        y = h[name](given[name]) if name in h else given[name].flatten(1)
         operators[name] = ridge(a, y, penalty)
-        errors[name] = residual_covariance(y - a @ operators[name].mT, floor=1e-2)
+        left = y - a @ operators[name].mT
+        full_covariance = left.shape[1] <= DENSE_UP_TO or name not in h
+        errors[name] = residual_covariance(left, floor=1e-2) if full_covariance else variance(left)
     return operators, errors
 
 
@@ -258,6 +262,13 @@ def gaussian_posterior(
     return found
 
 
+def regressors(model: Model, values: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    """What is seen of modalities (n, *S) as rows, 0 where missing."""
+    h = operators_of(model.recipe, model.places)
+    seen = [h[n](values[n]) if n in h else values[n].flatten(1) for n in names]
+    return torch.nan_to_num(torch.cat(seen, 1))
+
+
 def retrained_ridge(
     model: Model, given: Anomalies, held: Anomalies, names: Sequence[str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -273,7 +284,7 @@ def retrained_ridge(
         Operator (D, P) and standard deviation (D) by state variable, standardized.
     """
     found = {}
-    y, y_held = (torch.cat([torch.nan_to_num(x[n].flatten(1)) for n in names], 1) for x in (given, held))
+    y, y_held = (regressors(model, x, names) for x in (given, held))
     for name in state_names(model):
         truth = held[name].flatten(1)
         trials = []

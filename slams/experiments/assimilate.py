@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slams.core.device import computing_device
 from slams.core.random import fork
 from slams.experiments import baseline_members
 from slams.experiments.analyse import Baselines, decoded, posterior, state_names
@@ -17,12 +18,15 @@ from slams.experiments.baselines_file import FILE_NAME, load_baselines
 from slams.experiments.fields import phase_of, read_file
 from slams.experiments.model import Model
 from slams.experiments.named_files import Source, match
+from slams.experiments.operators import operators_of, thinned
 from slams.experiments.output import provenance, write_analysis
 from slams.experiments.progress import Console
 from slams.experiments.record import Piece, pieces_of, seen_on
 from slams.recipe import Recipe, from_tree, override, to_tree
 
-_SETTABLE = re.compile(r"assimilation\.\w+|experiment\.withhold\.[^.]+|data\.modalities\.[^.]+\.error_std")
+_SETTABLE = re.compile(
+    r"device|assimilation\.\w+|assimilation\.operators\.[^.]+|experiment\.withhold\.[^.]+|data\.modalities\.[^.]+\.error_std"
+)
 _VALUES = 2**24  # of all windows of all members in one piece: it bounds the memory to about 2 GB
 _BATCH = 8  # short runs drawn together
 
@@ -70,7 +74,7 @@ def assimilate(
         dates: First and last day as "A..B"; all if None.
         seed: Of all draws.
         baselines: Whether to write the baselines' analyses too.
-        overrides: Settings of a trained run: assimilation.KEY=…, withhold.NAME=[…] (stations, numbered from 0
+        overrides: Settings of a trained run: device=…, assimilation.KEY=…, withhold.NAME=[…] (stations, numbered from 0
             in the order of the training file), data.modalities.NAME.error_std=….
         console: Where progress is shown.
 
@@ -90,6 +94,7 @@ def assimilate(
     span = _span(dates)
     model = Model.load(folder)
     model.recipe = configure(model.recipe, overrides, members)
+    model.on(computing_device(model.recipe.device))
     fitted = load_baselines(model, folder / FILE_NAME) if baselines else None
     sources = _sources(model.recipe, observations, modalities)
     if target.resolve() in {Path(f).resolve() for source in sources.values() for f in source.files}:
@@ -108,6 +113,9 @@ def assimilate(
     }
     for name, kept in model.recipe.experiment.withhold.items():
         about[name]["withheld"] = list(kept)
+    for name, operator in model.recipe.assimilation.operators.items():
+        if name in about:
+            about[name]["operator"] = asdict(operator)
     phase = phase_of(record.dates)
     with console.bar("writing the analysis", 1) as advance:
         write_analysis(
@@ -118,7 +126,7 @@ def assimilate(
             observed,
             provenance(model, folder, about, seed),
             groups,
-            observations={n: model.codec.physical(n, x, phase) for n, x in record.seen.items()},
+            observations={n: model.codec.physical(n, x, phase) for n, x in _shown(model, record).items()},
         )
         advance(1, str(target))
     return target
@@ -139,12 +147,13 @@ def configure(recipe: Recipe, overrides: Sequence[str] = (), members: int | None
     """
     tree = to_tree(recipe)
     tree["experiment"]["withhold"] = {}
+    tree["device"] = "auto"  # the machine it was trained on may have been another
     settings = [f"experiment.{s}" if s.startswith("withhold.") else s for s in overrides]
     for setting in settings:
         key = setting.partition("=")[0]
         if not _SETTABLE.fullmatch(key):
             raise ValueError(
-                f"{key!r} cannot be set for a trained run; assimilation.KEY, withhold.NAME and "
+                f"{key!r} cannot be set for a trained run; device, assimilation.KEY, withhold.NAME and "
                 "data.modalities.NAME.error_std can."
             )
         name = key.split(".")[2] if key.count(".") > 1 else None
@@ -194,7 +203,7 @@ def read_record(
         # a point without training values has no statistics
         whole = torch.where(model.codec.statistics[name].present, whole, torch.nan)
         values[name] = model.codec.anomaly(name, whole, phase)
-    seen = {name: x.clone() for name, x in values.items()}
+    seen = {name: thinned(recipe, name, x.clone()) for name, x in values.items()}
     for name, stations in recipe.experiment.withhold.items():
         _withhold(model, seen, name, stations)
     if not any(bool(torch.isfinite(x).any()) for x in seen.values()):
@@ -289,7 +298,14 @@ def _analyse(
                     kept, when = z[:, piece.keep], phase[piece.days]
                     found[n][:, piece.days] = decoded(model, kept, n, when, rng=residual[n])
     states = {n: found[n] for n in state_names(model)}
-    return states, {n: (found[n], torch.isfinite(x)) for n, x in record.seen.items()}
+    shown = _shown(model, record)
+    return states, {n: (found[n], torch.isfinite(x)) for n, x in shown.items()}
+
+
+def _shown(model: Model, record: Record) -> dict[str, Tensor]:
+    """What was seen as it is, (T, *S): nothing of a modality that was seen through an operator."""
+    unplaced = operators_of(model.recipe, model.places)
+    return {n: torch.full_like(x, torch.nan) if n in unplaced else x for n, x in record.seen.items()}
 
 
 def _baseline_groups(

@@ -14,6 +14,7 @@ from slams.experiments import analyse
 from slams.experiments.analyse import Baselines
 from slams.experiments.fields import phase_of
 from slams.experiments.model import Model
+from slams.experiments.operators import operators_of
 from slams.experiments.record import Piece, seen_on
 
 Members = dict[str, Tensor]
@@ -52,9 +53,13 @@ def interpolation(
     Returns:
         (N, T, *S) of each state that is measured directly by something observed.
     """
-    found = {}
+    found, unplaced = {}, operators_of(model.recipe, model.places)
     for name in analyse.state_names(model):
-        direct = [m for m in model.recipe.data.direct.get(name, ()) if m in values and m in networks]
+        direct = [
+            m
+            for m in model.recipe.data.direct.get(name, ())
+            if m in values and m in networks and m not in unplaced
+        ]
         fitted = _interpolator(baselines, name, direct)
         if fitted is None:
             continue
@@ -85,7 +90,8 @@ def gaussian(
     Empty if it has no operator for anything observed.
     """
     baselines = _with_states(model, baselines, values)
-    known = {n: v for n, v in values.items() if n in baselines.operators}
+    ignored = unknown_to_gaussian(model, baselines, values)
+    known = {n: v for n, v in values.items() if n not in ignored}
     if not known:
         return {}
     shapes = {n: (len(dates), *model.places[n].shape) for n in analyse.state_names(model)}
@@ -98,9 +104,14 @@ def gaussian(
 
 
 def unknown_to_gaussian(model: Model, baselines: Baselines, values: Mapping[str, Tensor]) -> list[str]:
-    """Observed modalities for which no linear operator was fitted, because no set of the recipe has them."""
-    known = {*baselines.operators, *analyse.state_names(model)}
-    return [name for name in values if name not in known]
+    """Observed modalities for which no linear operator was fitted: no set has them, or they were seen otherwise then."""
+    sizes = {n: torch.Size(model.places[n].shape).numel() for n in values}
+    jacobians = model.jacobians()
+    sizes |= {n: len(jacobians[n]) for n in operators_of(model.recipe, model.places) if n in values}
+    fitted = {n: len(operator) for n, operator in baselines.operators.items()}
+    # a state seen cell by cell has its own rows of the patterns
+    states = {n for n in analyse.state_names(model) if n not in operators_of(model.recipe, model.places)}
+    return [n for n in values if fitted.get(n, sizes[n] if n in states else 0) != sizes[n]]
 
 
 def _with_states(model: Model, baselines: Baselines, values: Mapping[str, Tensor]) -> Baselines:
@@ -127,7 +138,7 @@ def prior(
     found = {n: torch.empty(count, len(dates), *model.places[n].shape) for n in analyse.state_names(model)}
     blanket = MarkovBlanket(sda.denoiser, sda.gaussian.length)
     for piece in pieces:
-        noise = normal((count, len(piece.rows), *sda.gaussian.event), rng=rng)
+        noise = normal((count, len(piece.rows), *sda.gaussian.event), like=sda.gaussian.basis, rng=rng)
         z = sda.sampler(blanket, noise, rng=rng, progress=progress)[:, piece.keep]
         for name, members in found.items():
             members[:, piece.days] = analyse.decoded(model, z, name, phase[piece.days], rng=rng)

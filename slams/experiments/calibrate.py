@@ -1,5 +1,6 @@
 """What observations are worth: error covariances of the decoders, calibrated on the validation part."""
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,12 +10,12 @@ from torch import Tensor
 from slams.assimilation.gaussian import ClosedFormGaussian, normal_crps, residual_covariance, ridge
 from slams.core.random import fork
 from slams.diffusion.denoiser import NetworkDenoiser
-from slams.experiments.model import Anomalies, Belief, Codec, Model, dense
+from slams.experiments.model import Anomalies, Belief, Codec, Model, dense, variance
 from slams.experiments.observe import observe
 from slams.experiments.progress import Console
 from slams.recipe import Recipe
 
-_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
+_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 @torch.no_grad()
@@ -35,10 +36,11 @@ def errors(
     gaussian = denoiser.gaussian
     thin = max(1, len(z) // 1800)  # more days cost memory, not accuracy
     z, given = z[::thin], {name: x[::thin] for name, x in given.items()}
-    a = z.flatten(1) @ gaussian.basis
-    inside = (a @ gaussian.basis.mT).reshape(z.shape)
-    inside_held = (z_held.flatten(1) @ gaussian.basis @ gaussian.basis.mT).reshape(z_held.shape)
-    operators, errors, residuals = {}, {}, {}
+    basis = gaussian.basis.cpu()
+    a = z.flatten(1) @ basis
+    inside = (a @ basis.mT).reshape(z.shape)
+    inside_held = (z_held.flatten(1) @ basis @ basis.mT).reshape(z_held.shape)
+    operators, errors, residuals, samples = {}, {}, {}, {}
     for name in codec.places:
         decoded = codec.decode(inside, name)
         operators[name] = ridge(a, decoded.flatten(1), 1e-3)
@@ -46,17 +48,12 @@ def errors(
         fresh = (held[name] - codec.decode(inside_held, name)).flatten(1)
         ratio = max(1.0, float(torch.nanmean(fresh**2) / torch.nanmean(residual**2)))
         full = dense(name, codec.places, recipe)
-        errors[name] = (residual_covariance(residual) if full else _variance(residual)) * ratio
+        errors[name] = (residual_covariance(residual) if full else variance(residual)) * ratio
         left = (held[name] - codec.decode(z_held, name)).flatten(1)
-        residuals[name] = _variance(left)
-    return Belief(denoiser, operators, errors, residuals)
-
-
-def _variance(residual: Tensor) -> Tensor:
-    """Variance of each column over the days on which it was seen, with a small floor."""
-    seen = torch.isfinite(residual).sum(0).clamp(min=1)
-    variance = torch.nan_to_num(residual).square().sum(0) / seen
-    return variance + 1e-3 * variance.mean() + 1e-6
+        residuals[name] = variance(left)
+        if codec.places[name].is_grid:
+            samples[name] = fresh[:: max(1, len(fresh) // 64)].reshape(-1, *codec.places[name].shape)
+    return Belief(denoiser, operators, errors, residuals, samples)
 
 
 def calibrate(model: Model, held: Anomalies, starts: Tensor, console: Console) -> None:
@@ -83,14 +80,15 @@ def calibrate(model: Model, held: Anomalies, starts: Tensor, console: Console) -
     # a part of the points tells as much as all of them
     scored = scored[:: max(1, len(scored) // 2000)]
     rest = torch.cat([belief.errors[n] for n in states])[scored]  # states have variances, no full covariance
-    closed = ClosedFormGaussian(belief.gaussian, decode[scored], rest)
+    closed = ClosedFormGaussian(copy.deepcopy(belief.gaussian).cpu(), decode[scored], rest)
     target = target[..., scored]
 
     def score(names: Sequence[str]) -> float:
         seen = observe(model.places, recipe, {n: held[n] for n in names}, names, days=rows)
-        mean, std = closed.windows(model.seen(seen, model.errors()), belief.operators)
+        mean, std = closed.windows(model.seen(seen, model.errors()), jacobians)
         return float(normal_crps(target - mean, std).mean())
 
+    jacobians = model.jacobians()
     names = sorted({n for group in sets.values() for n in group})
     with console.bar("calibrating observation errors", 2 * len(names)) as advance:
         for name in names * 2:  # twice: the best factor of one depends on the others'

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slams.core.files import atomic
 from slams.data.windows import runs
-from slams.evaluation import Scores, plots, rank_flatness
+from slams.evaluation import Scores, plots
 from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, wide, write_report
 from slams.experiments.fields import Place
 
@@ -140,8 +140,8 @@ def _figures(
     found[f"{each.name}_series"] = _series(each)
     if len(each.members) > 1:
         counts = scores.ranks("analysis", variable=each.name)
-        chi2, p = rank_flatness(counts, independent=len(each.dates))
-        notes = f"chi-square {chi2:.0f}, p {p:.2g}, if each day counts as one"
+        chi2, p, worth = scores.flatness("analysis", variable=each.name)
+        notes = f"chi-square {chi2:.0f}, p {p:.2g}; worth {worth:.0f} independent truths"
         found[f"{each.name}_ranks"] = plots.rank_histogram(counts, title=each.name, notes=notes)
     bars = {
         metric: {

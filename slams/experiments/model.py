@@ -19,17 +19,16 @@ from slams.core.files import atomic
 from slams.diffusion.denoiser import NetworkDenoiser, WindowGaussian
 from slams.diffusion.sampler import Sampler
 from slams.diffusion.schedule import VPCosine
+from slams.experiments.build import build_autoencoder, build_denoiser
 from slams.experiments.fields import Fields, Place, phase_of
-from slams.networks.autoencoder import GridCoder, MultimodalAutoencoder, VectorCoder
-from slams.networks.mlp import WindowMLP
-from slams.networks.unet import WindowUNet
+from slams.experiments.operators import noise_gain, operators_of, through
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import Flatten
 from slams.recipe import Recipe, from_tree, to_tree
 
 Anomalies = dict[str, Tensor]
 _STATISTICS = ("coefficients", "std", "present")
-_DENSE_UP_TO = 512  # values of a modality: beyond it a full error covariance cannot be estimated or kept
+DENSE_UP_TO = 512  # values of a modality: beyond it a full error covariance cannot be estimated or kept
 
 
 class Codec(nn.Module):
@@ -50,6 +49,11 @@ class Codec(nn.Module):
         self.statistics: Mapping[str, SeasonalStandardize] = nn.ModuleDict(statistics)  # type: ignore[assignment]
         self.autoencoder = build_autoencoder(recipe, places)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the autoencoder computes; statistics, and what goes in and comes out, are on the CPU."""
+        return self.autoencoder.mean.device
+
     def anomaly(self, name: str, x: Tensor, phase: Tensor) -> Tensor:
         """Standardized anomalies of physical values (n, *S) on days of phase (n); NaN where training had none."""
         statistic = self.statistics[name]
@@ -64,7 +68,7 @@ class Codec(nn.Module):
         """Latents (n, *Z) of standardized anomalies of any subset of modalities."""
         count = len(next(iter(anomalies.values())))
         parts = [
-            self.autoencoder.encode({m: x[i : i + 128] for m, x in anomalies.items()})
+            self.autoencoder.encode({m: x[i : i + 128].to(self.device) for m, x in anomalies.items()}).cpu()
             for i in range(0, count, 128)
         ]
         return torch.cat(parts)
@@ -74,7 +78,8 @@ class Codec(nn.Module):
         """Standardized anomalies of one modality from latents (*B, *Z), in pieces of bounded memory."""
         event = len(self.autoencoder.event)
         flat = z.reshape(-1, *self.autoencoder.event)
-        out = torch.cat([self.autoencoder.decode(part, name) for part in flat.split(256)])
+        parts = (part.to(self.device) for part in flat.split(256))
+        out = torch.cat([self.autoencoder.decode(part, name).cpu() for part in parts])
         return out.reshape(*z.shape[: z.ndim - event], *out.shape[1:])
 
 
@@ -93,6 +98,8 @@ class Belief(nn.Module):
         operators: Linearized decoders on the patterns, (prod(S), K) by name.
         errors: Covariance of what the patterns cannot tell of a modality: (P, P) or variances (P), standardized.
         residuals: Variance of what a decoder cannot tell with the whole latent, (P).
+        samples: What the patterns cannot tell of gridded modalities on some validation days, (n, *S), of which
+            operators make their own errors.
         factors: Calibrated factor on each error covariance.
         inflation: Calibrated factor on the deviations of the draws from their mean.
     """
@@ -103,9 +110,11 @@ class Belief(nn.Module):
         operators: Mapping[str, Tensor],
         errors: Mapping[str, Tensor],
         residuals: Mapping[str, Tensor],
+        samples: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.residuals = dict(residuals)
+        self.samples = dict(samples or {})
         self.denoiser = denoiser
         self.operators = dict(operators)
         self.errors = dict(errors)
@@ -116,54 +125,6 @@ class Belief(nn.Module):
     def gaussian(self) -> WindowGaussian:
         """The closed form of the prior."""
         return self.denoiser.gaussian
-
-
-def build_autoencoder(recipe: Recipe, places: Mapping[str, Place]) -> MultimodalAutoencoder:
-    """The untrained autoencoder of a recipe.
-
-    Raises:
-        ValueError: If a gridded latent is asked of modalities that are not all on one grid that the patch divides.
-    """
-    latent = recipe.latent
-    shapes = {name: place.shape for name, place in places.items()}
-    scales = {name: latent.scales.get(name, 1.0) for name in places}
-    if latent.kind == "vector":
-        scales = {name: scale / torch.Size(shapes[name]).numel() ** 0.5 for name, scale in scales.items()}
-        coders: dict[str, GridCoder | VectorCoder] = {
-            name: VectorCoder(shape, latent.channels, latent.hidden) for name, shape in shapes.items()
-        }
-        return MultimodalAutoencoder(coders, (latent.channels,), scales, hidden=latent.hidden)
-    grids = {shape[-2:] for name, shape in shapes.items() if places[name].is_grid}
-    if len(grids) != 1 or not all(place.is_grid for place in places.values()):
-        raise ValueError(
-            "a gridded latent needs all modalities on one grid, got "
-            + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-            + "; use latent.kind: vector."
-        )
-    height, width = next(iter(grids))
-    if height % latent.patch or width % latent.patch:
-        raise ValueError(f"latent.patch {latent.patch} does not divide the grid {height} x {width}.")
-    periodic = next(iter(places.values())).is_global
-    grid_coders: dict[str, GridCoder | VectorCoder] = {
-        name: GridCoder(shape[0], latent.channels, latent.patch, latent.hidden, periodic)
-        for name, shape in shapes.items()
-    }
-    event = (latent.channels, height // latent.patch, width // latent.patch)
-    return MultimodalAutoencoder(grid_coders, event, scales, hidden=latent.hidden, periodic=periodic)
-
-
-def build_denoiser(recipe: Recipe, gaussian: WindowGaussian, periodic: bool) -> NetworkDenoiser:
-    """The untrained denoiser of a recipe around its closed form."""
-    prior = recipe.prior
-    if len(gaussian.event) == 1:
-        network: nn.Module = WindowMLP(
-            prior.window, gaussian.event, hidden=prior.hidden[0], blocks=prior.blocks
-        )
-    else:
-        network = WindowUNet(
-            prior.window, gaussian.event, hidden=prior.hidden, blocks=prior.blocks, periodic=periodic
-        )
-    return NetworkDenoiser(gaussian, network)
 
 
 class Model:
@@ -180,35 +141,78 @@ class Model:
         self.recipe = codec.recipe
         self.places = codec.places
 
-    def seen(self, anomalies: Mapping[str, Tensor], errors: Mapping[str, Tensor]) -> Observations:
-        """Anomalies (*B, L, *S), NaN where not seen, as observations of themselves.
+    @property
+    def device(self) -> torch.device:
+        """Where networks compute and posteriors are drawn."""
+        return self.belief.gaussian.basis.device
+
+    def on(self, device: torch.device) -> "Model":
+        """The model with its networks moved to a device; statistics and errors stay on the CPU."""
+        self.codec.autoencoder.to(device)
+        self.belief.denoiser.to(device)
+        return self
+
+    def seen(
+        self,
+        anomalies: Mapping[str, Tensor],
+        errors: Mapping[str, Tensor],
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
+    ) -> Observations:
+        """Anomalies (*B, L, *S), NaN where not seen, as observations of themselves, or of what operators make of them.
 
         Args:
             anomalies: By modality.
-            errors: Covariance (P, P) or variances (P) of what an estimate of each leaves; the instrument's own, where
-                stated, comes on top.
+            errors: Covariance (P, P) or variances (P) of what an estimate of each leaves of what is seen; the
+                instrument's own, where stated, comes on top, independent in each cell.
+            device: Where the observations are wanted.
 
         Returns:
             One observation a modality, standardized.
         """
         found = {}
+        operators = operators_of(self.recipe, self.places)
         for name, value in anomalies.items():
             error, shape = errors[name], self.places[name].shape
+            operator: nn.Module = operators.get(name, Flatten(len(shape)))
             stated = self.recipe.modalities()[name].error_std
             if stated is not None:
                 extra = (stated / self.codec.statistics[name].std.expand(shape).flatten()) ** 2
+                if name in operators:
+                    each = extra.reshape(shape[0], -1)[:, 0].repeat_interleave(len(error) // shape[0])
+                    extra = each * noise_gain(operator, self.places[name])
                 error = error + (torch.diag(extra) if error.ndim == 2 else extra)
+            error = error.to(device)
             noise: Covariance = Dense(error) if error.ndim == 2 else Diagonal(error)
-            found[name] = Observation(value.flatten(-len(shape)), Flatten(len(shape)), noise)
+            found[name] = Observation(operator(value).to(device), operator.to(device), noise)
         return Observations(found)
 
     def errors(self) -> dict[str, Tensor]:
-        """What the patterns cannot tell of each modality, calibrated."""
-        return {name: error * self.belief.factors[name] for name, error in self.belief.errors.items()}
+        """What the patterns cannot tell of what is seen of each modality, calibrated.
+
+        Raises:
+            ValueError: If the run was trained by a version that did not keep what operators need.
+        """
+        errors = dict(self.belief.errors)
+        for name, operator in operators_of(self.recipe, self.places).items():
+            if name not in self.belief.samples:
+                raise ValueError(
+                    f"this run does not know how far {name} is from its decoder on the whole grid, which "
+                    "assimilation.operators need; train it again with this version."
+                )
+            errors[name] = variance(operator(self.belief.samples[name]))
+        return {name: error * self.belief.factors[name] for name, error in errors.items()}
+
+    def jacobians(self) -> dict[str, Tensor]:
+        """Linearized operators from the patterns to what is seen of each modality, (prod(O), K)."""
+        found = dict(self.belief.operators)
+        for name, operator in operators_of(self.recipe, self.places).items():
+            found[name] = through(operator, found[name], self.places[name])
+        return found
 
     def observations(self, anomalies: Mapping[str, Tensor]) -> Observations:
         """Anomalies (*B, L, *S), NaN where not seen, as observations of the latent, one a modality."""
-        return self.seen(anomalies, self.errors()).pullback({m: self._decoder(m) for m in anomalies})
+        seen = self.seen(anomalies, self.errors(), self.device)
+        return seen.pullback({m: self._decoder(m) for m in anomalies})
 
     def _decoder(self, name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
         return lambda z: self.codec.autoencoder.decode(z, name)
@@ -217,7 +221,7 @@ class Model:
         """The assimilation method with this prior and the recipe's settings."""
         a = self.recipe.assimilation
         sampler = Sampler(a.steps, a.eta, a.corrections, a.tau, a.order, "snr" if a.grid == "snr" else "time")
-        operators = dict(self.belief.operators)
+        operators = {name: operator.to(self.device) for name, operator in self.jacobians().items()}
         operators["latent"] = self.belief.gaussian.basis
         return SDA(
             self.belief.denoiser,
@@ -243,8 +247,8 @@ class Model:
         flat = {m: x.reshape(-1, *self.places[m].shape) for m, x in anomalies.items()}
         z = self.codec.encode(flat).flatten(1)
         seen = torch.stack([torch.isfinite(x).flatten(1).any(1) for x in flat.values()]).any(0)
-        z = torch.where(seen[:, None], z, torch.nan).reshape(*shape, -1)
-        variance = torch.full((z.shape[-1],), self.recipe.assimilation.published_std**2)
+        z = torch.where(seen[:, None], z, torch.nan).reshape(*shape, -1).to(self.device)
+        variance = torch.full((z.shape[-1],), self.recipe.assimilation.published_std**2, device=self.device)
         return Observations(
             {"latent": Observation(z, Flatten(len(self.belief.gaussian.event)), Diagonal(variance))}
         )
@@ -270,6 +274,13 @@ class Model:
                 )
         codec = load_codec(folder / "codec.safetensors")
         return cls(codec, load_belief(codec, folder / "denoiser.safetensors"))
+
+
+def variance(residual: Tensor) -> Tensor:
+    """Variance of each column over the days on which it was seen, with a small floor."""
+    seen = torch.isfinite(residual).sum(0).clamp(min=1)
+    each = torch.nan_to_num(residual).square().sum(0) / seen
+    return each + 1e-3 * each.mean() + 1e-6
 
 
 def save_codec(codec: Codec, path: Path) -> None:
@@ -305,6 +316,7 @@ def save_belief(belief: Belief, recipe: Recipe, path: Path) -> None:
     tensors |= {f"operators.{k}": v for k, v in belief.operators.items()}
     tensors |= {f"errors.{k}": v for k, v in belief.errors.items()}
     tensors |= {f"residuals.{k}": v for k, v in belief.residuals.items()}
+    tensors |= {f"samples.{k}": v for k, v in belief.samples.items()}
     _write(path, tensors, recipe=to_tree(recipe), factors=belief.factors, inflation=belief.inflation)
 
 
@@ -332,6 +344,7 @@ def load_belief(codec: Codec, path: Path) -> Belief:
         {k[10:]: v for k, v in tensors.items() if k.startswith("operators.")},
         {k[7:]: v for k, v in tensors.items() if k.startswith("errors.")},
         {k[10:]: v for k, v in tensors.items() if k.startswith("residuals.")},
+        {k[8:]: v for k, v in tensors.items() if k.startswith("samples.")},
     )
     belief.factors, belief.inflation = meta["factors"], meta["inflation"]
     return belief.eval()
@@ -344,7 +357,7 @@ def _origin(recipe: Recipe) -> tuple[Any, ...]:
 
 def dense(name: str, places: Mapping[str, Place], recipe: Recipe) -> bool:
     """Whether a modality's errors get a full covariance."""
-    small = torch.Size(places[name].shape).numel() <= _DENSE_UP_TO
+    small = torch.Size(places[name].shape).numel() <= DENSE_UP_TO
     return small and recipe.modalities()[name].role == "observation"
 
 
@@ -364,7 +377,7 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
 def _write(path: Path, tensors: dict[str, Tensor], **meta: Any) -> None:
     with atomic(path) as temporary:
         save_file(
-            {k: v.detach().contiguous().clone() for k, v in tensors.items()},
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
             temporary,
             {k: json.dumps(v) for k, v in meta.items()},
         )

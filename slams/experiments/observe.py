@@ -7,6 +7,7 @@ from torch import Tensor
 
 from slams.core.random import fork, normal
 from slams.experiments.fields import Place
+from slams.experiments.operators import thinned
 from slams.recipe import Recipe
 
 
@@ -45,7 +46,8 @@ def observe(
     """Observed anomalies, NaN where nothing is seen.
 
     A modality with the role of an observation is seen as its file has it. A state variable is seen in columns, with
-    fresh instrument noise of its `error_std`.
+    fresh instrument noise of its `error_std`. One with a block mean or points as its operator is left whole here:
+    the operator is applied where observations are made of it.
 
     Args:
         places: Where values are.
@@ -73,10 +75,12 @@ def observe(
                 value = value + error / std[name] * normal(
                     value.shape, like=value, rng=fork(recipe.seed, "noise", name)
                 )
-            hidden = torch.ones(places[name].weights().numel(), dtype=torch.bool)
-            hidden[columns(places[name], recipe.experiment.share, recipe.seed)] = False
-            shape = places[name].weights().shape
-            value = value.masked_fill(hidden.reshape(shape), torch.nan)
+            if name not in recipe.assimilation.operators:
+                hidden = torch.ones(places[name].weights().numel(), dtype=torch.bool)
+                hidden[columns(places[name], recipe.experiment.share, recipe.seed)] = False
+                shape = places[name].weights().shape
+                value = value.masked_fill(hidden.reshape(shape), torch.nan)
+        value = thinned(recipe, name, value)
         for station in (withhold or {}).get(name, ()):
             if not 0 <= station < value.shape[-1]:
                 raise ValueError(

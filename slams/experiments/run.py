@@ -15,9 +15,10 @@ from slams.experiments import analyse
 from slams.experiments.baselines_file import FILE_NAME, networks_of, save_baselines
 from slams.experiments.fields import Fields, load_fields
 from slams.experiments.model import Model
+from slams.experiments.outcome import Finished, Outcome
 from slams.experiments.output import provenance, write_analysis, write_truth
 from slams.experiments.progress import Console
-from slams.experiments.score import Outcome, test
+from slams.experiments.score import test
 from slams.experiments.summary import write_summary
 from slams.experiments.train import Ledger, digest, train
 from slams.recipe import Recipe, to_tree
@@ -48,8 +49,10 @@ def run(recipe: Recipe, *, console: Console | None = None) -> Path:
     tree = to_tree(recipe)
     key = digest(ledger.rows.get("calibration"), tree["assimilation"], tree["experiment"], tree["data"])
     if recipe.experiment.sets and not ledger.done("report", key):
-        _evaluate(model, fields, out, console)
+        finished = Finished(out, key)
+        _evaluate(model, fields, out, console, finished)
         ledger.finish("report", key)
+        finished.clear()
     elif recipe.experiment.sets:
         console.reused("scores and report")
     if recipe.experiment.sets:
@@ -77,11 +80,11 @@ def _make_planet(recipe: Recipe, console: Console) -> None:
         simulate_archive(system, recipe.planet.folder, list(years), seed=recipe.seed, progress=progress)
 
 
-def _evaluate(model: Model, fields: Fields, out: Path, console: Console) -> None:
+def _evaluate(model: Model, fields: Fields, out: Path, console: Console, finished: Finished) -> None:
     with console.bar("fitting the baselines", 1) as advance:
         baselines = analyse.fit_gaussian(model, fields)
         advance(1, json.dumps(baselines.settings))
-    outcome = test(model, baselines, fields, console)
+    outcome = test(model, baselines, fields, console, finished)
     save_baselines(baselines, networks_of(model, fields), out / FILE_NAME)
     label, names = list(model.recipe.experiment.sets.items())[-1]
     with console.bar("writing files", 1) as advance:

@@ -1,10 +1,8 @@
 """Scores of a test: every method on every set of observations, over the same windows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +14,8 @@ from slams.experiments.analyse import Baselines
 from slams.experiments.fields import Fields, phase_of
 from slams.experiments.model import Anomalies, Model, anomalies
 from slams.experiments.observe import observe
+from slams.experiments.operators import operators_of
+from slams.experiments.outcome import Finished, Interpolators, Outcome
 from slams.experiments.periods import Trajectories, cut
 from slams.experiments.progress import Advance, Console
 from slams.observation.operators import Interpolate
@@ -23,27 +23,9 @@ from slams.observation.operators import Interpolate
 _BLOCK = 15  # days of a continuous analysis that count as one window of the intervals
 
 
-@dataclass
-class Outcome:
-    """What a test leaves for tables, figures and files.
-
-    Attributes:
-        scores: Of every method.
-        dates: Days of the test, one after another.
-        truth: State variables on those days (T, *S), physical.
-        members: Draws of the main set (N, T, *S), physical: state variables and what was observed.
-        observed: What the main set saw (T, *S), physical, NaN where nothing.
-        withheld: Scores at stations kept back, by modality: rows for the report.
-    """
-
-    scores: Scores
-    dates: np.ndarray
-    truth: dict[str, Tensor] = field(default_factory=dict)
-    members: dict[str, Tensor] = field(default_factory=dict)
-    observed: dict[str, Tensor] = field(default_factory=dict)
-
-
-def test(model: Model, baselines: Baselines, fields: Fields, console: Console) -> Outcome:
+def test(
+    model: Model, baselines: Baselines, fields: Fields, console: Console, finished: Finished | None = None
+) -> Outcome:
     """Run every set of observations through every method.
 
     Args:
@@ -51,6 +33,7 @@ def test(model: Model, baselines: Baselines, fields: Fields, console: Console) -
         baselines: Fitted.
         fields: All days.
         console: Where progress is shown.
+        finished: Where each finished set is kept and found again; nothing is kept if None.
 
     Returns:
         The outcome; the method names are "analysis", "gaussian" and so on for the main (last) set, with ":SET"
@@ -62,19 +45,30 @@ def test(model: Model, baselines: Baselines, fields: Fields, console: Console) -
     runner = _Runner(
         model, baselines, fields, pieces, Outcome(Scores(seed=recipe.seed), fields.dates[pieces.days])
     )
-    sets = list(e.sets.items())
-    total = len(sets) + int(e.shuffled) + int(bool(e.withhold)) + 1
-    with console.bar(
-        "assimilating test windows", total * recipe.assimilation.steps * runner.rounds
-    ) as advance:
-        runner.advance = advance
-        runner.references()
-        for label, names in sets:
-            runner.one(label, names, main=label == sets[-1][0])
-        if e.shuffled:
-            runner.one("shuffled dates", sets[-1][1], shuffled=True)
-        if e.withhold:
-            runner.withheld(sets[-1][1])
+    main = list(e.sets)[-1]
+    parts = [runner.references]
+    parts += [partial(runner.one, label, names, main=label == main) for label, names in e.sets.items()]
+    if e.shuffled:
+        parts.append(partial(runner.one, "shuffled dates", e.sets[main], shuffled=True))
+    if e.withhold:
+        parts.append(partial(runner.withheld, e.sets[main]))
+    units = recipe.assimilation.steps * runner.rounds
+    with console.bar("assimilating test windows", len(parts) * units) as advance:
+        for number, part in enumerate(parts):
+            known = finished and finished.load(number, runner.outcome.scores)
+            if known:
+                runner.take(*known)
+                advance(units, "")
+                continue
+            whole, runner.outcome = runner.outcome, runner.blank()
+            runner.advance = advance
+            part()
+            found, runner.outcome = runner.outcome, whole
+            tuned = {place: baselines.interpolators[place] for place in runner.tuned}
+            if finished:
+                finished.save(number, found.scores, found.tensors(), tuned)
+            runner.outcome.scores.unpack(*found.scores.pack())
+            runner.take(found.tensors(), tuned)
     return runner.outcome
 
 
@@ -97,9 +91,11 @@ class _Runner:
         )
         self.recipe = model.recipe
         self.rounds = len(pieces.index) if pieces.blanket else -(-len(pieces.index) // 8)
+        self.unplaced = set(operators_of(model.recipe, model.places))
         self.advance: Advance = _ignore
         self.states = analyse.state_names(model)
         self.fitted: dict[tuple[str, tuple[str, ...]], AnomalyInterp] = {}
+        self.tuned: list[tuple[str, str]] = []
         self.std = {n: s.std for n, s in model.codec.statistics.items()}
         self.test = anomalies(model.codec, fields, pieces.days.numpy())
         held = fields.part(self.recipe.data.validation)
@@ -114,6 +110,19 @@ class _Runner:
         phase = phase_of(outcome.dates)
         for name in self.states:
             outcome.truth[name] = model.codec.physical(name, self.test[name], phase)
+
+    def blank(self) -> Outcome:
+        """The outcome of a part before it begins."""
+        self.tuned = []
+        return Outcome(Scores(seed=self.recipe.seed), self.outcome.dates, self.outcome.truth)
+
+    def take(self, tensors: Mapping[str, Mapping[str, Tensor]], interpolators: Interpolators) -> None:
+        """Join what a part found to the outcome."""
+        self.outcome.members.update(tensors.get("members", {}))
+        self.outcome.observed.update(tensors.get("observed", {}))
+        self.baselines.interpolators.update(interpolators)
+        for (_, name), fitted in interpolators.items():
+            self.fitted[name, tuple(fitted.ratios)] = fitted
 
     @cached_property
     def given(self) -> Anomalies:
@@ -183,7 +192,7 @@ class _Runner:
         """The regression retrained for this set alone: what giving up one model for all sets would buy."""
         fitted = analyse.retrained_ridge(self.model, self.given, self.held, names)
         for i, each in enumerate(seen):
-            y = torch.cat([torch.nan_to_num(each[n].flatten(1)) for n in names], 1)
+            y = analyse.regressors(self.model, each, names)
             for name, (operator, std) in fitted.items():
                 present = self.model.codec.statistics[name].present
                 mean = (y @ operator.mT).reshape(-1, *present.shape)
@@ -274,6 +283,8 @@ class _Runner:
         phase = phase_of(self.outcome.dates)
         for name in seen[0]:
             value = torch.cat([s[name] for s in seen])
+            if name in self.unplaced:  # not a single cell was seen as it is
+                value = torch.full_like(value, torch.nan)
             self.outcome.observed[name] = self.model.codec.physical(name, value, phase)
 
     def _interpolate(
@@ -281,11 +292,14 @@ class _Runner:
     ) -> None:
         """Optimal interpolation of what is measured directly; tuned on validation days."""
         for name in self.states:
-            direct = tuple(m for m in self.recipe.data.direct.get(name, ()) if m in names)
+            direct = tuple(
+                m for m in self.recipe.data.direct.get(name, ()) if m in names and m not in self.unplaced
+            )
             if not direct:
                 continue
             fitted = self._interpolator(name, direct)
             self.baselines.interpolators[label, name] = fitted
+            self.tuned.append((label, name))
             for i, each in enumerate(seen):
                 some = {m: each[m] for m in direct}
                 mean, std = analyse.interpolation(self.model, self.networks, fitted, name, some)
@@ -303,7 +317,7 @@ class _Runner:
         return self.fitted[name, direct]
 
     def _parts(self, name: str, seen: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        if seen is None or name not in seen:
+        if seen is None or name not in seen or name in self.unplaced:
             return {}
         observed = torch.isfinite(seen[name])
         return {"observed": observed, "withheld": ~observed}

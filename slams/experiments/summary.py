@@ -11,13 +11,13 @@ import yaml
 from matplotlib.figure import Figure
 
 from slams.core.files import atomic
-from slams.evaluation import plots, power_spectrum, radial_spectrum, rank_flatness
+from slams.evaluation import plots, power_spectrum, radial_spectrum
 from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, wide, write_report
 from slams.experiments import analyse
 from slams.experiments.analyse import Baselines
 from slams.experiments.fields import Fields
 from slams.experiments.model import Model
-from slams.experiments.score import Outcome
+from slams.experiments.outcome import Outcome
 from slams.recipe import to_tree
 
 Rows = list[dict[str, Any]]  # of metrics.csv: making them draws the bootstrap, so it is done once
@@ -86,7 +86,9 @@ def write_summary(
     for name, figure in figures.items():
         with atomic(out / "figures" / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=120, format="png")
-    facts = [fact for variable in analyse.state_names(model)[:2] for fact in _facts(model, outcome, rows, variable)]
+    facts = [
+        fact for variable in analyse.state_names(model)[:2] for fact in _facts(model, outcome, rows, variable)
+    ]
     span = f"{outcome.dates[0]} to {outcome.dates[-1]}, {len(outcome.dates)} days analysed"
     write_report(out / "report.html", f"Assimilation test: {recipe.name}", facts, sections, subtitle=span)
 
@@ -168,9 +170,7 @@ def _caption(key: str) -> str:
     return key.replace("_", " ")
 
 
-def _figures(
-    model: Model, outcome: Outcome, rows: Rows, variable: str, units: str
-) -> dict[str, Figure]:
+def _figures(model: Model, outcome: Outcome, rows: Rows, variable: str, units: str) -> dict[str, Figure]:
     place = model.places[variable]
     truth, members = outcome.truth[variable], outcome.members[variable]
     level = len(place.levels()) // 2
@@ -207,11 +207,10 @@ def _figures(
         found[f"{variable}_profiles"] = plots.profiles(
             [float(x) for x in place.levels()], curves, units=units
         )
-    counts = outcome.scores.ranks("analysis", variable=variable, part="all", level="all")
-    chi2, p = rank_flatness(counts, independent=len(outcome.dates))
-    found[f"{variable}_ranks"] = plots.rank_histogram(
-        counts, title=variable, notes=f"chi-square {chi2:.0f}, p {p:.2g}"
-    )
+    counts = outcome.scores.ranks("analysis", variable=variable)
+    chi2, p, worth = outcome.scores.flatness("analysis", variable=variable)
+    notes = f"chi-square {chi2:.0f}, p {p:.2g}; worth {worth:.0f} independent truths"
+    found[f"{variable}_ranks"] = plots.rank_histogram(counts, title=variable, notes=notes)
     found[f"{variable}_spectra"] = _spectra(model, outcome, variable, units)
     shown = (*methods, "prior")
     own = [r for r in rows if r["variable"] == variable and r["level"] == r["part"] == "all"]
@@ -277,8 +276,6 @@ def _losses(out: Path) -> Figure | None:
         return None
     curves = {}
     for name, rows in json.loads(path.read_text()).items():
-        train = [(r[0], r[1]) for r in rows if r[1] is not None]
-        curves[name] = (train, [(r[0], r[2]) for r in rows])
-    return plots.loss_curves(
-        {name: ([v for _, v in train], [v for _, v in valid[1:]]) for name, (train, valid) in curves.items()}
-    )
+        trained = [row for row in rows if row[1] is not None]  # the first row is from before the first step
+        curves[name] = ([row[:2] for row in trained], [[row[0], row[2]] for row in trained])
+    return plots.loss_curves(curves)

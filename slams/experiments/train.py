@@ -11,25 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from slams.core.codec import SeasonalStandardize
+from slams.core.device import computing_device
 from slams.core.files import write_text
 from slams.core.random import fork
 from slams.data.windows import window_starts
 from slams.diffusion.denoiser import WindowGaussian
 from slams.diffusion.schedule import VPCosine
+from slams.experiments.build import build_denoiser
 from slams.experiments.calibrate import calibrate, errors
 from slams.experiments.fields import Fields, phase_of
 from slams.experiments.model import (
     Anomalies,
-    Belief,
     Codec,
     Model,
     anomalies,
-    build_denoiser,
     load_belief,
     load_codec,
     save_belief,
     save_codec,
 )
+from slams.experiments.operators import operators_of
 from slams.experiments.progress import Console
 from slams.recipe import FitSettings, Recipe, to_tree
 from slams.training.fit import History, fit
@@ -75,6 +76,10 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model:
     """
     ledger = Ledger(out / ".stages.json")
     tree = to_tree(recipe)
+    device = computing_device(recipe.device)
+    operators_of(recipe, fields.places)  # one that cannot be is told before hours of training
+    if device.type != "cpu":
+        console.say(f"networks compute on {device.type}")
     data = {k: v for k, v in tree["data"].items() if k not in ("store", "test", "direct")}
     sizes = {
         name: [list(x.shape), float(torch.nan_to_num(x[::97]).double().sum())]
@@ -88,28 +93,35 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model:
             save_codec(codec, out / "codec.safetensors")
         console.reused("autoencoder")
     else:
-        codec = _train_codec(recipe, fields, out, console, key)
+        _train_codec(recipe, fields, out, console, key, device)
         ledger.finish("codec", key)
+        # what goes on is what is on disk: rounding depends on how numbers lie in memory, and a resumed run reads them
+        codec = load_codec(out / "codec.safetensors")
+    codec.autoencoder.to(device)
     key = digest(key, tree["prior"])
     calibration = digest(key, recipe.experiment.sets, recipe.experiment.share, tree["assimilation"])
     if ledger.done("prior", key):
         belief = load_belief(codec, out / "denoiser.safetensors")
         console.reused("prior")
     else:
-        belief = _train_belief(recipe, codec, fields, out, console, key)
+        _train_belief(recipe, codec, fields, out, console, key)
         ledger.finish("prior", key)
+        belief = load_belief(codec, out / "denoiser.safetensors")
+    model = Model(codec, belief).on(device)
     if not ledger.done("calibration", calibration):
         held = fields.part(recipe.data.validation)
         starts = window_starts(fields.dates[held], recipe.prior.window)
-        calibrate(Model(codec, belief), anomalies(codec, fields, held), starts, console)
+        calibrate(model, anomalies(codec, fields, held), starts, console)
         save_belief(belief, recipe, out / "denoiser.safetensors")
         ledger.finish("calibration", calibration)
     for leftover in out.glob("resume_*.pt"):
         leftover.unlink()
-    return Model(codec, belief)
+    return model
 
 
-def _train_codec(recipe: Recipe, fields: Fields, out: Path, console: Console, key: str) -> Codec:
+def _train_codec(
+    recipe: Recipe, fields: Fields, out: Path, console: Console, key: str, device: torch.device
+) -> None:
     train_days = fields.part(recipe.data.train)
     phase = phase_of(fields.dates[train_days])
     rows = torch.from_numpy(train_days)
@@ -126,26 +138,27 @@ def _train_codec(recipe: Recipe, fields: Fields, out: Path, console: Console, ke
     kept = coder.start(given, _patch_weights(recipe, weights))
     console.say(f"principal components keep {kept:.1%} of the weighted variance in {coder.event}")
     settings = recipe.latent.fit
+    coder.to(device)
+    area = {name: weight.to(device) for name, weight in weights.items()}
 
     def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
         days = torch.randint(len(phase), (settings.batch,), generator=rng)
-        batch = {m: x[days] for m, x in given.items()}
+        batch = {m: x[days].to(device) for m, x in given.items()}
         some = [m for m in names if float(torch.rand((), generator=rng)) < 0.5] or list(names)
-        return module.loss(batch, names, weights) + 0.25 * module.loss(batch, some, weights)  # type: ignore[operator]
+        return module.loss(batch, names, area) + 0.25 * module.loss(batch, some, area)  # type: ignore[operator]
 
     def validate(module: nn.Module) -> float:
         with torch.no_grad():
-            some = {m: x[::4] for m, x in held.items()}
-            total = float(module.loss(some, names, weights))  # type: ignore[operator]
+            some = {m: x[::4].to(device) for m, x in held.items()}
+            total = float(module.loss(some, names, area))  # type: ignore[operator]
             left = [[m for m in names if m != dropped] for dropped in names]
-            drops = [float(module.loss(some, given, weights)) for given in left if given]  # type: ignore[operator]
+            drops = [float(module.loss(some, given, area)) for given in left if given]  # type: ignore[operator]
             return total + 0.25 * sum(drops) / max(len(drops), 1)
 
     history = _fit(coder, loss, validate, settings, recipe, "autoencoder", out, key, console)
-    coder.standardize(codec.encode(given))
+    coder.standardize(codec.encode(given).to(device))
     _remember(out, "autoencoder", history)
     save_codec(codec, out / "codec.safetensors")
-    return codec.eval()
 
 
 def _patch_weights(recipe: Recipe, weights: Mapping[str, Tensor]) -> Tensor | None:
@@ -189,7 +202,7 @@ def _remember(out: Path, name: str, history: History) -> None:
 
 def _train_belief(
     recipe: Recipe, codec: Codec, fields: Fields, out: Path, console: Console, key: str
-) -> Belief:
+) -> None:
     index = fields.part(recipe.data.train)
     held_index = fields.part(recipe.data.validation)
     given, held = anomalies(codec, fields, index), anomalies(codec, fields, held_index)
@@ -204,14 +217,15 @@ def _train_belief(
         advance(1, f"{gaussian.basis.shape[1]} patterns")
     torch.manual_seed(recipe.seed)
     periodic = next(iter(fields.places.values())).is_global
-    denoiser = build_denoiser(recipe, gaussian, periodic)
+    device = codec.device
+    denoiser = build_denoiser(recipe, gaussian, periodic).to(device)
     steps = torch.arange(length)
     some = held_starts[:: max(1, len(held_starts) // 64)]
-    sample = z_held[some[:, None] + steps]
+    sample = z_held[some[:, None] + steps].to(device)
 
     def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
         rows = starts[torch.randint(len(starts), (prior.fit.batch,), generator=rng)]
-        return module.loss(z[rows[:, None] + steps], rng=rng)  # type: ignore[operator]
+        return module.loss(z[rows[:, None] + steps].to(device), rng=rng)  # type: ignore[operator]
 
     def validate(module: nn.Module) -> float:
         with torch.no_grad():
@@ -221,7 +235,6 @@ def _train_belief(
     _remember(out, "prior", history)
     belief = errors(recipe, codec, denoiser, z, given, z_held, held)
     save_belief(belief, recipe, out / "denoiser.safetensors")
-    return belief
 
 
 def latents(codec: Codec, out: Path, given: Anomalies) -> Tensor:

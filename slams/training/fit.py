@@ -87,7 +87,7 @@ def fit(
     best = copy.deepcopy(module.state_dict())
     history, start, stale, running = History(), 0, 0, 0.0
     if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         module.load_state_dict(state["module"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])

@@ -54,7 +54,10 @@ def all_figures() -> dict[str, Figure]:
             {"all": rng.integers(90, 110, 17), "withheld": np.ones(17)}, title="ranks"
         ),
         "losses": plots.loss_curves(
-            {"codec": (np.exp(-np.arange(40) / 9), [0.5, 0.4]), "denoiser": ([1.0], [])}
+            {
+                "codec": ([(50 * k, np.exp(-k / 9)) for k in range(1, 41)], [(1000, 0.5), (2000, 0.4)]),
+                "denoiser": ([(100, 1.0)], []),
+            }
         ),
         "spectra": plots.spectra({"truth": spectrum, "analysis": spectrum}, title="spectra"),
         "bars": plots.bars(

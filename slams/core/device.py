@@ -1,0 +1,31 @@
+"""Where networks compute."""
+
+import torch
+
+
+def computing_device(setting: str) -> torch.device:
+    """The device that a setting asks for.
+
+    Args:
+        setting: "auto" (a GPU where there is one), "cpu" or "cuda".
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: If a GPU is asked for where there is none, or the setting is another word.
+
+    >>> computing_device("cpu")
+    device(type='cpu')
+    """
+    if setting not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device is 'auto', 'cpu' or 'cuda', got {setting!r}.")
+    if setting == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if setting == "cuda":
+        raise ValueError(
+            "device is 'cuda', but torch finds no GPU here; set device=cpu (or auto), or install a CUDA build of torch."
+        )
+    return torch.device("cpu")
