@@ -92,6 +92,20 @@ def ridge(a: Tensor, y: Tensor, penalty: float) -> Tensor:
     return operator.mT.to(a.dtype)
 
 
+def residual_variance(residual: Tensor) -> Tensor:
+    """Variance of each column over the days on which it was seen, with a small floor.
+
+    Args:
+        residual: (n, P), NaN where unknown.
+
+    Returns:
+        (P).
+    """
+    seen = torch.isfinite(residual).sum(0).clamp(min=1)
+    each = torch.nan_to_num(residual).square().sum(0) / seen
+    return each + 1e-3 * each.mean() + 1e-6
+
+
 def residual_covariance(residual: Tensor, *, floor: float = 1e-3) -> Tensor:
     """Full covariance of residuals with days missing, kept positive definite.
 

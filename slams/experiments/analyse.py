@@ -6,14 +6,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from slams.assimilation.gaussian import ClosedFormGaussian, normal_crps, residual_covariance, ridge
+from slams.assimilation.gaussian import (
+    ClosedFormGaussian,
+    normal_crps,
+    residual_covariance,
+    residual_variance,
+    ridge,
+)
 from slams.assimilation.interpolation import AnomalyInterp, Network
 from slams.core.random import Rng, normal
 from slams.data.windows import window_starts
 from slams.diffusion.denoiser import WindowGaussian
 from slams.diffusion.schedule import VPCosine
 from slams.experiments.fields import Fields
-from slams.experiments.model import DENSE_UP_TO, Anomalies, Model, anomalies, variance
+from slams.experiments.model import DENSE_UP_TO, Anomalies, Model, anomalies
 from slams.experiments.observe import observe
 from slams.experiments.operators import operators_of
 from slams.observation.observation import Observations
@@ -90,8 +96,9 @@ def decoded(
     """
     x = model.codec.decode(z, name)
     if model.recipe.assimilation.residual if residual is None else residual:
-        std = model.belief.residuals[name].sqrt().reshape(model.places[name].shape)
-        x = x + std * normal(x.shape, like=x, rng=rng)
+        # member by member, which bounds the memory
+        variance = torch.stack([model.belief.unresolved(name, member) for member in x.flatten(2)])
+        x = x + variance.sqrt().reshape(x.shape) * normal(x.shape, like=x, rng=rng)
     return possible(model, name, x, phase)
 
 
@@ -222,7 +229,7 @@ def _operators(
         operators[name] = ridge(a, y, penalty)
         left = y - a @ operators[name].mT
         full_covariance = left.shape[1] <= DENSE_UP_TO or name not in h
-        errors[name] = residual_covariance(left, floor=1e-2) if full_covariance else variance(left)
+        errors[name] = residual_covariance(left, floor=1e-2) if full_covariance else residual_variance(left)
     return operators, errors
 
 

@@ -7,15 +7,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slams.assimilation.gaussian import ClosedFormGaussian, normal_crps, residual_covariance, ridge
+from slams.assimilation.gaussian import (
+    ClosedFormGaussian,
+    normal_crps,
+    residual_covariance,
+    residual_variance,
+    ridge,
+)
 from slams.core.random import fork
 from slams.diffusion.denoiser import NetworkDenoiser
-from slams.experiments.model import Anomalies, Belief, Codec, Model, dense, variance
+from slams.experiments.model import Anomalies, Belief, Codec, Model, dense
 from slams.experiments.observe import observe
 from slams.experiments.progress import Console
 from slams.recipe import Recipe
 
 _FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+_CLASSES = 10  # of decoded rain, equally frequent
 
 
 @torch.no_grad()
@@ -41,6 +48,7 @@ def errors(
     inside = (a @ basis.mT).reshape(z.shape)
     inside_held = (z_held.flatten(1) @ basis @ basis.mT).reshape(z_held.shape)
     operators, errors, residuals, samples = {}, {}, {}, {}
+    profiles: dict[str, Tensor] = {}
     for name in codec.places:
         decoded = codec.decode(inside, name)
         operators[name] = ridge(a, decoded.flatten(1), 1e-3)
@@ -48,12 +56,32 @@ def errors(
         fresh = (held[name] - codec.decode(inside_held, name)).flatten(1)
         ratio = max(1.0, float(torch.nanmean(fresh**2) / torch.nanmean(residual**2)))
         full = dense(name, codec.places, recipe)
-        errors[name] = (residual_covariance(residual) if full else variance(residual)) * ratio
-        left = (held[name] - codec.decode(z_held, name)).flatten(1)
-        residuals[name] = variance(left)
+        errors[name] = (residual_covariance(residual) if full else residual_variance(residual)) * ratio
+        decoded = codec.decode(z_held, name).flatten(1)
+        left = held[name].flatten(1) - decoded
+        residuals[name] = residual_variance(left)
+        if recipe.modalities()[name].transform == "log1p" and torch.isfinite(left).sum() > 10 * _CLASSES:
+            profiles[name] = profile(decoded, left, residuals[name])
         if codec.places[name].is_grid:
             samples[name] = fresh[:: max(1, len(fresh) // 64)].reshape(-1, *codec.places[name].shape)
-    return Belief(denoiser, operators, errors, residuals, samples)
+    return Belief(denoiser, operators, errors, residuals, profiles, samples)
+
+
+def profile(decoded: Tensor, residual: Tensor, whole: Tensor) -> Tensor:
+    """How the variance of a residual goes with the decoded value: on dry days the decoder of rain is nearly right.
+
+    Args:
+        decoded: Values (n, P).
+        residual: What they leave (n, P), NaN where unknown.
+        whole: Variance of each column's residual (P).
+
+    Returns:
+        Mean decoded value of classes of equal frequency, rising, and the mean of residual² / variance in each: (2, K).
+    """
+    seen = torch.isfinite(residual)
+    value, ratio = decoded[seen], (residual.square() / whole)[seen]
+    groups = value.argsort().tensor_split(_CLASSES)
+    return torch.stack([torch.stack([x[rows].mean() for rows in groups]) for x in (value, ratio)])
 
 
 def calibrate(model: Model, held: Anomalies, starts: Tensor, console: Console) -> None:

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from slams.assimilation.gaussian import residual_variance
 from slams.assimilation.sda import SDA
 from slams.core.codec import SeasonalStandardize
 from slams.core.covariance import Covariance, Dense, Diagonal
@@ -27,6 +28,7 @@ from slams.observation.operators import Flatten
 from slams.recipe import Recipe, from_tree, to_tree
 
 Anomalies = dict[str, Tensor]
+_PARTS = ("operators", "errors", "residuals", "profiles", "samples")
 _STATISTICS = ("coefficients", "std", "present")
 DENSE_UP_TO = 512  # values of a modality: beyond it a full error covariance cannot be estimated or kept
 
@@ -98,6 +100,7 @@ class Belief(nn.Module):
         operators: Linearized decoders on the patterns, (prod(S), K) by name.
         errors: Covariance of what the patterns cannot tell of a modality: (P, P) or variances (P), standardized.
         residuals: Variance of what a decoder cannot tell with the whole latent, (P).
+        profiles: For rain, how that variance goes with the decoded value: values and factors, (2, K).
         samples: What the patterns cannot tell of gridded modalities on some validation days, (n, *S), of which
             operators make their own errors.
         factors: Calibrated factor on each error covariance.
@@ -110,9 +113,11 @@ class Belief(nn.Module):
         operators: Mapping[str, Tensor],
         errors: Mapping[str, Tensor],
         residuals: Mapping[str, Tensor],
+        profiles: Mapping[str, Tensor],
         samples: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
+        self.profiles = dict(profiles)
         self.residuals = dict(residuals)
         self.samples = dict(samples or {})
         self.denoiser = denoiser
@@ -125,6 +130,15 @@ class Belief(nn.Module):
     def gaussian(self) -> WindowGaussian:
         """The closed form of the prior."""
         return self.denoiser.gaussian
+
+    def unresolved(self, name: str, decoded: Tensor) -> Tensor:
+        """Variance of what a decoder cannot tell where it says `decoded` (*B, P), standardized."""
+        if name not in self.profiles:
+            return self.residuals[name].expand_as(decoded)
+        at, factor = self.profiles[name]
+        upper = torch.bucketize(decoded, at).clamp(1, len(at) - 1)
+        share = ((decoded - at[upper - 1]) / (at[upper] - at[upper - 1]).clamp(min=1e-9)).clamp(0, 1)
+        return self.residuals[name] * torch.lerp(factor[upper - 1], factor[upper], share)
 
 
 class Model:
@@ -199,7 +213,7 @@ class Model:
                     f"this run does not know how far {name} is from its decoder on the whole grid, which "
                     "assimilation.operators need; train it again with this version."
                 )
-            errors[name] = variance(operator(self.belief.samples[name]))
+            errors[name] = residual_variance(operator(self.belief.samples[name]))
         return {name: error * self.belief.factors[name] for name, error in errors.items()}
 
     def jacobians(self) -> dict[str, Tensor]:
@@ -276,13 +290,6 @@ class Model:
         return cls(codec, load_belief(codec, folder / "denoiser.safetensors"))
 
 
-def variance(residual: Tensor) -> Tensor:
-    """Variance of each column over the days on which it was seen, with a small floor."""
-    seen = torch.isfinite(residual).sum(0).clamp(min=1)
-    each = torch.nan_to_num(residual).square().sum(0) / seen
-    return each + 1e-3 * each.mean() + 1e-6
-
-
 def save_codec(codec: Codec, path: Path) -> None:
     """Weights, statistics, recipe and places in one file."""
     places = {name: asdict(place) for name, place in codec.places.items()}
@@ -313,10 +320,8 @@ def load_codec(path: Path) -> Codec:
 def save_belief(belief: Belief, recipe: Recipe, path: Path) -> None:
     """Prior, operators and errors in one file."""
     tensors = {f"denoiser.{k}": v for k, v in belief.denoiser.state_dict().items()}
-    tensors |= {f"operators.{k}": v for k, v in belief.operators.items()}
-    tensors |= {f"errors.{k}": v for k, v in belief.errors.items()}
-    tensors |= {f"residuals.{k}": v for k, v in belief.residuals.items()}
-    tensors |= {f"samples.{k}": v for k, v in belief.samples.items()}
+    for part in _PARTS:
+        tensors |= {f"{part}.{k}": v for k, v in getattr(belief, part).items()}
     _write(path, tensors, recipe=to_tree(recipe), factors=belief.factors, inflation=belief.inflation)
 
 
@@ -341,10 +346,10 @@ def load_belief(codec: Codec, path: Path) -> Belief:
     _fill(denoiser, {k[9:]: v for k, v in tensors.items() if k.startswith("denoiser.")}, path)
     belief = Belief(
         denoiser,
-        {k[10:]: v for k, v in tensors.items() if k.startswith("operators.")},
-        {k[7:]: v for k, v in tensors.items() if k.startswith("errors.")},
-        {k[10:]: v for k, v in tensors.items() if k.startswith("residuals.")},
-        {k[8:]: v for k, v in tensors.items() if k.startswith("samples.")},
+        **{
+            part: {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
+            for part in _PARTS
+        },
     )
     belief.factors, belief.inflation = meta["factors"], meta["inflation"]
     return belief.eval()

@@ -61,7 +61,12 @@ def linear(request, rng) -> Model:
     samples = 0.3 * torch.randn(40, *GRID.shape, generator=rng)
     nothing = torch.ones(len(matrix))
     belief = Belief(
-        build_denoiser(recipe, gaussian, False), {"t": matrix}, {"t": nothing}, {"t": nothing}, {"t": samples}
+        build_denoiser(recipe, gaussian, False),
+        {"t": matrix},
+        {"t": nothing},
+        {"t": nothing},
+        {},
+        {"t": samples},
     )
     belief.factors = {"t": 2.0}
     return Model(codec, belief)

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from slams.evaluation.report import read_metrics
 from slams.experiments import run as experiment
@@ -162,6 +164,18 @@ def test_a_run_leaves_what_the_documentation_names(done):
     assert read_metrics(out / "metrics.csv")
     assert set(json.loads((out / "history.json").read_text())) >= {"autoencoder", "prior"}
     assert not [p.name for p in out.iterdir() if "partial" in p.name or p.name.startswith("resume_")]
+
+
+def test_the_truth_that_is_scored_is_what_was_read(done):
+    """A dry day is exactly dry: a rounding error below zero is outside every interval of draws that end at zero."""
+    recipe, out = done
+    first, last = recipe.data.test
+    with xr.open_dataset(recipe.data.modalities["rain"]["files"]) as archive:
+        expected = archive["rain"].sel(time=slice(first, last)).values
+    with xr.open_dataset(out / "truth.nc") as truth:
+        found = truth["rain"].values.squeeze()
+    assert (expected == 0).mean() > 0.2
+    np.testing.assert_array_equal(found == 0, expected == 0)
 
 
 def test_a_run_that_is_done_is_reused_as_a_whole(done, monkeypatch):
