@@ -17,7 +17,9 @@ from slams.core.random import Rng, normal
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
 
-_CACHED = 2**16  # elements of an ensemble: with twice as many an analysis of Lorenz-96 takes twice as long a member
+_CACHED = (
+    2**16
+)  # elements of the ensembles analysed at once: with twice as many, a member takes twice as long
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,11 @@ class EnsembleKalman(Filter):
     ) -> Tensor:
         """See `Filter.analyse`; on the CPU so many replicates at a time that they stay in a core's cache."""
         memory = Memory() if memory is None else memory
-        count = -(-forecast.numel() // _CACHED) if forecast.device.type == "cpu" and observation.value.ndim > 1 else 1
+        count = (
+            -(-forecast.numel() // _CACHED)
+            if forecast.device.type == "cpu" and observation.value.ndim > 1
+            else 1
+        )
         replicates = forecast.shape[0]
         if min(count, replicates) < 2:
             return self._analyse(forecast, observation, memory, rng)

@@ -5,6 +5,7 @@ import pytest
 import torch
 import xarray as xr
 
+from slams.assimilation.gaussian import residual_variance
 from slams.core.codec import SeasonalStandardize
 from slams.diffusion.denoiser import WindowGaussian
 from slams.diffusion.guidance import CovarianceGuidance
@@ -14,7 +15,7 @@ from slams.experiments import run as experiment
 from slams.experiments.assimilate import assimilate
 from slams.experiments.build import build_denoiser
 from slams.experiments.fields import Place
-from slams.experiments.model import Belief, Codec, Model, variance
+from slams.experiments.model import Belief, Codec, Model
 from slams.experiments.observe import observe
 from slams.experiments.operators import noise_gain, operator_of, thinned
 from slams.experiments.progress import Console
@@ -92,7 +93,7 @@ def by_hand(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
         rows = [x.flatten() for x in (a, b, c)]
     one = torch.stack(rows)
     h = torch.block_diag(one, one)
-    left = variance(model.belief.samples["t"].flatten(1) @ h.mT)
+    left = residual_variance(model.belief.samples["t"].flatten(1) @ h.mT)
     instrument = torch.cat([torch.full((24,), (0.6 / s) ** 2) for s in (2.0, 5.0)])
     return h, 2.0 * left + h.square() @ instrument
 
