@@ -230,16 +230,14 @@ def gain(E: Tensor, Y: Tensor, residual: Tensor) -> Tensor:
     size, seen = Y.shape[-2:]
     A = E - E.mean(-2, keepdim=True)
     if seen < size:
-        left, right = residual.mT, Y.mT @ A
-        G = Y.mT @ Y
+        left, right, G = residual, Y.mT @ A, Y.mT @ Y
     else:
-        left, right = Y @ residual.mT, A
-        G = Y @ Y.mT
+        left, right, G = residual @ Y.mT, A, Y @ Y.mT
     G.diagonal(dim1=-2, dim2=-1).add_(size - 1.0)
-    L = torch.linalg.cholesky_ex(G)[0]  # never fails: G >= (N - 1) I; what is not finite shows in the members
-    solved = torch.linalg.solve_triangular(L, torch.cat([left, right], -1), upper=False)
-    left, right = solved.split([residual.shape[-2], E.shape[-1]], -1)
-    return left.mT @ right
+    # never fails: G >= (N - 1) I; what is not finite shows in the members
+    U = torch.linalg.cholesky_ex(G, upper=True)[0]
+    left = torch.linalg.solve_triangular(U, left, upper=True, left=False)
+    return torch.linalg.solve_triangular(U.mT, left, upper=False, left=False) @ right
 
 
 def perturbed_update(E: Tensor, Y: Tensor, d: Tensor, noise: Tensor) -> Tensor:
