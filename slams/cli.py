@@ -70,7 +70,37 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--truth", action="append", required=True, metavar="[NAME=]FILE")
     add.add_argument("--report", required=True, metavar="DIR")
     add.set_defaults(run=_evaluate)
+    _add_twins(commands)
     return parser
+
+
+def _add_twins(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The commands on simulated truths."""
+    systems = "lorenz63, lorenz96, linear or doublewell"
+    override = "overrides of the set-up such as truth.forcing=11 model.forcing=8"
+    add = commands.add_parser("bench", help="compare methods on a simulated truth")
+    add.add_argument("system", metavar="SYSTEM", help=systems)
+    add.add_argument("--methods", help="separated by commas (default: a usual selection)")
+    add.add_argument("--replicates", type=int, help="independent truths (default: 16)")
+    add.add_argument("--cycles", type=int, help="scored analyses of each (default: 2000)")
+    add.add_argument("--settings", dest="tuned", metavar="FILE.yaml", help="settings written by slams tune")
+    add.add_argument("--out", metavar="DIR", help="folder of the results (default: logs/bench_SYSTEM)")
+    add.add_argument("settings", nargs="*", metavar="key=value", help=override)
+    add.set_defaults(run=_bench)
+    add = commands.add_parser("tune", help="choose settings of methods, the same number of trials for each")
+    add.add_argument("system", metavar="SYSTEM", help=systems)
+    add.add_argument("--methods", required=True, help="separated by commas")
+    add.add_argument("--budget", type=int, default=64, help="trials of each method (default: 64)")
+    add.add_argument("--out", required=True, metavar="FILE.yaml")
+    add.add_argument("settings", nargs="*", metavar="key=value", help=override)
+    add.set_defaults(run=_tune)
+    add = commands.add_parser("reproduce", help="published tables beside ours, row by row; 1 if a row fails")
+    add.add_argument(
+        "name", metavar="NAME", help="a paper such as sakov2008_l96, or how the names of some begin"
+    )
+    add.add_argument("--out", metavar="DIR", help="folder of the results (default: logs/reproduce)")
+    add.add_argument("settings", nargs="*", metavar="key=value", help=override)
+    add.set_defaults(run=_reproduce)
 
 
 def _train(parsed: argparse.Namespace) -> int:
@@ -115,3 +145,36 @@ def _evaluate(parsed: argparse.Namespace) -> int:
 
     evaluate(parsed.analysis, parsed.truth, parsed.report, console=Console())
     return 0
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    from slams.experiments.benchmark import bench
+
+    bench(
+        parsed.system,
+        methods=_names(parsed.methods),
+        replicates=parsed.replicates,
+        cycles=parsed.cycles,
+        settings=parsed.tuned,
+        out=parsed.out,
+        overrides=parsed.settings,
+    )
+    return 0
+
+
+def _tune(parsed: argparse.Namespace) -> int:
+    from slams.experiments.tune import tune
+
+    names = _names(parsed.methods) or []
+    tune(parsed.system, names, parsed.out, budget=parsed.budget, overrides=parsed.settings)
+    return 0
+
+
+def _reproduce(parsed: argparse.Namespace) -> int:
+    from slams.experiments.reproduce import reproduce
+
+    return 0 if reproduce(parsed.name, out=parsed.out, overrides=parsed.settings) else 1
+
+
+def _names(words: str | None) -> list[str] | None:
+    return [word.strip() for word in words.split(",") if word.strip()] if words else None

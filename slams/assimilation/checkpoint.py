@@ -86,7 +86,8 @@ def describe(thing: object, name: str = "") -> Settings:
     3
     """
     if isinstance(thing, Tensor):
-        data = thing.detach().cpu().contiguous()
+        # a clone, because an expanded tensor of one element has stride 0 and passes for contiguous
+        data = thing.detach().cpu().clone(memory_format=torch.contiguous_format)
         digest = hashlib.sha256(data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
         return {name: f"{tuple(data.shape)} {digest}"}
     if thing is None or isinstance(thing, bool | int | float | str):

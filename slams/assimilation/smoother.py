@@ -7,8 +7,14 @@ from torch import Tensor
 
 from slams.assimilation.filter import Failure, Filter, Memory
 from slams.assimilation.inflation import Inflation, random_rotation
-from slams.assimilation.kalman import Departures, EnsembleKalman, perturbed_update, square_root_update
-from slams.core.random import Rng, normal
+from slams.assimilation.kalman import (
+    Departures,
+    EnsembleKalman,
+    centred_noise,
+    perturbed_update,
+    square_root_update,
+)
+from slams.core.random import Rng
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
 
@@ -90,7 +96,7 @@ class EnKS(EnsembleKalman):
         Y, d = departures.Y, departures.d
         if self.variant == "etkf":
             return square_root_update(E, Y, d)
-        return perturbed_update(E, Y, d, _perturbations(Y, rng))
+        return perturbed_update(E, Y, d, centred_noise(Y, rng=rng))
 
     def emit(self, k: int, last: int, x: Tensor, memory: Memory) -> list[tuple[int, Tensor]]:
         """The step that leaves the window; at the end all that is in it."""
@@ -229,7 +235,7 @@ class IEnKS(Filter):
             if i == 0:
                 memory.diagnostics["innovation"] = departures.chi2()
             if self.variant == "enkf" and (i == 0 or self.mda):
-                noise = _perturbations(Y, rng)
+                noise = centred_noise(Y, rng=rng)
             if self.mda:
                 after = annealing_step(Y, d, w, T, self.iterations, noise if self.variant == "enkf" else None)
             else:
@@ -316,12 +322,6 @@ def annealing_step(
     if noise is None:
         return w, (V * (scale * inverse).sqrt()) @ V.mT @ T
     return w, T + ((times**0.5 * noise - Y) @ Y.mT @ V * inverse) @ V.mT @ T
-
-
-def _perturbations(Y: Tensor, rng: Rng) -> Tensor:
-    """Centred draws as the EnKF's, so that lag 0 gives its members; those of unseen values meet zeros in Y."""
-    noise = normal(Y.shape, dtype=torch.float32, rng=rng).to(Y)
-    return noise - noise.mean(-2, keepdim=True)
 
 
 def _leaving(k: int, last: int, window: list[Tensor], lag: int) -> list[tuple[int, Tensor]]:

@@ -168,7 +168,8 @@ def test_missing_value_is_an_observation_less(rng, method):
     if tolerance:
         torch.testing.assert_close(found, expected, **tolerance)
     else:  # its draws differ; its mean does not, for perturbations are centred
-        torch.testing.assert_close(found.mean(0), expected.mean(0), **CLOSE)
+        # to the rounding of float32, in which they are drawn
+        torch.testing.assert_close(found.mean(0), expected.mean(0), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", [EnKF, ETKF, DEnKF])

@@ -1,0 +1,278 @@
+"""`slams reproduce`: each published row beside ours, inside a stated band or not."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from slams import config
+from slams.core.files import atomic
+from slams.evaluation.evaluate import mean_interval, median_interval
+from slams.evaluation.tables import console_table
+from slams.evaluation.twin_plots import against_published
+from slams.experiments.benchmark import run_with_bar
+from slams.experiments.methods import entry
+from slams.experiments.progress import Console
+from slams.experiments.runner import Runner
+from slams.experiments.setup import setup, unknown
+from slams.experiments.twin import Result
+
+PAPERS = Path(__file__).parent / "papers"
+COLUMNS = ("row", "metric", "expected", "low", "high", "value", "lower", "upper", "status")
+
+_BAND = 0.02  # half-width that any row measured with three seeds is given
+_WIDENED = 0.03  # beyond published and measured, where hardly any seed was measured
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One row of a paper's table.
+
+    Attributes:
+        row: Its name.
+        method: Ours.
+        settings: `size` among them.
+        metric: A score of ours.
+        published: The paper's number.
+        measured: By an independent code.
+        seeds: Truths behind `measured`.
+        relative: Share of `measured` that half the band is at least.
+        setup: What differs from the paper's set-up in this row.
+    """
+
+    row: str
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = "rmse_a"
+    published: float | None = None
+    measured: float | None = None
+    seeds: int = 3
+    relative: float = 0.0
+    setup: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A table to be reproduced.
+
+    Attributes:
+        name: Stem of its file.
+        title: What it is.
+        source: Where it is from.
+        setup: Of the experiment.
+        rows: Of the table.
+    """
+
+    name: str
+    title: str
+    source: str
+    setup: Mapping[str, Any]
+    rows: Sequence[PaperRow]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A row of rows.csv."""
+
+    row: str
+    metric: str
+    expected: float
+    low: float
+    high: float
+    value: float
+    lower: float
+    upper: float
+    status: str
+
+
+def reproduce(
+    name: str,
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+    papers: Path = PAPERS,
+) -> bool:
+    """Run all papers whose name begins so, and judge every row.
+
+    Args:
+        name: Stem of a file in `papers`, or how some begin.
+        out: Folder of the results; logs/reproduce if None. The same call goes on where it stopped.
+        overrides: Of the set-ups, such as "cycles=200".
+        console: Where progress is shown.
+        papers: Folder of the YAML files.
+
+    Returns:
+        Whether no row fell outside its band.
+
+    Raises:
+        ValueError: If no paper is called so (the nearest is named).
+    """
+    console = console or Console()
+    paths = sorted(path for path in papers.glob("*.yaml") if path.stem.startswith(name))
+    if not paths:
+        raise ValueError(unknown("paper", name, sorted(path.stem for path in papers.glob("*.yaml"))))
+    root = Path(out) if out else config.LOG_DIR / "reproduce"
+    fine = True
+    for path in paths:
+        verdicts = _reproduce(read_paper(path), root / path.stem, overrides, console)
+        fine = fine and all(verdict.status != "FAIL" for verdict in verdicts)
+    return fine
+
+
+def read_paper(path: Path) -> Paper:
+    """A paper's table from its file.
+
+    Raises:
+        ValueError: If a key or a method is unknown (the nearest is named).
+    """
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    _known(tree, ("title", "source", "setup", "rows"), path.name)
+    rows = []
+    for row in tree["rows"]:
+        _known(row, PaperRow.__dataclass_fields__, f"a row of {path.name}")
+        rows.append(PaperRow(**row))
+        entry(rows[-1].method)
+    if len({row.row for row in rows}) < len(rows):
+        raise ValueError(f"{path.name} has two rows of one name; rows.csv could not tell them apart.")
+    return Paper(path.stem, tree["title"], tree["source"], tree["setup"], rows)
+
+
+def judge(row: PaperRow, result: Result) -> list[Verdict]:
+    """Our number in the row's band or not, and, where a truth was lost, how many.
+
+    A row that was measured on at least three truths must come out within max(0.02, 3 combined standard errors) of
+    what was measured, the scatter over its truths taken to be that over ours; with `relative`, within max(0.02,
+    that share) of it. Others must lie between published and measured, widened by 0.03. Where a truth is lost, and for particle filters, our
+    number is the median over truths, whose standard error is 1.25 times that of the mean.
+
+    Args:
+        row: Of the paper.
+        result: Ours.
+    """
+    values = result.scores[row.metric]
+    count, lost = len(values), int(result.scores["divergence_rate"].sum())
+    robust = lost > 0 or entry(row.method).kind == "particle"
+    value, lower, upper = (median_interval if robust else mean_interval)(values.tolist())
+    low, high = band(row, _scatter(values, robust), count)
+    known = [x for x in (row.measured, row.published) if x is not None]
+    expected = known[0] if known else math.nan
+    status = "PASS" if low <= value <= high else "FAIL"
+    verdicts = [Verdict(row.row, row.metric, expected, low, high, value, lower, upper, status)]
+    if robust:
+        nothing = (math.nan,) * 3
+        share = (lost / count, math.nan, math.nan)
+        verdicts.append(Verdict(row.row, "lost", *nothing, *share, "INFO"))
+    return verdicts
+
+
+def band(row: PaperRow, scatter: float, count: int) -> tuple[float, float]:
+    """Where our number must lie.
+
+    Args:
+        row: Of the paper.
+        scatter: Standard deviation over truths.
+        count: Our truths.
+
+    Raises:
+        ValueError: If the row has no number to compare with.
+
+    >>> band(PaperRow("a", "EnKF", measured=0.5), scatter=0.0, count=8)
+    (0.48, 0.52)
+    """
+    known = [x for x in (row.published, row.measured) if x is not None]
+    if not known:
+        raise ValueError(f"{row.row} has neither a published nor a measured number; give one.")
+    if row.measured is None or row.seeds < 3:
+        return min(known) - _WIDENED, max(known) + _WIDENED
+    if row.relative:
+        half = max(_BAND, row.relative * row.measured)
+        return row.measured - half, row.measured + half
+    combined = 3 * scatter * math.sqrt(1 / count + 1 / row.seeds)
+    half = max(_BAND, combined if math.isfinite(combined) else 0.0)
+    return row.measured - half, row.measured + half
+
+
+def write_rows(path: Path, verdicts: Sequence[Verdict]) -> None:
+    """Write rows.csv, whole or not at all."""
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for verdict in verdicts:
+            writer.writerow(
+                [_plain(x) if isinstance(x, float) else x for x in (getattr(verdict, c) for c in COLUMNS)]
+            )
+
+
+def _reproduce(paper: Paper, folder: Path, overrides: Sequence[str], console: Console) -> list[Verdict]:
+    console.say(f"{paper.title} ({paper.source})")
+    runners: dict[str, Runner] = {}
+    detail = any(row.metric in ("crps", "coverage90") for row in paper.rows)
+    verdicts: list[Verdict] = []
+    for row in paper.rows:
+        tree = _merged(paper.setup, row.setup)
+        key = str(len(runners) if str(tree) not in runners else list(runners).index(str(tree)))
+        if str(tree) not in runners:
+            made = setup({"replicates": 8, **tree}, overrides)
+            runners[str(tree)] = Runner(made, folder / f"setup_{key}", detail=detail)
+        runner = runners[str(tree)]
+        settings = {"size": entry(row.method).size, **row.settings}
+        label = "".join(c if c.isalnum() or c in "-." else "_" for c in row.row)
+        result = run_with_bar(runner, console, row.method, settings, "published", label, metric=row.metric)
+        verdicts += judge(row, result)
+        write_rows(folder / "rows.csv", verdicts)
+    lines = [_line(verdict) for verdict in verdicts]
+    console.rich.print(console_table(lines, title=paper.name))
+    judged = [vars(verdict) for verdict in verdicts if verdict.status != "INFO"]
+    with atomic(folder / "rows.png") as temporary:
+        against_published(judged, title=paper.title).savefig(temporary, dpi=120)
+    failed = sum(verdict.status == "FAIL" for verdict in verdicts)
+    console.say(f"{len(judged) - failed} of {len(judged)} rows within their band: {folder.resolve()}")
+    return verdicts
+
+
+def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `more` put in, one level deep."""
+    out = dict(base)
+    for key, value in more.items():
+        out[key] = {**out[key], **value} if isinstance(out.get(key), Mapping) else value
+    return out
+
+
+def _scatter(values: torch.Tensor, robust: bool) -> float:
+    """Standard deviation over truths; from the median distance to the median where some are lost."""
+    if len(values) < 2:
+        return math.nan
+    if not robust:
+        return float(values.std())
+    distance = (values - values.quantile(0.5)).abs()
+    return 1.25 * 1.4826 * float(distance.quantile(0.5))
+
+
+def _line(verdict: Verdict) -> dict[str, Any]:
+    if verdict.status == "INFO":
+        return {"row": f"  {verdict.metric}", "ours": f"{verdict.value:.0%} of the truths"}
+    return {
+        "row": verdict.row,
+        "expected": f"{verdict.expected:.3f}",
+        "band": f"{verdict.low:.3f} … {verdict.high:.3f}",
+        "ours": f"{verdict.value:.3f}",
+        "status": verdict.status,
+    }
+
+
+def _known(tree: Any, allowed: Any, where: str) -> None:
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where} holds keys and values, got {type(tree).__name__}.")
+    for key in tree:
+        if key not in allowed:
+            raise ValueError(f"{where}: {unknown('key', key, allowed)}")
+
+
+def _plain(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"

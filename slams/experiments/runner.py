@@ -1,0 +1,167 @@
+"""Runs methods on one set-up, all replicates at once, and goes on where a killed run stopped."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slams.assimilation.base import Posterior
+from slams.assimilation.gaussian import normal_crps
+from slams.core.files import write_text
+from slams.core.random import fork
+from slams.experiments.methods import Climate, build, entry
+from slams.experiments.monitor import summary
+from slams.experiments.setup import Setup, differences
+from slams.experiments.twin import Result, TwinExperiment
+from slams.observation.observation import Observations
+from slams.systems.linear import LinearGaussian
+
+Progress = Callable[[int], None]
+
+_QUANTILE = 1.6448536269514722  # of 0.95
+
+
+class Runner:
+    """One set-up and what was run on it.
+
+    Args:
+        setup: The experiment.
+        folder: Where runs are kept; nothing is kept if None.
+        detail: Whether CRPS, coverage and ranks are scored.
+        every: Steps between two saves of a run.
+
+    Raises:
+        ValueError: If the folder holds runs of another set-up, with what differs.
+    """
+
+    def __init__(
+        self, setup: Setup, folder: Path | None = None, *, detail: bool = True, every: int = 500
+    ) -> None:
+        self.setup, self.folder, self.detail, self.every = setup, folder, detail, every
+        if folder is not None:
+            claim(folder / "setup.json", setup.plain())
+
+    @cached_property
+    def experiment(self) -> TwinExperiment:
+        """Systems and survey."""
+        return self.setup.experiment()
+
+    @cached_property
+    def simulated(self) -> tuple[Tensor, Observations]:
+        """Truths (B, L, *S) and their observations."""
+        return self.experiment.simulate_seeds(self.setup.seeds)
+
+    @cached_property
+    def climate(self) -> Climate:
+        """The truth's own long run."""
+        return Climate.of(self.experiment.system)
+
+    def run(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        *,
+        label: str | None = None,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Run a method, or what is left of its run.
+
+        Args:
+            name: Of the method.
+            settings: Its settings, `size` among them.
+            label: Of the run, in `folder`; the method's name if None.
+            progress: Called with every step done.
+
+        Returns:
+            Scores of all replicates.
+
+        Raises:
+            ValueError: If a setting is unknown, or the run was begun with others, with what differs.
+        """
+        given = dict(settings)
+        size = int(given.get("size", entry(name).size))
+        method = build(name, self.experiment, given, self.climate)
+        checkpoint = None
+        if self.folder is not None:
+            stem = self.folder / "runs" / (label or name)
+            claim(Path(f"{stem}.json"), {"method": name, **given})
+            checkpoint = Path(f"{stem}.safetensors")
+        truth, observations = self.simulated
+        result = self.experiment.run(
+            method,
+            size,
+            truth,
+            observations,
+            rng=fork(self.setup.seed, "method", name),
+            name=label or name,
+            settings=given,
+            detail=self.detail,
+            checkpoint=checkpoint,
+            every=self.every,
+            progress=progress,
+        )
+        return _with_setup(result, self.setup)
+
+    def exact(self) -> Result:
+        """The Kalman filter of a linear-Gaussian model: the best that any method can do.
+
+        Raises:
+            ValueError: If the model is none.
+        """
+        model, (truth, observations) = self.experiment.model, self.simulated
+        if not isinstance(model, LinearGaussian):
+            raise ValueError(f"only linear-Gaussian models have an exact filter, not {self.setup.system}.")
+        begun, clock = time.perf_counter(), time.process_time()
+        believed = model.filter(observations)
+        variance = believed.cov.diagonal(dim1=-2, dim2=-1)
+        error = believed.mean - truth
+        steps, ones = truth.shape[1], torch.ones(truth.shape[:2], dtype=truth.dtype)
+        spent = (time.process_time() - clock) / steps / len(truth)
+        diagnostics = {
+            "squared_error": error.square().mean(-1),
+            "variance": variance.mean(-1),
+            "predictive_variance": variance.mean(-1),
+            "crps": normal_crps(error, variance.sqrt()).mean(-1),
+            "hits": (error.abs() <= _QUANTILE * variance.sqrt()).to(truth).mean(-1),
+            "model_calls": (1 + truth.shape[-1]) * ones,
+            "cpu_seconds": spent * ones,
+        }
+        scored = observations.seen_steps[self.setup.burn_in :]
+        result = Result(
+            "Kalman",
+            {},
+            Posterior(None, diagnostics, believed.mean, variance),
+            summary(diagnostics, scored, self.setup.burn_in),
+            dt=model.dt,
+            scored=tuple(scored),
+            seconds=time.perf_counter() - begun,
+        )
+        return _with_setup(result, self.setup)
+
+
+def claim(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write settings where there are none, or make sure that they are the same.
+
+    Raises:
+        ValueError: If others stand there, with what differs.
+    """
+    plain = json.loads(json.dumps(settings))
+    if path.exists():
+        different = differences(json.loads(path.read_text(encoding="utf-8")), plain)
+        if different:
+            raise ValueError(
+                f"{path} is of another set-up: {'; '.join(different[:6])}. Choose another --out, or remove "
+                "that folder."
+            )
+        return
+    write_text(path, json.dumps(plain, indent=1))
+
+
+def _with_setup(result: Result, setup: Setup) -> Result:
+    return replace(result, setup=setup.plain())
