@@ -5,6 +5,7 @@ from slams.systems.base import Dynamics
 from slams.systems.climate import Climate, Weather
 from slams.systems.doublewell import DoubleWell
 from slams.systems.flow import Flow, Gaussian
+from slams.systems.kolmogorov import KolmogorovFlow
 from slams.systems.linear import Filtered, LinearGaussian, Smoothed
 from slams.systems.lorenz import Lorenz63, Lorenz96
 from slams.systems.oscillators import DampedSpring, LotkaVolterra
@@ -19,6 +20,7 @@ __all__ = [
     "Filtered",
     "Flow",
     "Gaussian",
+    "KolmogorovFlow",
     "LinearGaussian",
     "Lorenz63",
     "Lorenz96",
