@@ -22,9 +22,13 @@ def blocks(name: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / name).read_text(), flags=re.M | re.S)
 
 
-def test_python_example_prints_what_the_readme_says(tmp_path: Path) -> None:
-    """In a folder without any data; 0.02 is what another BLAS may move in the last printed digit, twice."""
-    (example,), (shown,) = blocks("README.md", "python"), blocks("README.md", "text")
+@pytest.mark.parametrize("number", [0, 1])
+def test_python_example_prints_what_the_readme_says(tmp_path: Path, number: int) -> None:
+    """In a folder without any data; 0.02 is what another BLAS may move in the last printed digit, twice.
+
+    The first two numbers are error and spread, of an ensemble that is calibrated to a quarter.
+    """
+    example, shown = (blocks("README.md", language)[number] for language in ("python", "text"))
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-c", example],
@@ -38,14 +42,15 @@ def test_python_example_prints_what_the_readme_says(tmp_path: Path) -> None:
     assert NUMBER.sub("#", done.stdout) == NUMBER.sub("#", shown)
     printed, promised = ([float(x) for x in NUMBER.findall(text)] for text in (done.stdout, shown))
     assert printed == pytest.approx(promised, abs=0.02)
-    error, spread, truth = printed
-    assert error < truth / 2 and 0.8 < spread / error < 1.25
+    error, spread, *_ = printed
+    assert 0.8 < spread / error < 1.25
     assert not list(tmp_path.iterdir())
 
 
-def test_python_example_is_twelve_lines() -> None:
+@pytest.mark.parametrize("number", [0, 1])
+def test_python_example_is_twelve_lines(number: int) -> None:
     """Imports apart: who needs more to see what this is will not read on."""
-    lines = [line for line in blocks("README.md", "python")[0].splitlines() if line]
+    lines = [line for line in blocks("README.md", "python")[number].splitlines() if line]
     assert sum(not line.startswith(("import ", "from ")) for line in lines) <= 12
 
 
