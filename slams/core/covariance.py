@@ -62,8 +62,8 @@ class Covariance(abc.ABC):
         """The covariance multiplied by `factor`."""
 
     @abc.abstractmethod
-    def widened(self, variance: float) -> "Covariance":
-        """The covariance with `variance` added to its diagonal."""
+    def widened(self, variance: float | Tensor) -> "Covariance":
+        """The covariance with `variance`, one number or one for each component, added to its diagonal."""
 
     @abc.abstractmethod
     def dense(self) -> Tensor:
@@ -140,7 +140,7 @@ class Diagonal(Covariance):
         """See `Covariance.scaled`."""
         return Diagonal(self.variance * factor)
 
-    def widened(self, variance: float) -> "Diagonal":
+    def widened(self, variance: float | Tensor) -> "Diagonal":
         """See `Covariance.widened`."""
         return Diagonal(self.variance + variance)
 
@@ -193,9 +193,9 @@ class Isotropic(Diagonal):
         """See `Covariance.scaled`."""
         return Isotropic(float(self.variance) * factor)
 
-    def widened(self, variance: float) -> "Isotropic":
-        """See `Covariance.widened`."""
-        return Isotropic(float(self.variance) + variance)
+    def widened(self, variance: float | Tensor) -> "Isotropic":
+        """See `Covariance.widened`; one number only."""
+        return Isotropic(float(self.variance) + float(variance))
 
     def dense(self) -> Tensor:
         """Refused: how many values?"""
@@ -274,7 +274,7 @@ class Dense(Covariance):
         """See `Covariance.scaled`."""
         return Dense(self.matrix * factor)
 
-    def widened(self, variance: float) -> "Dense":
+    def widened(self, variance: float | Tensor) -> "Dense":
         """See `Covariance.widened`."""
         return Dense(self.matrix + variance * torch.eye(self.size).to(self.matrix))
 

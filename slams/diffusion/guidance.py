@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from slams.diffusion.denoiser import Denoiser, WindowGaussian
+from slams.diffusion.evidence import refuse_broken
 from slams.observation.observation import Observations
 
 
@@ -97,29 +98,43 @@ class GaussianGuidance(Denoiser):
     Args:
         denoiser: The prior.
         observations: What was seen, with diagonal noise.
-        gamma: Width of the surrogate, positive.
+        gamma: Width of the surrogate, positive: one, or for each modality one or one a value (prod(O)).
 
     Raises:
-        ValueError: If gamma is not positive.
+        ValueError: If a gamma is not positive, or they do not name the modalities.
+        FloatingPointError: In sampling, if the guided mean is not finite; names time and norm of the guidance.
 
     Source:
         Rozet & Louppe (2023), arXiv:2306.10574, eq. 13-15.
     """
 
-    def __init__(self, denoiser: Denoiser, observations: Observations, gamma: float = 1e-2) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        observations: Observations,
+        gamma: float | Mapping[str, float | Tensor] = 1e-2,
+    ) -> None:
         super().__init__()
-        if gamma <= 0:
-            raise ValueError(f"gamma must be positive, got {gamma}.")
+        widths = dict(gamma) if isinstance(gamma, Mapping) else dict.fromkeys(observations, gamma)
+        if set(widths) != set(observations):
+            raise ValueError(f"gamma is for {sorted(widths)}, but {sorted(observations)} were observed.")
+        for name, width in widths.items():
+            if not bool((torch.as_tensor(width) > 0).all()):
+                raise ValueError(f"gamma must be positive, got {width} for {name}.")
         self.denoiser = denoiser
         self.schedule = denoiser.schedule
         self.observations = observations
-        self.gamma = gamma
+        self.gamma = widths
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:  # noqa: D102
         alpha, sigma = self.schedule(t)
-        widened = self.observations.widened(self.gamma * float(sigma / alpha) ** 2)
+        ratio = float(sigma / alpha) ** 2
+        widened = self.observations.widened({name: width * ratio for name, width in self.gamma.items()})
         with torch.enable_grad():
             leaf = x_t.detach().requires_grad_()
             mean = self.denoiser(leaf, t)
             (gradient,) = torch.autograd.grad(widened.log_likelihood(mean).sum(), leaf)
-        return (mean + sigma**2 / alpha * gradient).detach()
+        guidance = sigma**2 / alpha * gradient
+        guided = (mean + guidance).detach()
+        refuse_broken(guided, guidance, t)
+        return guided

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,34 +15,44 @@ from slams.diffusion.schedule import Schedule
 
 @dataclass(frozen=True)
 class Sampler:
-    """DDIM (eta = 0) to ancestral sampling (eta = 1), with Langevin corrections.
+    """DDIM (eta = 0) to ancestral sampling (eta = 1), with Langevin corrections, or of higher order.
 
     With eps = (x_t - alpha_t m) / sigma_t and s < t,
 
         x_s = alpha_s m + sqrt(sigma_s^2 - c^2) eps + c w,
         c = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2),  w ~ N(0, 1).
 
-    With order 2 and eta = 0 the mean is extrapolated from this and the last evaluation, m + (m - m') / (2 r), r the
-    ratio of the last to this step in log(alpha / sigma), which makes the error of a step third order.
+    With eta = 0 this is Euler's method for the probability flow, dz / du = eps with z = x / alpha and
+    u = sigma / alpha, and the exponential integrator for a constant mean. The multistep methods let the mean vary in
+    lambda = log(alpha / sigma): order 2 extrapolates it from this and the last evaluation, m + (m - m') / (2 r), r the
+    ratio of the last to this step; order 3 integrates the parabola through the last three against exp(lambda). Heun's
+    method asks twice a step and averages eps (order 2 without a memory); the exponential one lets the mean vary along a
+    line in lambda instead, which does not overshoot where a step is long, as the first one of the grid "snr" is.
 
     Attributes:
-        steps: Number of times the denoiser is asked on the way from t = 1 to 0.
+        steps: Number of steps on the way from t = 1 to 0.
         eta: Share of ancestral noise.
-        corrections: Langevin corrections after each step. They add noise of their own: on white noise the variance
-            tends to 1 + tau / 2.
+        corrections: Langevin corrections after each step, of size tau / mean(eps^2) of each sample. They add noise of
+            their own: on white noise the variance tends to 1 + tau / 2.
         tau: Size of a correction relative to the score.
-        order: 1 or 2.
-        grid: Times evenly spaced in "time" (the published choice), or in log("snr") between alpha / sigma = 0.05 and
-            60, where the narrow directions of a posterior are resolved: of a posterior 0.1 wide, 24 steps of the first
-            kind keep 69 % of the width, 24 of the second with order 2 keep 105 %.
+        order: 1, 2 or 3.
+        grid: Times evenly spaced in "time" (the published choice), or in log("snr") between the ratios `ends`, where
+            the narrow directions of a posterior are resolved: of a posterior 0.1 wide, 24 steps of the first kind keep
+            69 % of the width, 24 of the second with order 2 keep 105 %.
+        ends: alpha / sigma between which the grid "snr" is even, cut to what the schedule has; a posterior of width w
+            needs the second well above 1 / w.
+        method: "multistep", or two evaluations a step: "heun" or "exponential" (order 2).
+        batch: Number of leading axes that count samples: sizes of corrections are one for each entry of them.
 
     Raises:
-        ValueError: If `steps` is below 1, the order or the grid unknown, or order 2 is asked for with noise.
+        ValueError: If `steps` is below 1, the order, the grid or the method unknown, or a higher order is asked for
+            with noise.
 
     Source:
-        Song et al. (2021), arXiv:2010.02502, eq. 12 and 16; order 2 after Lu et al. (2022), arXiv:2211.01095,
-        algorithm 2; corrections as in Rozet & Louppe (2023),
-        algorithm 4.
+        Song et al. (2021), arXiv:2010.02502, eq. 12 and 16; orders 2 and 3 after Lu et al. (2022), arXiv:2211.01095,
+        algorithm 2, and Hochbruck & Ostermann (2010), doi:10.1017/S0962492910000048 (exponential Adams-Bashforth
+        methods); Heun's method as in Karras et al. (2022), arXiv:2206.00364, algorithm 1; corrections as in Rozet &
+        Louppe (2023), arXiv:2306.10574, algorithm 4.
     """
 
     steps: int = 64
@@ -51,16 +61,38 @@ class Sampler:
     tau: float = 0.5
     order: int = 1
     grid: Literal["time", "snr"] = "time"
+    ends: tuple[float, float] = (0.05, 60.0)
+    method: Literal["multistep", "heun", "exponential"] = "multistep"
+    batch: int = 1
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}.")
-        if self.order not in (1, 2) or self.grid not in ("time", "snr"):
-            raise ValueError(f"order is 1 or 2 and grid 'time' or 'snr', got {self.order} and {self.grid!r}.")
-        if self.order == 2 and (self.eta or self.corrections):
+        if self.order not in (1, 2, 3) or self.grid not in ("time", "snr"):
             raise ValueError(
-                "order 2 draws without fresh noise; set eta and corrections to 0, or order to 1."
+                f"order is 1, 2 or 3 and grid 'time' or 'snr', got {self.order} and {self.grid!r}."
             )
+        twice = self.method != "multistep"
+        if self.method not in ("multistep", "heun", "exponential") or (twice and self.order == 3):
+            raise ValueError(
+                "method is 'multistep', 'heun' or 'exponential' (both of order 2), got "
+                f"{self.method!r} with order {self.order}."
+            )
+        if (self.order > 1 or twice) and (self.eta or self.corrections):
+            raise ValueError(
+                f"order {max(self.order, 2)} draws without fresh noise; set eta and corrections to 0, or order to 1."
+            )
+        if not 0 < self.ends[0] < self.ends[1] or self.tau <= 0 or self.batch < 1:
+            raise ValueError(
+                f"ends are positive and grow, tau is positive and batch at least 1, got {self.ends}, {self.tau} "
+                f"and {self.batch}."
+            )
+
+    @property
+    def evaluations(self) -> int:
+        """How often a draw asks the denoiser."""
+        again = 0 if self.method == "multistep" else self.steps
+        return self.steps + again + self.corrections * (self.steps - 1)
 
     @torch.no_grad()
     def __call__(
@@ -75,7 +107,7 @@ class Sampler:
 
         Args:
             denoiser: What is believed.
-            noise: Standard normal, shape (N, *event); sets the draw.
+            noise: Standard normal, shape (*B, N, *event); sets the draw.
             rng: Generator of the noise added on the way.
             progress: Called with 1 after each step.
 
@@ -83,50 +115,126 @@ class Sampler:
             Draws of the shape of `noise`.
 
         Raises:
-            FloatingPointError: If a draw is not finite; names the step.
+            FloatingPointError: If a draw is not finite; names the step, and the guidance's norm if that was at fault.
         """
         times = self._times(denoiser.schedule).to(noise)
-        x, last = noise, None
+        past: list[tuple[Tensor, Tensor]] = []
+        x = denoiser.schedule(times[0])[1] * noise
         for i in range(self.steps):
-            alpha, sigma = denoiser.schedule(times[i])
-            alpha_s, sigma_s = denoiser.schedule(times[i + 1])
-            mean = denoiser(x, times[i])
-            eps = (x - alpha * mean) / sigma
-            if self.order == 2:
-                stride = ((alpha_s * sigma) / (sigma_s * alpha)).log()
-                ahead = mean if last is None else mean + (mean - last[0]) * stride / (2 * last[1])
-                last = (mean, stride)
-                x = sigma_s / sigma * x + (alpha_s - alpha * sigma_s / sigma) * ahead
-            elif self.eta and i < self.steps - 1:
-                fresh = (
-                    self.eta * sigma_s * (1 - (alpha * sigma_s / (alpha_s * sigma)) ** 2).clamp(min=0).sqrt()
-                )
-                x = (
-                    alpha_s * mean
-                    + (sigma_s**2 - fresh**2).sqrt() * eps
-                    + fresh * normal(x.shape, like=x, rng=rng)
-                )
-            else:
-                x = alpha_s * mean + sigma_s * eps
-            for _ in range(self.corrections if i < self.steps - 1 else 0):
-                x = self._correct(denoiser, x, times[i + 1], rng)
+            before = x
+            try:
+                at = _Step.of(denoiser, x, times[i], times[i + 1], i == self.steps - 1)
+                x = self._step(denoiser, at, past, rng)
+                for _ in range(self.corrections if i < self.steps - 1 else 0):
+                    x = self._correct(denoiser, x, times[i + 1], rng)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"in step {i + 1} of {self.steps}: {error}") from error
             if not bool(torch.isfinite(x).all()):
                 raise FloatingPointError(
-                    f"the draws are not finite after step {i + 1} of {self.steps}; use more steps."
+                    f"the draws are not finite after step {i + 1} of {self.steps} (largest value before it "
+                    f"{float(before.abs().max()):g}); use more steps."
                 )
             if progress is not None:
                 progress(1)
         return x
 
+    def _step(self, denoiser: Denoiser, at: "_Step", past: list[tuple[Tensor, Tensor]], rng: Rng) -> Tensor:
+        """x at the end of a step; `past` holds means and strides in lambda, latest first."""
+        if bool(at.sigma_s == 0):  # lambda is infinite there, and all is decided by the mean
+            return at.alpha_s * at.mean
+        if self.method != "multistep":
+            guess = at.alpha_s * at.mean + at.sigma_s * at.eps
+            return _heun(at, denoiser(guess, at.s), exponential=self.method == "exponential")
+        if self.order > 1:
+            past.insert(0, (at.mean, ((at.alpha_s * at.sigma) / (at.sigma_s * at.alpha)).log()))
+            del past[self.order :]
+            return _multistep(at, past)
+        if self.eta and not at.last:
+            share = (1 - (at.alpha * at.sigma_s / (at.alpha_s * at.sigma)) ** 2).clamp(min=0)
+            fresh = self.eta * at.sigma_s * share.sqrt()
+            rest = (at.sigma_s**2 - fresh**2).sqrt() * at.eps
+            return at.alpha_s * at.mean + rest + fresh * normal(at.x.shape, like=at.x, rng=rng)
+        return at.alpha_s * at.mean + at.sigma_s * at.eps
+
     def _times(self, schedule: Schedule) -> Tensor:
         if self.grid == "time" or self.steps == 1:
-            return torch.linspace(1, 0, self.steps + 1)
-        ratios = torch.exp(torch.linspace(math.log(0.05), math.log(60.0), self.steps, dtype=torch.float64))
-        return torch.cat([torch.ones(1), schedule.time(ratios)[1:].float(), torch.zeros(1)])
+            return torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
+        alpha, sigma = schedule(torch.tensor([1.0, 0.0], dtype=torch.float64))
+        noisiest, cleanest = (alpha / sigma).tolist()
+        low, high = max(self.ends[0], noisiest), min(self.ends[1], cleanest)
+        # a grid that reaches the schedule's own end has no jump left to make there
+        count = self.steps if high < cleanest else self.steps + 1
+        ratios = torch.exp(torch.linspace(math.log(low), math.log(high), count, dtype=torch.float64))
+        inner = schedule.time(ratios)[1 : self.steps]
+        return torch.cat([torch.ones(1), inner, torch.zeros(1)])
 
     def _correct(self, denoiser: Denoiser, x: Tensor, t: Tensor, rng: Rng) -> Tensor:
         alpha, sigma = denoiser.schedule(t)
         eps = (x - alpha * denoiser(x, t)) / sigma
-        delta = self.tau / eps.square().flatten(1).mean(1).clamp(min=1e-12)
-        delta = delta.reshape(-1, *([1] * (x.ndim - 1)))
+        event = tuple(range(self.batch, x.ndim))
+        delta = self.tau / eps.square().mean(event, keepdim=True).clamp(min=1e-12)
         return x - sigma * (delta * eps + (2 * delta).sqrt() * normal(x.shape, like=x, rng=rng))
+
+
+class _Step(NamedTuple):
+    """A step from t to s: signal and noise at both, x at t and what the denoiser said of it."""
+
+    alpha: Tensor
+    sigma: Tensor
+    alpha_s: Tensor
+    sigma_s: Tensor
+    s: Tensor
+    x: Tensor
+    mean: Tensor
+    last: bool
+
+    @property
+    def eps(self) -> Tensor:
+        return (self.x - self.alpha * self.mean) / self.sigma
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, last: bool) -> "_Step":
+        """Asks the denoiser at t."""
+        return cls(*denoiser.schedule(t), *denoiser.schedule(s), s, x, denoiser(x, t), last)
+
+
+def _heun(at: _Step, ahead: Tensor, *, exponential: bool) -> Tensor:
+    """With the mean at the end of the step: averages eps in sigma / alpha, or lets the mean vary along a line."""
+    if exponential:
+        h = float(((at.alpha_s * at.sigma) / (at.sigma_s * at.alpha)).log())
+        moved = h * (_moment(h, 0) * at.mean + _moment(h, 1) * (ahead - at.mean))
+        return at.sigma_s / at.sigma * (at.x + at.alpha * moved)
+    guess = at.alpha_s * at.mean + at.sigma_s * at.eps
+    slope = (at.eps + (guess - at.alpha_s * ahead) / at.sigma_s) / 2
+    return at.alpha_s * (at.x / at.alpha + (at.sigma_s / at.alpha_s - at.sigma / at.alpha) * slope)
+
+
+def _multistep(at: _Step, past: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The mean extrapolated from up to three evaluations, by a line or a parabola."""
+    mean, stride = past[0]
+    # a parabola carried over a much longer step than those it was laid through is worse than a line
+    if len(past) == 3 and float(stride) < 1.5 * float(past[1][1]):
+        return at.sigma_s / at.sigma * (at.x + at.alpha * _parabola(past))
+    ahead = mean if len(past) == 1 else mean + (mean - past[1][0]) * stride / (2 * past[1][1])
+    return at.sigma_s / at.sigma * at.x + (at.alpha_s - at.alpha * at.sigma_s / at.sigma) * ahead
+
+
+def _parabola(past: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Integral over this step of exp(lambda - lambda_t) times the parabola through the last three means."""
+    (mean, stride), (second, h1), (third, h2) = past
+    h = float(stride)
+    # nodes at 0, -p and -q in units of the step; Newton's form of the parabola m0 + u (d1 + (u + p) d2)
+    p, q = float(h1) / h, float(h1 + h2) / h
+    d1 = (mean - second) / p
+    d2 = (d1 - (second - third) / (q - p)) / q
+    i0, i1, i2 = (h * _moment(h, k) for k in range(3))
+    return i0 * mean + i1 * (d1 + p * d2) + i2 * d2
+
+
+def _moment(h: float, k: int) -> float:
+    """Integral of u^k exp(h u) over (0, 1), by a series of positive terms, which does not cancel for small h."""
+    total, term = 0.0, 1.0
+    for j in range(80):
+        total += term / (j + k + 1)
+        term *= h / (j + 1)
+    return total

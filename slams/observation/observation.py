@@ -321,9 +321,10 @@ class Observations(Mapping[str, Observation]):
         size = next(iter(jacobians.values())).shape[-1]
         return total.expand(self.steps, size, size)
 
-    def widened(self, variance: float) -> "Observations":
-        """The same observations with `variance` added to the variance of every error."""
-        return Observations({name: replace(o, noise=o.noise.widened(variance)) for name, o in self.items()})
+    def widened(self, variance: float | Mapping[str, float | Tensor]) -> "Observations":
+        """The same observations with `variance` added to that of every error, or to each modality its own (prod(O))."""
+        added = variance if isinstance(variance, Mapping) else dict.fromkeys(self, variance)
+        return Observations({name: replace(o, noise=o.noise.widened(added[name])) for name, o in self.items()})
 
     def pullback(self, decode: Mapping[str, Callable[[Tensor], Tensor]]) -> "Observations":
         """The same observations as seen from a latent: h_m becomes h_m after decode_m."""

@@ -1,0 +1,58 @@
+"""What a denoiser is trained on."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from slams.core.random import Rng, normal
+from slams.diffusion.denoiser import Denoiser
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    x: Tensor,
+    *,
+    target: Literal["eps", "x0", "v"] = "eps",
+    weight: Tensor | None = None,
+    times: Tensor | None = None,
+    rng: Rng = None,
+) -> Tensor:
+    """Mean squared error of what a denoiser says of noisy data, times uniform in [0, 1].
+
+    With m = E[x | x_t], the error of the noise (x_t - alpha m) / sigma, of x itself, or of the velocity
+    alpha eps - sigma x is (m - x) times
+
+        eps: alpha / sigma,    x0: 1,    v: (alpha^2 + sigma^2) / sigma.
+
+    Args:
+        denoiser: To be trained.
+        x: Clean data (b, *S).
+        target: Which error.
+        weight: Weight of each element, non-negative, broadcasting to x; the loss is then
+            mean(weight error) / mean(weight), and x may be anything where the weight is 0.
+        times: Diffusion times (b), instead of uniform ones.
+        rng: Generator of times and noise.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: If the target is unknown.
+
+    Source:
+        "eps": Rozet & Louppe (2023), arXiv:2306.10574, section 2; "v": Salimans & Ho (2022), arXiv:2202.00512, section 4.
+    """
+    if target not in ("eps", "x0", "v"):
+        raise ValueError(f"the target is 'eps', 'x0' or 'v', got {target!r}.")
+    if weight is not None:
+        x = torch.where(weight > 0, x, 0.0)
+    if times is None:
+        device = None if rng is None else rng.device
+        times = torch.rand(len(x), generator=rng, dtype=x.dtype, device=device)
+    t = times.to(x).reshape(-1, *([1] * (x.ndim - 1)))
+    alpha, sigma = denoiser.schedule(t)
+    x_t = alpha * x + sigma * normal(x.shape, like=x, rng=rng)
+    scale = {"eps": alpha / sigma, "x0": torch.ones_like(sigma), "v": (alpha**2 + sigma**2) / sigma}[target]
+    error = (scale * (denoiser(x_t, t) - x)).square()
+    return error.mean() if weight is None else (error * weight).mean() / weight.expand_as(error).mean()
