@@ -158,7 +158,11 @@ def main() -> None:
         one_analysis(chosen.case)
         return
     theirs = reference(chosen.dapper, chosen.cycles, chosen.truths) if chosen.dapper else {}
-    for replicates, dtype in ((1, torch.float64), (chosen.replicates, torch.float64), (chosen.replicates, torch.float32)):
+    for replicates, dtype in (
+        (1, torch.float64),
+        (chosen.replicates, torch.float64),
+        (chosen.replicates, torch.float32),
+    ):
         for name, row in small(replicates, chosen.cycles, dtype).items():
             other = theirs.get(name)
             line = {

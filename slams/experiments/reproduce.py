@@ -147,9 +147,9 @@ def judge(row: PaperRow, result: Result) -> list[Verdict]:
     """Our number in the row's band or not, and, where a truth was lost, how many.
 
     A row that was measured on at least three truths must come out within max(0.02, 3 combined standard errors) of
-    what was measured, the scatter over its truths taken to be that over ours; with `relative`, within max(0.02,
-    that share) of it. Others must lie between published and measured, widened by 0.03. Where a truth is lost, and for particle filters, our
-    number is the median over truths, whose standard error is 1.25 times that of the mean.
+    what was measured, the scatter over its truths taken to be that over ours; with `relative`, within max(0.02, that
+    share) of it. Others must lie between published and measured, widened by 0.03. Where a truth is lost, and for
+    particle filters, our number is the median over truths, whose standard error is 1.25 times that of the mean.
 
     Args:
         row: Of the paper.

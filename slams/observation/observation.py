@@ -324,7 +324,9 @@ class Observations(Mapping[str, Observation]):
     def widened(self, variance: float | Mapping[str, float | Tensor]) -> "Observations":
         """The same observations with `variance` added to that of every error, or to each modality its own (prod(O))."""
         added = variance if isinstance(variance, Mapping) else dict.fromkeys(self, variance)
-        return Observations({name: replace(o, noise=o.noise.widened(added[name])) for name, o in self.items()})
+        return Observations(
+            {name: replace(o, noise=o.noise.widened(added[name])) for name, o in self.items()}
+        )
 
     def pullback(self, decode: Mapping[str, Callable[[Tensor], Tensor]]) -> "Observations":
         """The same observations as seen from a latent: h_m becomes h_m after decode_m."""

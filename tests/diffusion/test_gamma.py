@@ -1,4 +1,3 @@
-
 import pytest
 import torch
 
@@ -12,7 +11,10 @@ from slams.observation.operators import Identity
 
 def test_each_value_has_its_own_gamma(rng):
     """Two variables with gammas 0.01 and 1 are guided as each of them alone with its gamma."""
-    at = lambda v: torch.tensor(v, dtype=torch.float64)
+
+    def at(v):
+        return torch.tensor(v, dtype=torch.float64)
+
     r, v, y, t = at([0.2, 0.5]), at([0.7, 0.3]), at([[1.3, -0.4]]), at(0.6)
     x_t = torch.randn(5, 1, 2, dtype=torch.float64, generator=rng)
     prior = GaussianDenoiser(at([0.0, 0.0]), Diagonal(v), VPCosine())
