@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.filter import Belief, Filter
-from slams.assimilation.kalman import EnKF, ETKF
+from slams.assimilation.kalman import ETKF, EnKF
 from slams.assimilation.local import LETKF
 from slams.core.covariance import Isotropic
 from slams.core.localization import Localization, half_width

@@ -1,6 +1,6 @@
 """The same filters in DAPPER, timed: run by `classical.py` with the interpreter of an environment that has it.
 
-Prints one JSON object a method: CPU seconds per cycle and the RMSE of the analysis mean after burn-in. DAPPER's statistics
+Prints one JSON object a method: CPU seconds per cycle and the RMSE of the analysis mean after burn-in. Its statistics
 are reduced to the error, its plots are off.
 """
 

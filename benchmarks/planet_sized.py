@@ -8,8 +8,8 @@ import slams
 from slams.core.codec import SeasonalStandardize
 from slams.diffusion.denoiser import WindowGaussian
 from slams.diffusion.schedule import VPCosine
-from slams.experiments.fields import Place
 from slams.experiments.build import build_denoiser
+from slams.experiments.fields import Place
 from slams.experiments.model import Belief, Codec, Model
 from slams.recipe import Recipe, load
 

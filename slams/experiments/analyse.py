@@ -1,6 +1,7 @@
 """Analyses of a test: ours and the baselines, for every set of observations, scored side by side."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache
 from dataclasses import dataclass, field
 
 import torch
@@ -181,24 +182,51 @@ def fit_gaussian(model: Model, fields: Fields) -> Baselines:
     held_starts = window_starts(fields.dates[held_index], recipe.prior.window)
     rows = held_starts[:: max(1, len(held_starts) // 32), None] + torch.arange(recipe.prior.window)
     some = torch.arange(0, x.shape[1], max(1, x.shape[1] // 2000))
-    best: tuple[float, Baselines] | None = None
-    for penalty in (30.0, 300.0, 3000.0):
-        operators, errors = _operators(model, given, a, x, prior.basis, rest, present, splits, penalty)
-        for inflation in (1.0, 3.0, 10.0, 30.0):
-            wider = {n: e if n in state_names(model) else e * inflation for n, e in errors.items()}
-            closed = ClosedFormGaussian(prior, prior.basis, rest)
-            trial = Baselines(closed, operators, wider, present, splits)
-            trial.settings = {"ridge": penalty, "inflation": inflation}
-            part = ClosedFormGaussian(prior, prior.basis[some], rest[some])
-            total = 0.0
-            for group in recipe.experiment.sets.values():
-                seen = observe(model.places, recipe, held, group, days=rows)
-                mean, std = part.windows(model.seen(seen, trial.errors), operators)
-                total += float(torch.nanmean(normal_crps(target[rows][..., some] - mean, std)))
-            if best is None or total < best[0]:
-                best = (total, trial)
-    assert best is not None
-    return best[1]
+    part = ClosedFormGaussian(prior, prior.basis[some], rest[some])
+    sees = [
+        observe(model.places, recipe, held, group, days=rows) for group in recipe.experiment.sets.values()
+    ]
+
+    @lru_cache(maxsize=2)  # they are large, and a walk needs two at a time
+    def operators(penalty: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return _operators(model, given, a, x, prior.basis, rest, present, splits, penalty)
+
+    def errors(penalty: float, inflation: float) -> dict[str, Tensor]:
+        states = state_names(model)
+        return {n: e if n in states else e * inflation for n, e in operators(penalty)[1].items()}
+
+    def score(penalty: float, inflation: float) -> float:
+        total = 0.0
+        for seen in sees:
+            wide = model.seen(seen, errors(penalty, inflation))
+            mean, std = part.windows(wide, operators(penalty)[0])
+            total += float(torch.nanmean(normal_crps(target[rows][..., some] - mean, std)))
+        return total
+
+    penalty = climb((1.0, 10.0, 30.0, 300.0, 3e3, 3e4, 3e5), 300.0, lambda value: score(value, 10.0))
+    inflation = climb((1.0, 3.0, 10.0, 30.0, 100.0), 10.0, lambda value: score(penalty, value))
+    return Baselines(
+        ClosedFormGaussian(prior, prior.basis, rest),
+        operators(penalty)[0],
+        errors(penalty, inflation),
+        present,
+        splits,
+        settings={"ridge": penalty, "inflation": inflation},
+    )
+
+
+def climb(values: Sequence[float], start: float, score: Callable[[float], float]) -> float:
+    """The value of a rising grid where the score is smallest, walked from `start` as long as it falls.
+
+    >>> climb([1, 3, 10, 30], 3, lambda x: abs(x - 12))
+    10
+    """
+    score = cache(score)
+    here = values.index(start)
+    for step in (1, -1):
+        while 0 <= here + step < len(values) and score(values[here + step]) < score(values[here]):
+            here += step
+    return values[here]
 
 
 def _operators(
