@@ -1,8 +1,8 @@
 """Analyses of a test: ours and the baselines, for every set of observations, scored side by side."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, lru_cache
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
