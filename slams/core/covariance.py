@@ -26,7 +26,7 @@ class Covariance(abc.ABC):
 
         Returns:
             (*B, size) for a diagonal covariance, else (*B, size, size); a full covariance leaves the leading
-            axes out where all was seen.
+            axes out where the same was seen everywhere.
         """
 
     @abc.abstractmethod
@@ -245,6 +245,9 @@ class Dense(Covariance):
         """See `Covariance.precision`."""
         if bool(seen.all()):
             return torch.linalg.inv(self.matrix.double()).to(self.matrix.dtype)
+        rows = seen.reshape(-1, self.size)
+        if bool((rows == rows[:1]).all()):  # gauges on land, day after day: one matrix, not one a day
+            return self._by_pattern(rows[0], torch.linalg.inv)
         return self._by_pattern(seen, torch.linalg.inv)
 
     def whiten(self, residual: Tensor, seen: Tensor | None = None) -> Tensor:
@@ -259,6 +262,8 @@ class Dense(Covariance):
 
     def apply(self, residual: Tensor, precision: Tensor) -> Tensor:
         """See `Covariance.apply`."""
+        if precision.ndim == 2:
+            return residual @ precision.mT
         return (precision @ residual[..., None]).squeeze(-1)
 
     def information(self, jacobian: Tensor, precision: Tensor) -> Tensor:
