@@ -96,7 +96,9 @@ def _normal_matrix(residual: Residual, control: Tensor) -> tuple[Tensor, Tensor,
     """Factor of I + G^T G, r, and dr/dc^T (*B, K, P)."""
     c = control.unsqueeze(-2)
     count = residual(c).shape[-1]
-    if count <= 4 * c.shape[-1]:
+    if not count:  # a window in which nothing was seen
+        r, change = c[..., :0], c.new_zeros(*control.shape, 0)
+    elif count <= 4 * c.shape[-1]:
         r, change = jacobian(residual, c, count, 1)
     else:
         r, change = tangents(residual, c, basis(c, 1), 1)

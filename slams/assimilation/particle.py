@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.filter import Failure, Filter, Memory
+from slams.assimilation.linearized import chi2, deterministic, whitened_residual
 from slams.core.random import Rng, normal
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -102,13 +103,13 @@ class BootstrapPF(Filter):
     def _weigh(self, x: Tensor, observation: Observation, memory: Memory) -> Tensor:
         """Multiply the weights by the likelihood; effective size and innovation go to the diagnostics."""
         before = self._weights(x, memory)
-        residual = whitened_residual(x, observation)
+        residual = whitened_residual(observation, x)
         log_weights = normalise(before + log_likelihood(residual), before)
         memory.carry["log_weights"] = log_weights
         memory.diagnostics["effective_size"] = effective_size(log_weights)
         if "innovation" not in memory.diagnostics:
             mean, variance = weighted_moments(residual, before)
-            memory.diagnostics["innovation"] = _chi2(mean, variance, observation)
+            memory.diagnostics["innovation"] = chi2(observation, mean, variance)
         return log_weights
 
     def _weights(self, x: Tensor, memory: Memory) -> Tensor:
@@ -185,10 +186,10 @@ class AuxiliaryPF(BootstrapPF):
         """Choose members by `memory.coming`, then move them."""
         coming = memory.coming
         if coming is None:
-            return self.dynamics(x, rng=rng)
+            return super().forecast(x, memory, rng=rng)
         before = self._weights(x, memory)
-        point = self._forecast_point(x, rng)
-        seen = whitened_residual(point, coming)
+        point = self._forecast_point(x, memory, rng)
+        seen = whitened_residual(coming, point)
         fit = log_likelihood(seen)
         first = normalise(before + fit, before)
         needed = (self._few(first) & torch.isfinite(fit).any(-1))[..., None]
@@ -198,12 +199,12 @@ class AuxiliaryPF(BootstrapPF):
         chosen = torch.gather(fit, -1, index)
         memory.carry["log_weights"] = normalise(torch.where(needed, -chosen, before), before)
         drawn = take(self._flat(x), index).reshape(x.shape)
-        moved = self.dynamics(drawn, rng=rng)
+        moved = super().forecast(drawn, memory, rng=rng)
         # the weights of these members already know y: the innovation is that of the points, with the spread
         # that the model's noise gives the members around theirs
-        around = whitened_residual(moved, coming) - take(seen, index)
+        around = whitened_residual(coming, moved) - take(seen, index)
         mean, variance = weighted_moments(seen, before)
-        memory.diagnostics["innovation"] = _chi2(mean, variance + around.square().mean(-2), coming)
+        memory.diagnostics["innovation"] = chi2(coming, mean, variance + around.square().mean(-2))
         spread = self._spread(self._flat(moved), index, self._flat(point), first, rng)
         return spread.reshape(x.shape)
 
@@ -214,16 +215,12 @@ class AuxiliaryPF(BootstrapPF):
         self._weigh(forecast, observation, Memory() if memory is None else memory)
         return forecast
 
-    def _forecast_point(self, x: Tensor, rng: Rng) -> Tensor:
+    def _forecast_point(self, x: Tensor, memory: Memory, rng: Rng) -> Tensor:
         if self.point is not None:
             return self.point(x)
-        mean = getattr(self.dynamics, "mean", None)
-        return self.dynamics(x, rng=rng) if mean is None else mean(x)
-
-
-def whitened_residual(x: Tensor, observation: Observation) -> Tensor:
-    """W (y - h(x_i)) of every member with W^T W = R^-1: (*B, N, *S) -> (*B, N, O), 0 where nothing was seen."""
-    return observation.whiten(observation.innovation(x, members=True), members=True)
+        if callable(getattr(self.dynamics, "mean", None)):
+            return deterministic(self.dynamics, memory.step - 1)(x)
+        return super().forecast(x, memory, rng=rng)
 
 
 def log_likelihood(residual: Tensor) -> Tensor:
@@ -354,12 +351,6 @@ def _invert(weights: Tensor, position: Tensor) -> Tensor:
 def _unbias(w: Tensor) -> Tensor:
     """1 / (1 - sum w_i^2), (*B); bounded where one member has all the weight, whose spread is 0 anyway."""
     return 1 / (1 - w.square().sum(-1)).clamp(min=1 / w.shape[-1])
-
-
-def _chi2(mean: Tensor, variance: Tensor, observation: Observation) -> Tensor:
-    """Mean over what was seen of d^2 / (1 + variance), as `Departures.chi2`: each (*B, O) to (*B)."""
-    ratio = mean.square() / (1 + variance)
-    return ratio.mean(-1) if observation.all_seen else ratio.sum(-1) / observation.seen.sum(-1)
 
 
 def _uniform(like: Tensor, rng: Rng) -> Tensor:

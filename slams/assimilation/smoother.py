@@ -87,7 +87,7 @@ class EnKS(EnsembleKalman):
                 kept = min(past.shape[axis], self.lag - 1)
                 newest = torch.cat([past.narrow(axis, past.shape[axis] - kept, kept), newest], axis)
             memory.carry["past"] = newest
-        return self.dynamics(x, rng=rng)
+        return super().forecast(x, memory, rng=rng)
 
     def update(
         self, E: Tensor, departures: Departures, *, observation: Observation, memory: Memory, rng: Rng = None

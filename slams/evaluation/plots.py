@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib.dates as mdates
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from slams.evaluation.cartography import MISSING, Array, Points, array, aspect, common_range, draw_map, extent
@@ -220,34 +220,55 @@ def bars(
     scores: Mapping[str, Mapping[str, Sequence[float]]],
     *,
     title: str = "",
-    target: Mapping[str, float] | None = None,
+    target: Mapping[str, float | Mapping[str, float]] | None = None,
 ) -> Figure:
     """Scores of methods with their intervals, one panel a score, methods from top to bottom.
+
+    The first method is darker. Scores that are positive and span more than a factor of 8 are dots on a logarithmic
+    axis, where a bar would have no beginning.
 
     Args:
         scores: By score (with its units, the panel's label), then by method: (value, lower, upper); NaN for
             none.
         title: Title of the figure.
-        target: Value of a score to mark with a line, such as 0.9 for coverage.
+        target: Value of a score to mark with a line, such as 0.9 for coverage; or one for each method.
     """
     methods = list(dict.fromkeys(method for each in scores.values() for method in each))
     figure = new_figure(max(3.6 * len(scores) + 1.2, 6), max(0.36 * len(methods) + 1.5, 2.6))
     for k, (axis, (score, values)) in enumerate(
         zip(panels_in_row(figure, len(scores)), scores.items(), strict=True)
     ):
+        centres = array([float(v[0]) for v in values.values()])
+        centres = centres[np.isfinite(centres)]
+        wide = bool(centres.size) and 0 < 8 * centres.min() < centres.max()
+        if wide:
+            axis.set_xscale("log")
+        goals = target.get(score, {}) if target else {}
         for row, method in enumerate(methods):
             value, low, high = (float(v) for v in values.get(method, (np.nan,) * 3))
             if np.isnan(value):
                 continue
-            axis.barh(row, value, height=0.66, color=COLOURS[0] if row == 0 else "#9db4c4")
+            colour = COLOURS[0] if row == 0 else "#9db4c4"
+            if wide:
+                axis.plot(value, row, "o", markersize=8, color=colour)
+            else:
+                axis.barh(row, value, height=0.66, color=colour)
+            goal = goals.get(method) if isinstance(goals, Mapping) else goals
+            if goal is not None:
+                axis.plot(
+                    [goal, goal], [row - 0.5, row + 0.5], color=COLOURS[1], linewidth=1.4, linestyle="--"
+                )
             if np.isfinite(low) and np.isfinite(high):
                 ends = [[max(value - low, 0)], [max(high - value, 0)]]
                 axis.errorbar(value, row, xerr=ends, color="#202020", linewidth=1.1, capsize=2.5)
-        if target and score in target:
-            axis.axvline(target[score], color=COLOURS[1], linewidth=1.2, linestyle="--")
         axis.set_yticks(range(len(methods)), methods if k == 0 else [""] * len(methods))
         axis.set_ylim(len(methods) - 0.5, -0.5)
-        axis.xaxis.set_major_locator(MaxNLocator(5))
+        if wide:
+            axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axis.xaxis.set_major_locator(MaxNLocator(5))
         dress(axis, score, "", "")
         axis.grid(False, axis="y")
     heading(figure, title)

@@ -150,12 +150,15 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def console_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> RichTable:
+def console_table(
+    rows: Sequence[Mapping[str, Any]], title: str | None = None, *, wrap: bool = True
+) -> RichTable:
     """Rows as a table for `rich.print`.
 
     Args:
         rows: One mapping a line; an interval stands below its score, so four of them fit in 80 characters.
         title: Title above the table.
+        wrap: Whether words may be broken where there is too little room; else only columns of numbers shrink.
     """
     table = RichTable(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0)
@@ -165,6 +168,7 @@ def console_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -
             Text(name.replace("_", " ")),
             overflow="fold",
             justify="right" if is_numeric(rows, name) else "left",
+            no_wrap=not wrap and not is_numeric(rows, name),
         )
     for row in rows:
         table.add_row(*(Text(text(row.get(name)).replace(" [", "\n[")) for name in columns(rows)))

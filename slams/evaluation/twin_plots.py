@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from slams.evaluation.cartography import array
-from slams.evaluation.style import COLOURS, dress, heading, log_if_wide, new_figure
+from slams.evaluation.style import COLOURS, dress, heading, new_figure
 
 _COLUMNS = 4
 _POINTS = 400  # more would hide each other
@@ -23,7 +23,7 @@ def error_and_spread(
     burn_in: float = 0.0,
     title: str = "",
 ) -> Figure:
-    """Root mean square error of the mean, and spread, along the run; one panel a method, one scale.
+    """Root mean square error of the mean, and spread, along the run; one panel a method, one scale for all.
 
     Both are root mean squares over state and replicates, and over as many steps as 400 points of a curve stand for.
 
@@ -47,11 +47,11 @@ def error_and_spread(
         if burn_in > 0:
             axis.axvspan(0, burn_in, color="#eeeeee", linewidth=0, zorder=0)
         dress(axis, "model time", "", name)
-    for axis in axes[: len(curves)]:
-        log_if_wide(axis, np.concatenate(drawn))
-        axis.sharey(axes[0])
-    if len(axes):
-        axes[0].legend(frameon=False, fontsize=9)
+    _one_scale(axes[: len(curves)], np.concatenate(drawn) if drawn else np.zeros(0))
+    figure.supylabel("root mean square [unit of the state]", fontsize=10)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=2
+    )
     heading(figure, title)
     return figure
 
@@ -78,6 +78,7 @@ def rank_grid(ranks: Mapping[str, tuple[ArrayLike, int]], *, title: str = "") ->
         axis.axhline(1, color="#202020", linewidth=1, linestyle="--")
         axis.set(xlim=(0, 1), ylim=(0, max(1.6, min(float(share.max(initial=0)) * 1.08, 6.0))))
         dress(axis, f"rank of the truth / {size + 1}", "", name)
+    figure.supylabel("frequency / that of a calibrated ensemble", fontsize=10)
     heading(figure, title)
     return figure
 
@@ -107,7 +108,7 @@ def against_published(
     values = array([float(row["value"]) for row in rows])
     if np.isfinite(values).all() and len(values) and values.min() > 0 and values.max() > 10 * values.min():
         axis.set_xscale("log")
-    dress(axis, f"{label}: band and published number (blue), ours with its 95 % interval", "", "")
+    dress(axis, f"{label}: band and expected number (blue), ours with its 95 % interval", "", "")
     heading(figure, textwrap.fill(title, 90))
     return figure
 
@@ -123,6 +124,22 @@ def _grid(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(4))
     return figure, axes
+
+
+def _one_scale(axes: Sequence[Axes], values: np.ndarray) -> None:
+    """The same limits for all panels, which hold every value; on a logarithmic axis at most five decades of them."""
+    values = values[np.isfinite(values)]
+    if not values.size or values.max() <= 0:
+        return
+    positive = values[values > 0]
+    wide = positive.max() > 10 * np.quantile(positive, 0.05)
+    low = max(positive.min() / 1.2, positive.max() * 1e-5) if wide else 0.0
+    for axis in axes:
+        if wide:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_ylim(low, values.max() * (1.2 if wide else 1.05))
 
 
 def _length(values: ArrayLike) -> int:

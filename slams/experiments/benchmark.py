@@ -35,6 +35,7 @@ METRICS = (
     "network_calls",
     "cpu_seconds",
 )
+_CONSOLE = ("rmse", "spread", "crps", "coverage90", "divergence_rate", "model_calls", "cpu_seconds")
 _USUAL = ("OptInterp", "ThreeDVar", "EnKF", "ETKF", "DEnKF", "EnKFN", "LETKF", "EAKF")
 _TUNED = Path(__file__).parent / "tuned"
 _STRIDE = 20  # steps between two updates of the bar
@@ -60,7 +61,8 @@ def bench(
         methods: Which; the trivial ones, a tuned EnKF and, on a circle, a tuned LETKF come along.
         replicates: Truths.
         cycles: Scored analyses of each.
-        settings: File of `slams tune`; methods that are not in it keep the published or default settings.
+        settings: File of `slams tune`; methods that are not in it keep the published or default settings. Without
+            `methods`, those in it join the usual selection.
         out: Folder of the results; logs/bench_SYSTEM if None. The same call goes on where it stopped.
         overrides: Of the set-up, such as "truth.forcing=11".
         console: Where progress is shown.
@@ -77,6 +79,15 @@ def bench(
     plan = _plan(made, methods, settings)
     folder = Path(out) if out else config.LOG_DIR / f"bench_{system}"
     runner = Runner(made, folder)
+    with console.bar("truths and their climate", 1) as advance:
+        for (
+            name,
+            values,
+            _,
+            _,
+        ) in plan:  # no run begins before the last method's settings are known to be sound
+            runner.method(name, values)
+        advance(1, f"{made.replicates} x {runner.experiment.length} steps")
     results = [run_with_bar(runner, console, *line) for line in plan]
     origins = [origin for _, _, origin, _ in plan]
     if system == "linear":
@@ -87,9 +98,10 @@ def bench(
     with console.bar("figures and report", 1) as advance:
         write_pages(folder, made, results, rows)
         advance(1, "")
-    console.rich.print(
-        console_table(overview(rows, interval=False), title=f"{system}, {made.replicates} truths")
+    table = console_table(
+        overview(rows, _CONSOLE, interval=False), title=f"{system}, truths: {made.replicates}", wrap=False
     )
+    console.rich.print(table)
     console.say(f"report: {(folder / 'report.html').resolve()}")
     return folder
 
@@ -135,6 +147,10 @@ def rows_of(result: Result, origin: str) -> list[Row]:
             mean, lower, upper = share_interval(int(sum(values)), len(values))
         else:
             mean, lower, upper = mean_interval(values)
+        if metric in ("lost_share", "coverage90"):  # Student's t knows no bounds
+            lower, upper = (
+                (max(lower, 0.0), min(upper, 1.0)) if math.isfinite(lower + upper) else (lower, upper)
+            )
         last = {"value": mean, "lower": lower, "upper": upper, "n": len(values)}
         rows.append({**front, **where, "replicate": "", "metric": metric, **last})
     return rows
@@ -153,20 +169,36 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def read_settings(path: str | Path, system: str) -> dict[str, dict[str, Any]]:
     """Settings by method from a file of `slams tune`.
 
+    Args:
+        path: The file.
+        system: That the settings should be of.
+
+    Returns:
+        Settings by method.
+
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is of another system or no such file.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"no settings at {path}; make them with slams tune {system} --out {path}.")
+    tree = _tuned(path)
+    if tree.get("system") != system:
+        raise ValueError(f"{path} was tuned for {tree.get('system')}, not {system}; tune for {system}.")
+    return {name: dict(values["settings"]) for name, values in tree["methods"].items()}
+
+
+def _tuned(path: str | Path) -> dict[str, Any]:
+    """A file of `slams tune`, its form checked."""
     tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(tree, dict) or not isinstance(tree.get("methods"), dict):
         raise ValueError(
             f"{path} holds no settings: expected the keys system and methods, as slams tune writes."
         )
-    if tree.get("system") != system:
-        raise ValueError(f"{path} was tuned for {tree.get('system')}, not {system}; tune for {system}.")
-    return {name: dict(values["settings"]) for name, values in tree["methods"].items()}
+    for name, values in tree["methods"].items():
+        if not isinstance(values, dict) or not isinstance(values.get("settings"), dict):
+            raise ValueError(f"{path}: {name} lacks the key settings, below which slams tune writes them.")
+    return tree
 
 
 def _plan(
@@ -176,20 +208,37 @@ def _plan(
     given = read_settings(settings, made.system) if settings else {}
     shipped = _TUNED / f"{made.system}.yaml"
     known = read_settings(shipped, made.system) if shipped.exists() else {}
-    names = list(methods) if methods else [n for n in _USUAL if _fits(n, made.system)]
+    names = list(methods) if methods else [n for n in (*_USUAL, *given) if _fits(n, made.system)]
     for name in (*names, *given):
         entry(name)
+    published, shipped_origin, given_origin = (
+        word if _same_task(made, other) else f"{word} elsewhere"
+        for word, other in (
+            ("published", setup({"system": made.system}).plain()),
+            ("tuned", _tuned(shipped).get("setup") if known else None),
+            ("tuned", _tuned(settings).get("setup") if settings else None),
+        )
+    )
     plan = []
     trivial = [name for name, each in METHODS.items() if each.kind == "trivial"]
     for name in dict.fromkeys([*trivial, *names]):
         origin, values = starting(name, made.system)
         if name in given:
-            origin, values = "tuned", {**values, **given[name]}
-        plan.append((name, values, origin, name))
+            origin, values = given_origin, {**values, **given[name]}
+        plan.append((name, values, published if origin == "published" else origin, name))
     for name in ("EnKF", "LETKF"):
-        if name in known and name not in given and _fits(name, made.system):
-            plan.append((name, {**starting(name, made.system)[1], **known[name]}, "tuned", f"{name} tuned"))
+        best = known if name not in given else given if name not in names else {}
+        if name in best and _fits(name, made.system):
+            values = {**starting(name, made.system)[1], **best[name]}
+            origin = shipped_origin if best is known else given_origin
+            plan.append((name, values, origin, f"{name} tuned"))
     return plan
+
+
+def _same_task(made: Setup, other: Mapping[str, Any] | None) -> bool:
+    """Whether settings chosen for another set-up were chosen for this system, model and survey."""
+    mine = made.plain()
+    return other is None or all(other.get(key) == mine[key] for key in ("truth", "model", "observe"))
 
 
 def _fits(name: str, system: str) -> bool:

@@ -108,7 +108,8 @@ def summary(diagnostics: Mapping[str, Tensor], scored: Sequence[int], burn_in: i
         (*B) each: "rmse" and "spread", square roots of means over time and space; "rmse_a" and "spread_a", the
         means over time of spatial root mean squares, as the literature of these systems has them ("spread_a"
         from the unbiased variance itself); "spread_skill", "crps", "coverage90"; "lost_share", the share of
-        steps at which the method was off the track (from the 100th analysis on) or not finite;
+        steps at which the method was off the track or not finite, of those from the 100th analysis on (of a
+        shorter run the last);
         "divergence_rate", 1 where that is more than `LOST_SHARE` (a passing excursion on Lorenz-63 is no loss)
         or an error is not finite; "model_calls" and "cpu_seconds" per step of the whole run.
     """
@@ -117,15 +118,14 @@ def summary(diagnostics: Mapping[str, Tensor], scored: Sequence[int], burn_in: i
     error = here["squared_error"]
     lost = ~torch.isfinite(error)
     if "lost" in here:
-        off = here["lost"] > 0.5
-        off[..., : min(max(SETTLED - burn_in, 0), len(steps) - 1)] = False
-        lost = lost | off
+        lost = lost | (here["lost"] > 0.5)
+    settled = min(max(SETTLED - burn_in, 0), len(steps) - 1)
     out = {
         "rmse": error.mean(-1).sqrt(),
         "rmse_a": error.sqrt().mean(-1),
         "spread": here["predictive_variance"].mean(-1).sqrt(),
         "spread_a": here["variance"].sqrt().mean(-1),
-        "lost_share": lost.to(error.dtype).mean(-1),
+        "lost_share": lost[..., settled:].to(error.dtype).mean(-1),
     }
     out["divergence_rate"] = (~torch.isfinite(out["rmse"]) | (out["lost_share"] > LOST_SHARE)).to(error.dtype)
     out["spread_skill"] = out["spread"] / out["rmse"]

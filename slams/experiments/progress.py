@@ -14,6 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+_LOG_WIDTH = 110  # a file has no edge at 80 characters, where tables of eight columns would break their cells
+
 Advance = Callable[[int, str], None]
 
 
@@ -26,6 +28,8 @@ class Console:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.rich = RichConsole(quiet=quiet, highlight=False)
+        if not self.rich.is_terminal:
+            self.rich.width = max(self.rich.width, _LOG_WIDTH)
         self.quiet = quiet
 
     def say(self, text: str) -> None:
@@ -50,7 +54,8 @@ class Console:
             TimeRemainingColumn(),
             TextColumn("{task.fields[message]}"),
         )
-        with Progress(*columns, console=self.rich, transient=True, disable=self.quiet) as progress:
+        quiet = self.quiet or not self.rich.is_terminal  # a log would get an empty line for every bar
+        with Progress(*columns, console=self.rich, transient=True, disable=quiet) as progress:
             task = progress.add_task(title, total=total, message="")
 
             def advance(units: int = 1, message: str = "") -> None:

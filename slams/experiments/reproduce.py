@@ -25,6 +25,7 @@ from slams.experiments.twin import Result
 PAPERS = Path(__file__).parent / "papers"
 COLUMNS = ("row", "metric", "expected", "low", "high", "value", "lower", "upper", "status")
 
+_TRUTHS = 8  # of every row, unless the paper's file or an override says otherwise
 _BAND = 0.02  # half-width that any row measured with three seeds is given
 _WIDENED = 0.03  # beyond published and measured, where hardly any seed was measured
 
@@ -218,7 +219,7 @@ def _reproduce(paper: Paper, folder: Path, overrides: Sequence[str], console: Co
         tree = _merged(paper.setup, row.setup)
         key = str(len(runners) if str(tree) not in runners else list(runners).index(str(tree)))
         if str(tree) not in runners:
-            made = setup({"replicates": 8, **tree}, overrides)
+            made = setup({"replicates": _TRUTHS, **tree}, overrides)
             runners[str(tree)] = Runner(made, folder / f"setup_{key}", detail=detail)
         runner = runners[str(tree)]
         settings = {"size": entry(row.method).size, **row.settings}
@@ -228,6 +229,10 @@ def _reproduce(paper: Paper, folder: Path, overrides: Sequence[str], console: Co
         write_rows(folder / "rows.csv", verdicts)
     lines = [_line(verdict) for verdict in verdicts]
     console.rich.print(console_table(lines, title=paper.name))
+    if any(len(runner.setup.seeds) < _TRUTHS for runner in runners.values()):
+        console.say(
+            f"fewer than {_TRUTHS} truths: their scatter makes the bands too wide for PASS to mean much"
+        )
     judged = [vars(verdict) for verdict in verdicts if verdict.status != "INFO"]
     with atomic(folder / "rows.png") as temporary:
         against_published(judged, title=paper.title).savefig(temporary, dpi=120)

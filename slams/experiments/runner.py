@@ -4,15 +4,16 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from slams.assimilation.base import Posterior
+from slams.assimilation.base import Assimilator, Posterior
 from slams.assimilation.gaussian import normal_crps
+from slams.assimilation.linearized import tangents
 from slams.core.files import write_text
 from slams.core.random import fork
 from slams.experiments.methods import Climate, build, entry
@@ -59,8 +60,29 @@ class Runner:
 
     @cached_property
     def climate(self) -> Climate:
-        """The truth's own long run."""
+        """The truth's own long run.
+
+        Raises:
+            ValueError: If the truth is not finite.
+        """
+        _ = self.simulated  # whose message says so, where a covariance of NaN would be said not to be one
         return Climate.of(self.experiment.system)
+
+    def method(self, name: str, settings: Mapping[str, Any]) -> Assimilator:
+        """A method, its settings checked.
+
+        Args:
+            name: Of the method.
+            settings: Its settings, `size` among them.
+
+        Raises:
+            ValueError: If a setting is unknown or cannot be, or there are too few members.
+        """
+        made = build(name, self.experiment, settings, self.climate)
+        least, size = getattr(made, "least", 1), settings.get("size", entry(name).size)
+        if not isinstance(size, int) or size < least:
+            raise ValueError(f"{name} needs a whole number of at least {least} members, got {size}.")
+        return made
 
     def run(
         self,
@@ -86,13 +108,14 @@ class Runner:
         """
         given = dict(settings)
         size = int(given.get("size", entry(name).size))
-        method = build(name, self.experiment, given, self.climate)
+        method = self.method(name, given)
         checkpoint = None
         if self.folder is not None:
             stem = self.folder / "runs" / (label or name)
             claim(Path(f"{stem}.json"), {"method": name, **given})
             checkpoint = Path(f"{stem}.safetensors")
         truth, observations = self.simulated
+        _warm_up()
         result = self.experiment.run(
             method,
             size,
@@ -161,6 +184,12 @@ def claim(path: Path, settings: Mapping[str, Any]) -> None:
             )
         return
     write_text(path, json.dumps(plain, indent=1))
+
+
+@cache
+def _warm_up() -> None:
+    """Have torch load what its first dual number takes 1.5 CPU seconds to load, lest a method be billed for it."""
+    tangents(lambda x: 1.0 - 2.0 * x, torch.zeros(1, 1), torch.ones(1, 1), 1)
 
 
 def _with_setup(result: Result, setup: Setup) -> Result:

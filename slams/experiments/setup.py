@@ -102,6 +102,8 @@ class Seen:
             "stride": lambda: operators.Stride(self.step),
             "select": lambda: operators.Select(torch.tensor(self.index, dtype=torch.long), event=1),
         }
+        if self.operator not in (*named, *operators.POINTWISE):
+            raise ValueError(unknown("operator", self.operator, [*named, *operators.POINTWISE]))
         made = named[self.operator]() if self.operator in named else operators.Pointwise(self.operator)
         return Survey(made, Isotropic(self.noise), every=self.every, start=self.first, missing=self.missing)
 

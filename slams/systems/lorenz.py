@@ -76,9 +76,17 @@ def _leading(values: dict[str, Coefficient]) -> Tendency:
 
     def tendency(state: Tensor, time: float) -> Tensor:
         x, y, z = state.unbind(0)
-        return torch.stack((sigma * (y - x), x * (rho - z) - y, x * y - beta * z))
+        return torch.stack((_times(sigma, y - x), x * (rho - z) - y, x * y - _times(beta, z)))
 
     return tendency
+
+
+def _times(number: Coefficient, x: Tensor) -> Tensor:
+    """Their product, by the kernel for plain numbers: `*` makes a tensor of one, which costs dual numbers 0.2 ms."""
+    if isinstance(number, Tensor):
+        return number * x
+    product: Tensor = torch.ops.aten.mul.Scalar(x, number)
+    return product
 
 
 class Lorenz96(Flow):

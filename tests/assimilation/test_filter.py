@@ -1,10 +1,14 @@
 """Laws of the cycle: what is kept, kill and resume, members that are not credible, and knowing when one is lost."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from slams.assimilation.filter import Filter
 from slams.assimilation.kalman import ETKF, DEnKF, EnKF
+from slams.assimilation.particle import AuxiliaryPF, BootstrapPF
+from slams.assimilation.smoother import EnKS
 from slams.core.covariance import Isotropic
 from slams.core.random import normal
 from slams.observation import Survey, operators
@@ -138,13 +142,15 @@ def _start(twin):
     return twin.system.start.mean, twin.system.start.cov
 
 
-def test_time_varying_model_is_followed(rng):
-    """The model of step k moves step k to k + 1."""
+@pytest.mark.parametrize("method", [DEnKF, partial(EnKS, lag=2), BootstrapPF, AuxiliaryPF], ids=str)
+def test_time_varying_model_is_followed(method, rng):
+    """The model of step k moves step k to k + 1, whether anything is seen there or not."""
     M = torch.stack([stable(3, rng) for _ in range(4)])
     system = LinearGaussian(M, torch.zeros(3, 3).double(), torch.zeros(3).double(), torch.eye(3).double())
     truth = system.trajectory(system.initial(rng=rng).double(), 4)
-    observations = Survey(operators.Identity(), 1.0, times=[0]).observe(truth, rng=rng)
-    samples = DEnKF(system).assimilate(observations, 5, rng=rng).samples
+    # seen so badly at step 2 that no analysis moves a member and no weight matters
+    observations = Survey(operators.Identity(), 1e30, times=[2]).observe(truth, rng=rng)
+    samples = method(system).assimilate(observations, 5, rng=rng).samples
     for k in range(4):
         torch.testing.assert_close(samples[:, k + 1], samples[:, k] @ M[k].mT, rtol=0, atol=1e-12)
 

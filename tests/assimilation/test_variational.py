@@ -76,6 +76,20 @@ def test_windows_follow_one_another_from_the_forecast_of_the_last(rng):
         x = model.mean(done.states[:, -1])
 
 
+@pytest.mark.parametrize("solver", ["direct", "cg"])
+def test_a_window_in_which_nothing_was_seen_is_the_forecast(solver):
+    """Windows of one step, every third observed: the others only carry the analysis on."""
+    model = Lorenz63(dt=0.02, dtype=DOUBLE)
+    truth = model.trajectory(model.initial(2, rng=torch.Generator().manual_seed(3)), 7)
+    survey = Survey(Identity(), Isotropic(1.0), every=3, start=3)
+    observations = survey.observe(truth, rng=torch.Generator().manual_seed(4))
+    method = FourDVar(model, torch.eye(3, dtype=DOUBLE), window=1, solver=solver)
+    post = method.assimilate(observations, 4, keep="moments", rng=torch.Generator().manual_seed(5))
+    for k in (1, 2, 4, 5, 7):
+        torch.testing.assert_close(post.mean[:, k], model(post.mean[:, k - 1]), rtol=0, atol=1e-12)
+    assert (post.mean[:, 3] - model(post.mean[:, 2])).abs().amax() > 1e-3
+
+
 def test_a_window_killed_in_its_middle_goes_on_bit_for_bit(tmp_path):
     """A save at step 4 of windows of 3; the resumed run ends with the same bits."""
     model = Lorenz63(dt=0.05, dtype=DOUBLE)

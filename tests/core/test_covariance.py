@@ -107,7 +107,9 @@ def test_whitening_is_a_root_of_the_precision_of_what_was_seen(kind, bits, seed)
     seen = torch.tensor(bits).reshape(3, SIZE)
     precision = covariance.precision(seen)
     # one matrix for all where the same was seen
-    full = (precision if precision.shape[-2:] == (SIZE, SIZE) else precision.diag_embed()).expand(3, SIZE, SIZE)
+    full = (precision if precision.shape[-2:] == (SIZE, SIZE) else precision.diag_embed()).expand(
+        3, SIZE, SIZE
+    )
     eye = torch.eye(SIZE, dtype=torch.float64).expand(3, SIZE, SIZE)
     root = covariance.whiten(eye, seen[:, None]).mT  # members are the columns of the identity
     torch.testing.assert_close(root.mT @ root, full, rtol=1e-9, atol=1e-11)

@@ -16,7 +16,7 @@ from slams.evaluation.evaluate import (
     squared_error,
 )
 from slams.evaluation.metrics import window_statistics
-from slams.evaluation.twin_plots import rank_grid
+from slams.evaluation.twin_plots import error_and_spread, rank_grid
 
 
 def ensemble(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -132,3 +132,14 @@ def test_uniform_ranks_are_drawn_flat_whatever_the_bins(size):
     figure = rank_grid({"a": (torch.arange(size + 1.0), size)})
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == pytest.approx([1.0] * len(heights))
+
+
+@pytest.mark.parametrize("best", [0.5, 0.01])
+def test_all_panels_show_their_curves_on_one_scale(best):
+    """A panel's curve must not leave the axes because another method is ten or a thousand times worse."""
+    levels = {"climate": 9.0, "filter": best, "lost": math.nan}
+    curves = {name: (torch.full((3, 50), x**2), torch.full((3, 50), x**2)) for name, x in levels.items()}
+    axes = error_and_spread(curves, dt=0.1).axes
+    assert len({axis.get_ylim() for axis in axes[:3]}) == 1
+    low, high = axes[0].get_ylim()
+    assert low < best < 9.0 < high

@@ -10,7 +10,7 @@ import torch
 from slams.assimilation.kalman import EnKF
 from slams.cli import main
 from slams.evaluation.evaluate import mean_interval
-from slams.experiments.benchmark import COLUMNS, METRICS, bench
+from slams.experiments.benchmark import COLUMNS, METRICS, _plan, bench
 from slams.experiments.progress import Console
 from slams.experiments.runner import Runner
 from slams.experiments.setup import setup
@@ -101,6 +101,47 @@ def test_tuned_settings_are_read_and_called_so(tmp_path):
         run(tmp_path / "other", settings=path)
 
 
+def test_what_was_tuned_joins_the_usual_methods_and_the_tuned_ensemble_filter_stays(tmp_path):
+    """Without --methods a tuned one is run; with others asked for, EnKF is the tuned row that every table has."""
+    path = tmp_path / "tuned.yaml"
+    path.write_text(
+        "system: linear\nmethods: {EnKF: {settings: {inflation: 1.2}}, Nudging: {settings: {gain: 0.3}}}\n"
+    )
+    made = setup({"system": "linear"})
+    assert ("Nudging", "tuned") in [(name, origin) for name, _, origin, _ in _plan(made, None, path)]
+    plan = {label: (values, origin) for _, values, origin, label in _plan(made, ["ETKF"], path)}
+    assert plan["EnKF tuned"][1] == "tuned" and plan["EnKF tuned"][0]["inflation"] == 1.2
+
+
+def test_settings_of_another_set_up_are_not_called_its_own():
+    """Neither the paper's inflation nor the tuned one was chosen for a model with another forcing."""
+    told = {label: origin for _, _, origin, label in _plan(setup({"system": "lorenz96"}), ["ETKF"], None)}
+    assert told["ETKF"] == "published" and told["EnKF tuned"] == "tuned"
+    other = setup({"system": "lorenz96"}, ["truth.forcing=11", "model.forcing=8"])
+    told = {label: origin for _, _, origin, label in _plan(other, ["ETKF"], None)}
+    assert told["ETKF"] == "published elsewhere" and told["EnKF tuned"] == "tuned elsewhere"
+    assert told["Persistence"] == "default"
+
+
+def test_no_run_begins_before_all_settings_are_known_to_be_sound(tmp_path):
+    path = tmp_path / "tuned.yaml"
+    for text, told in (
+        ("EnKF: {settings: {inflatoin: 1.2}}", "did you mean inflation"),
+        ("EnKF: {settings: {size: 1}}", "at least 2 members, got 1"),
+        ("EnKF: {inflation: 1.2}", "EnKF lacks the key settings"),
+    ):
+        path.write_text(f"system: linear\nmethods: {{{text}}}\n")
+        with pytest.raises(ValueError, match=told):
+            run(tmp_path / "out", settings=path)
+        assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_truth_that_leaves_the_finite_numbers_is_told_as_such():
+    runner = Runner(setup({"system": "lorenz63", "replicates": 1, "cycles": 5}, ["truth.dt=5", "burn_in=0"]))
+    with pytest.raises(ValueError, match="truth is not finite"):
+        runner.run("EnKF", {"size": 3})
+
+
 def test_a_lost_truth_is_in_the_table_and_in_the_report(tmp_path):
     """Never silent: few members without inflation on Lorenz-96."""
     out = bench(
@@ -168,6 +209,7 @@ def test_errors_are_a_line(tmp_path, capsys):
     for words, told in (
         (["bench", "lorenz69", "--out", out], "did you mean lorenz96?"),
         (["bench", "linear", "--methods", "ENFK", "--out", out], "did you mean EnKF?"),
+        (["bench", "linear", "--out", out, "observe.operator=strid"], "did you mean stride?"),
         (["bench", "linear", "--out", out, "cycles=0"], "cycles must be at least 1"),
         (["bench", "linear", "--settings", str(tmp_path / "none.yaml"), "--out", out], "no settings at"),
     ):

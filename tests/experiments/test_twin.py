@@ -176,6 +176,13 @@ def test_a_filter_that_has_lost_the_truth_is_reported():
     assert float(result.scores["rmse"].min()) > 1 and result.scores["divergence_rate"].tolist() == [1, 1, 1]
 
 
+def test_a_loss_in_a_run_too_short_to_settle_is_reported_too():
+    """Of 60 analyses only the last is looked at: it decides."""
+    made = setup({"system": "lorenz96", "cycles": 60, "replicates": 3}, ["burn_in=0", "model.forcing=14"])
+    scores = Runner(made, detail=False).run("EnKF", {"size": 6, "inflation": 1.0}).scores
+    assert float(scores["rmse"].min()) > 1 and scores["divergence_rate"].tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_of_the_table_takes_its_settings(name):
     """The starting settings, and any of the space that is searched, are keywords of the class."""
