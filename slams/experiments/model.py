@@ -113,11 +113,11 @@ class Belief(nn.Module):
         operators: Mapping[str, Tensor],
         errors: Mapping[str, Tensor],
         residuals: Mapping[str, Tensor],
-        profiles: Mapping[str, Tensor],
+        profiles: Mapping[str, Tensor] | None = None,
         samples: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.profiles = dict(profiles)
+        self.profiles = dict(profiles or {})
         self.residuals = dict(residuals)
         self.samples = dict(samples or {})
         self.denoiser = denoiser
