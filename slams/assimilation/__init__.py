@@ -1,5 +1,6 @@
 """Belief and observation to posterior: filters, smoothers, variational and score-based methods, and their floor."""
 
+from slams.assimilation.backward import BackwardSimulation
 from slams.assimilation.base import Assimilator, Explanation, Posterior
 from slams.assimilation.baseline import Climatology, FreeRun, Nudging, OptInterp, Persistence
 from slams.assimilation.extended import EKF
@@ -9,7 +10,7 @@ from slams.assimilation.kalman import ETKF, DEnKF, EnKF
 from slams.assimilation.latent import Latent
 from slams.assimilation.local import EAKF, LETKF
 from slams.assimilation.particle import AuxiliaryPF, BootstrapPF
-from slams.assimilation.sda import SDA
+from slams.assimilation.sda import SDA, TrajectorySDA
 from slams.assimilation.smoother import EnKS, IEnKS
 from slams.assimilation.variational import FourDVar, ThreeDVar
 from slams.assimilation.window import weak_constraint
@@ -22,6 +23,7 @@ __all__ = [
     "SDA",
     "Assimilator",
     "AuxiliaryPF",
+    "BackwardSimulation",
     "BootstrapPF",
     "Climatology",
     "DEnKF",
@@ -39,5 +41,6 @@ __all__ = [
     "Persistence",
     "Posterior",
     "ThreeDVar",
+    "TrajectorySDA",
     "weak_constraint",
 ]
