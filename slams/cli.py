@@ -99,6 +99,9 @@ def _add_twins(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "name", metavar="NAME", help="a paper such as sakov2008_l96, or how the names of some begin"
     )
     add.add_argument("--out", metavar="DIR", help="folder of the results (default: logs/reproduce)")
+    add.add_argument(
+        "--train", action="store_true", help="train a paper's nets anew instead of using the shipped ones"
+    )
     add.add_argument("settings", nargs="*", metavar="key=value", help=override)
     add.set_defaults(run=_reproduce)
 
@@ -173,7 +176,7 @@ def _tune(parsed: argparse.Namespace) -> int:
 def _reproduce(parsed: argparse.Namespace) -> int:
     from slams.experiments.reproduce import reproduce
 
-    return 0 if reproduce(parsed.name, out=parsed.out, overrides=parsed.settings) else 1
+    return 0 if reproduce(parsed.name, out=parsed.out, overrides=parsed.settings, train=parsed.train) else 1
 
 
 def _names(words: str | None) -> list[str] | None:

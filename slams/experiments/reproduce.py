@@ -1,6 +1,7 @@
 """`slams reproduce`: each published row beside ours, inside a stated band or not."""
 
 import csv
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from slams.experiments.setup import setup, unknown
 from slams.experiments.twin import Result
 
 PAPERS = Path(__file__).parent / "papers"
+LEARNT = ("sda_l63",)  # modules that run papers with nets to train; named by `kind` in papers/learnt/*.yaml
 COLUMNS = ("row", "metric", "expected", "low", "high", "value", "lower", "upper", "status")
 
 _TRUTHS = 8  # of every row, unless the paper's file or an override says otherwise
@@ -98,6 +100,7 @@ def reproduce(
     overrides: Sequence[str] = (),
     console: Console | None = None,
     papers: Path = PAPERS,
+    train: bool = False,
 ) -> bool:
     """Run all papers whose name begins so, and judge every row.
 
@@ -107,6 +110,7 @@ def reproduce(
         overrides: Of the set-ups, such as "cycles=200".
         console: Where progress is shown.
         papers: Folder of the YAML files.
+        train: Train the nets of a paper anew instead of using those that are shipped.
 
     Returns:
         Whether no row fell outside its band.
@@ -115,15 +119,27 @@ def reproduce(
         ValueError: If no paper is called so (the nearest is named).
     """
     console = console or Console()
-    paths = sorted(path for path in papers.glob("*.yaml") if path.stem.startswith(name))
+    known = sorted((*papers.glob("*.yaml"), *papers.glob("learnt/*.yaml")), key=lambda path: path.stem)
+    paths = [path for path in known if path.stem.startswith(name)]
     if not paths:
-        raise ValueError(unknown("paper", name, sorted(path.stem for path in papers.glob("*.yaml"))))
+        raise ValueError(unknown("paper", name, [path.stem for path in known]))
     root = Path(out) if out else config.LOG_DIR / "reproduce"
     fine = True
     for path in paths:
-        verdicts = _reproduce(read_paper(path), root / path.stem, overrides, console)
+        if path.parent.name == "learnt":
+            verdicts = _module_of(path).run(path, root / path.stem, overrides, console, train=train)
+        else:
+            verdicts = _reproduce(read_paper(path), root / path.stem, overrides, console)
         fine = fine and all(verdict.status != "FAIL" for verdict in verdicts)
     return fine
+
+
+def _module_of(path: Path) -> Any:
+    """The module whose `run` reproduces a paper with nets; it is imported only then, and imports this one."""
+    kind = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("kind")
+    if kind not in LEARNT:
+        raise ValueError(f"{path.name}: {unknown('kind', str(kind), LEARNT)}")
+    return importlib.import_module(f"slams.experiments.{kind}")
 
 
 def read_paper(path: Path) -> Paper:

@@ -1,0 +1,174 @@
+"""What a reproduction with score priors of a chain does: nets, samplers, guidances, runs and bars."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from slams.assimilation.sda import Guidance
+from slams.diffusion.covariance_matching import CovarianceMatching
+from slams.diffusion.guidance import GaussianGuidance
+from slams.diffusion.moment_matching import MomentMatching
+from slams.diffusion.precondition import Detached
+from slams.diffusion.sampler import Sampler
+from slams.experiments.chain import Archive
+from slams.experiments.chain_smoothing import Process
+from slams.experiments.priors import NetSettings
+from slams.experiments.setup import unknown
+from slams.recipe import override
+
+Tree = dict[str, Any]
+GRIDS = ("quick", "reduced", "full")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a number must be.
+
+    Attributes:
+        process: Of the observations.
+        run: "net / sampler / guidance".
+        metric: "w1_ratio" to the floor, or the difference from the smoother's "log_prior" or "log_likelihood"; with
+            "absolute_log_prior" the number itself.
+        low: Least value.
+        high: Largest value.
+        published: The paper's, at 64 observations and 1024 samples.
+    """
+
+    process: str
+    run: str
+    metric: str
+    low: float = -math.inf
+    high: float = math.inf
+    published: float = math.nan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A reproduction.
+
+    Attributes:
+        title: What it is.
+        source: Where it is from.
+        seed: Of everything.
+        observations: Truths R of each process.
+        samples: Draws N of each method: W1 and its floor depend on it.
+        particles: Of the smoothers.
+        rows: Draws at once.
+        archive: Trajectories to learn from and to test on.
+        processes: What is seen.
+        nets: To be trained, or shipped.
+        samplers: Settings of `Sampler`.
+        guidances: "kind" (sda, detached, moments, covariance) and its settings.
+        runs: "net / sampler / guidance", for each process.
+        reduced: Runs that `grid=reduced` and `grid=full` make besides.
+        full: Runs that only `grid=full` makes.
+        bars: Judged where their runs were made.
+        grid: "quick", "reduced" or "full".
+    """
+
+    title: str
+    source: str
+    archive: Archive
+    processes: Mapping[str, Process]
+    nets: Mapping[str, NetSettings]
+    samplers: Mapping[str, Sampler]
+    guidances: Mapping[str, Tree]
+    runs: Sequence[str]
+    bars: Sequence[Bar]
+    reduced: Sequence[str] = ()
+    full: Sequence[str] = ()
+    seed: int = 0
+    observations: int = 16
+    samples: int = 256
+    particles: int = 2**16
+    rows: int = 1024
+    grid: str = "quick"
+
+    @property
+    def chosen(self) -> list[str]:
+        """Runs to be made."""
+        level = GRIDS.index(self.grid)
+        return [*self.runs, *(self.reduced if level > 0 else ()), *(self.full if level > 1 else ())]
+
+
+def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
+    """A plan from its file.
+
+    Raises:
+        ValueError: If a key or a name is unknown (the nearest is named).
+    """
+    tree = override(yaml.safe_load(path.read_text(encoding="utf-8")), overrides)
+    tree.pop("kind", None)
+    made = {"archive": Archive, "processes": Process, "nets": NetSettings, "samplers": Sampler, "bars": Bar}
+    for key in tree:
+        if key not in Plan.__dataclass_fields__:
+            raise ValueError(f"{path.name}: {unknown('key', key, Plan.__dataclass_fields__)}")
+    try:
+        tree["archive"] = Archive(**tree.get("archive", {}))
+        for key in ("processes", "nets", "samplers"):
+            tree[key] = {name: made[key](**_plain(values)) for name, values in tree[key].items()}
+        tree["bars"] = [Bar(**bar) for bar in tree["bars"]]
+        plan = Plan(**tree)
+    except TypeError as error:
+        raise ValueError(f"{path.name} has a setting that there is not, or lacks one: {error}.") from error
+    if plan.grid not in GRIDS or min(plan.observations, plan.samples) < 2:
+        raise ValueError(
+            f"grid is one of {', '.join(GRIDS)}, observations and samples at least 2; got {plan.grid!r}, "
+            f"{plan.observations} and {plan.samples}."
+        )
+    for name in (*plan.runs, *plan.reduced, *plan.full):
+        parts_of(plan, name)
+    return plan
+
+
+def parts_of(plan: Plan, name: str) -> tuple[str, str, str]:
+    """Net, sampler and guidance of a run."""
+    parts = tuple(part.strip() for part in name.split("/"))
+    if len(parts) != 3:
+        raise ValueError(f'a run is "net / sampler / guidance", got {name!r}.')
+    for kind, part, known in zip(
+        ("net", "sampler", "guidance"), parts, (plan.nets, plan.samplers, plan.guidances), strict=True
+    ):
+        if part not in known:
+            raise ValueError(unknown(kind, part, known))
+    return parts[0], parts[1], parts[2]
+
+
+def guidance_of(settings: Tree, covariance: Tensor) -> Guidance:
+    """Makes a guided denoiser.
+
+    Args:
+        settings: "kind", and the settings of its class.
+        covariance: Of whole trajectories, for "covariance".
+
+    Raises:
+        ValueError: If the kind is unknown.
+    """
+    given = dict(settings)
+    kind = given.pop("kind")
+    if kind == "sda":
+        return partial(GaussianGuidance, **given)
+    if kind == "detached":
+        return lambda denoiser, seen: GaussianGuidance(Detached(denoiser), seen, **given)
+    if kind == "moments":
+        return partial(MomentMatching, **given)
+    if kind == "covariance":
+        return partial(CovarianceMatching, covariance=covariance, **given)
+    raise ValueError(unknown("guidance", kind, ("sda", "detached", "moments", "covariance")))
+
+
+def cost_of(settings: Tree) -> float:
+    """Network evaluations of a guided one, a backward pass counted as two."""
+    passes = {"sda": 1, "detached": 0, "covariance": 0, "moments": 1 + settings.get("iterations", 16)}
+    return 1.0 + 2.0 * passes[settings["kind"]]
+
+
+def _plain(values: Tree) -> Tree:
+    """Lists of YAML as tuples, which settings compare by."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -1,0 +1,134 @@
+"""Laws of a reproduction with nets: from nothing to rows, again without work, and what cannot be."""
+
+import csv
+import dataclasses
+import json
+
+import pytest
+import torch
+import yaml
+
+from slams.cli import main
+from slams.experiments import sda_l63
+from slams.experiments.chain_plan import Bar, read_plan
+from slams.experiments.progress import Console
+from slams.experiments.reproduce import PAPERS, reproduce
+from slams.experiments.sda_l63 import SMOOTHER, WEIGHTS, Outcome, judge, run
+
+SHIPPED = PAPERS / "learnt" / "rozet2023_l63.yaml"
+PLAN = {
+    "kind": "sda_l63",
+    "title": "tiny",
+    "source": "nobody",
+    "observations": 2,
+    "samples": 6,
+    "particles": 512,
+    "archive": {"count": 20, "spin_up": 70, "length": 80},
+    "processes": {"lo": {"every": 4, "std": 0.05, "length": 17}},
+    "nets": {"local1": {"order": 1, "width": 8, "gates": 8, "dilations": [0], "steps": 4, "batch": 8}},
+    "samplers": {"fast": {"steps": 16, "order": 2, "grid": "snr"}, "slow": {"steps": 4, "corrections": 1}},
+    "guidances": {"sda": {"kind": "sda", "gamma": 0.03}},
+    "runs": ["local1 / fast / sda"],
+    "full": ["local1 / slow / sda"],
+    "bars": [{"process": "lo", "run": "local1 / fast / sda", "metric": "w1_ratio", "high": 1e9}],
+}
+
+
+@pytest.fixture
+def papers(tmp_path, monkeypatch):
+    monkeypatch.setattr("slams.config.DATA_DIR", tmp_path / "data")
+    folder = tmp_path / "papers"
+    (folder / "learnt").mkdir(parents=True)
+    (folder / "learnt" / "tiny2023_l63.yaml").write_text(yaml.safe_dump(PLAN))
+    return folder
+
+
+def table(path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_from_nothing_to_rows_and_again_without_work(papers, tmp_path, monkeypatch):
+    """Without shipped weights nets are trained; a second call does nothing, a larger grid only what is new."""
+    out = tmp_path / "out"
+    quiet = Console(quiet=True)
+    assert reproduce("tiny", out=out, papers=papers, console=quiet)
+    folder = out / "tiny2023_l63"
+    (row,) = table(folder / "rows.csv")
+    assert row["status"] == "PASS" and row["metric"] == "w1_ratio"
+    before = {line["method"]: line for line in table(folder / "results.csv")}
+    assert {SMOOTHER, "EnKS", "4D-Var", "climatology", "interpolation", "local1 / fast / sda"} <= set(before)
+    assert float(before["local1 / fast / sda"]["evaluations"]) == 16 * 3
+    assert (folder / "quality.png").exists() and (folder / "draws_lo.png").exists()
+
+    def never(*_, **__):
+        raise AssertionError("this was done before")
+
+    monkeypatch.setattr(sda_l63, "train_net", never)
+    monkeypatch.setattr(sda_l63, "smoothed", never)
+    with monkeypatch.context() as patch:
+        patch.setattr(sda_l63, "TrajectorySDA", never)
+        assert reproduce("tiny", out=out, papers=papers, console=quiet)
+    assert reproduce("tiny", out=out, papers=papers, console=quiet, overrides=["grid=full"])
+    after = {line["method"]: line for line in table(folder / "results.csv")}
+    assert "local1 / slow / sda" in after and after["EnKS"] == before["EnKS"]
+
+
+def test_a_row_outside_its_band_fails(papers, tmp_path):
+    console = Console(quiet=True)
+    done = reproduce(
+        "tiny", out=tmp_path / "out", papers=papers, console=console, overrides=["bars=[]", "samples=4"]
+    )
+    assert done
+    plan = read_plan(papers / "learnt" / "tiny2023_l63.yaml")
+    floor = Outcome({"w1": torch.tensor([1.0, 2.0]), "log_prior": torch.tensor([80.0, 82.0])}, torch.empty(0))
+    ours = Outcome({"w1": torch.tensor([1.2, 2.4]), "log_prior": torch.tensor([75.0, 77.0])}, torch.empty(0))
+    bars = [
+        Bar("lo", "ours", "w1_ratio", high=1.1),
+        Bar("lo", "ours", "log_prior", low=-6.0),
+        Bar("lo", "ours", "absolute_log_prior", low=75.5),
+        Bar("hi", "ours", "w1_ratio", high=1.1),
+    ]
+    found = judge(type(plan)(**{**vars(plan), "bars": bars}), "lo", {SMOOTHER: floor, "ours": ours})
+    assert [v.status for v in found] == ["FAIL", "PASS", "PASS"]
+    assert found[0].value == pytest.approx(1.2) and found[1].value == pytest.approx(-5.0)
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("observatons=3", "observations"),
+        ("runs=[local2 / fast / sda]", "local1"),
+        ("runs=[local1]", "net / sampler"),
+        ("grid=huge", "reduced"),
+        ("nets.local1.widht=3", "widht"),
+    ],
+)
+def test_what_is_unknown_is_told(papers, override, told):
+    with pytest.raises(ValueError, match=told):
+        read_plan(papers / "learnt" / "tiny2023_l63.yaml", [override])
+
+
+def test_too_many_observations_are_told(papers, tmp_path):
+    path = papers / "learnt" / "tiny2023_l63.yaml"
+    with pytest.raises(ValueError, match="test trajectories"):
+        run(path, tmp_path / "out", ["observations=3"], Console(quiet=True))
+
+
+def test_the_command_takes_train(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        "slams.experiments.reproduce.reproduce", lambda name, **rest: seen.update(rest) or True
+    )
+    assert main(["reproduce", "rozet2023_l63", "--train"]) == 0 and seen["train"] is True
+    assert main(["reproduce", "rozet2023_l63"]) == 0 and seen["train"] is False
+
+
+def test_shipped_weights_are_those_of_the_plan():
+    """Small, readable, of the settings in the plan, and trained."""
+    plan = read_plan(SHIPPED)
+    for path in sorted((WEIGHTS / SHIPPED.stem).glob("*.safetensors")):
+        assert path.stat().st_size < 6e6
+        _, meta = sda_l63.load_net(path)
+        assert meta["net"] == json.loads(json.dumps(dataclasses.asdict(plan.nets[path.stem])))
+        assert meta["best_step"] > 0 and meta["archive"] == repr(plan.archive)
