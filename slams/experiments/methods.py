@@ -82,6 +82,7 @@ METHODS: dict[str, Entry] = {
     "EnKFN": Entry(settings={"rotate": True}, space={"prior_factor": Range(0.5, 4.0, "log")}),
     "LETKF": Entry(settings={"inflation": 1.02, "radius": 4.0, "rotate": True}, space=_LOCAL),
     "EAKF": Entry(settings={"inflation": 1.02, "radius": 6.0, "rotate": True}, space=_LOCAL),
+    "EnSF": Entry(settings={"inflation": 1.02, "steps": 8}, space=_INFLATION),
     "EnKS": Entry(
         settings={"inflation": 1.05, "lag": 5},
         space={**_INFLATION, "lag": Range(0, 12, "integer")},
@@ -136,8 +137,11 @@ def entry(name: str) -> Entry:
     return METHODS[name]
 
 
-# Lorenz-63 observed every 0.25: over a longer window the cost has several minima, and 4D-Var takes a wrong one
-_ELSEWISE: dict[str, dict[str, Settings]] = {"lorenz63": {"FourDVar": {"window": 2}}}
+_ELSEWISE: dict[str, dict[str, Settings]] = {
+    # observed every 0.25: over a longer window the cost has several minima, and 4D-Var takes a wrong one
+    "lorenz63": {"FourDVar": {"window": 2}, "EnSF": {"inflation": 1.1}},
+    "lorenz96": {"EnSF": {"radius": 4.0, "reach": 4.0}},
+}
 
 
 def starting(name: str, system: str) -> tuple[str, Settings]:
@@ -157,8 +161,8 @@ def build(
     Args:
         name: As in `METHODS`.
         experiment: Gives the model, and the positions of observations.
-        settings: Keywords of its class; `radius` is a published localization radius in grid points of a circle,
-            `size` is passed over.
+        settings: Keywords of its class; `radius` is a published localization radius in grid points of a circle, `reach`
+            the distance within which variables are in one `patch`; `size` is passed over.
         climate: Mean and covariance for methods that need them: an oracle, since it is the truth's own.
 
     Raises:
@@ -171,9 +175,13 @@ def build(
     extra: Settings = {"failure": "replace", "bound": climate.bound}
     if "radius" in given:
         extra["localization"] = _localization(experiment, float(given.pop("radius")))
+    if "reach" in given and "patch" in known:
+        size = experiment.model.state_shape[0]
+        reach = float(given.pop("reach"))
+        extra["patch"] = Localization.periodic(size, torch.arange(size, dtype=torch.float64), reach / 2)
     for key in given:
         if key not in known:
-            names = [k for k in known if k not in ("dynamics", "localization")]
+            names = [k for k in known if k not in ("dynamics", "localization", "patch")]
             raise ValueError(unknown(f"setting of {name}", key, [*names, "size", "radius"]))
     for key, value in (("mean", climate.mean), ("covariance", climate.covariance)):
         # a covariance with a default, as that of the extended filter's start, is not the climate's

@@ -5,6 +5,7 @@ from slams.systems.base import Dynamics
 from slams.systems.climate import Climate, Weather
 from slams.systems.doublewell import DoubleWell
 from slams.systems.flow import Flow, Gaussian
+from slams.systems.gridfilter import GridBelief, grid_filter
 from slams.systems.kolmogorov import KolmogorovFlow
 from slams.systems.linear import Filtered, LinearGaussian, Smoothed
 from slams.systems.lorenz import Lorenz63, Lorenz96
@@ -20,6 +21,7 @@ __all__ = [
     "Filtered",
     "Flow",
     "Gaussian",
+    "GridBelief",
     "KolmogorovFlow",
     "LinearGaussian",
     "Lorenz63",
@@ -28,4 +30,5 @@ __all__ = [
     "MoistQG",
     "Smoothed",
     "Weather",
+    "grid_filter",
 ]
