@@ -42,6 +42,11 @@ def train(arguments: Sequence[str] | None = None) -> int:
     return main(["train", *(sys.argv[1:] if arguments is None else arguments)])
 
 
+def data(source: str) -> int:
+    """`python process_cpc.py …` is `slams data cpc …`."""
+    return main(["data", source, *sys.argv[1:]])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="slams", description="Score-based latent assimilation in multimodal settings."
@@ -70,8 +75,57 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--truth", action="append", required=True, metavar="[NAME=]FILE")
     add.add_argument("--report", required=True, metavar="DIR")
     add.set_defaults(run=_evaluate)
+    _add_data(commands)
     _add_twins(commands)
     return parser
+
+
+def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The commands on real data."""
+    add = commands.add_parser("data", help="fetch and process real data, say what is there, verify it")
+    actions = add.add_subparsers(required=True, metavar="SOURCE|status|verify")
+    texts = {
+        "era5": "ERA5 on pressure levels (ChaosBench; --source cds, weatherbench, an address or a folder)",
+        "cpc": "CPC daily rain from gauges",
+        "olr": "NOAA outgoing long-wave radiation",
+        "stations": "weather stations (ISD, METAR) in one table",
+    }
+    for name, text in texts.items():
+        add = actions.add_parser(name, help=text, description=text)
+        add.add_argument(
+            "--years", metavar="A-B", help="such as 2000-2015,2020 (default: those of slams/config.py)"
+        )
+        add.add_argument(
+            "--source", metavar="URL|DIR", help="mirror or local folder (default: slams/config.py)"
+        )
+        add.add_argument("--out", metavar="DIR", help="folder of the store (default: slams/config.py)")
+        add.add_argument("--jobs", type=int, default=4, metavar="N", help="downloads at a time (default: 4)")
+        add.add_argument(
+            "--offline", action="store_true", help="use only what is there, and say what is missing"
+        )
+        add.add_argument(
+            "--scheduler", metavar="ADDRESS", help="of a dask.distributed scheduler that processes"
+        )
+        add.add_argument(
+            "--grid", default="1.5deg", help="1.5deg (ERA5's 121 x 240) or 1.5deg-published (120 x 240)"
+        )
+        if name == "era5":
+            add.add_argument("--variables", metavar="a,b", help="of t, z, q, u, v, w (default: all)")
+        if name == "stations":
+            add.add_argument("--stations", metavar="a,b", help="names such as 024130-99999")
+        add.set_defaults(run=_prepare, what=name, variables=None, stations=None)
+    for name, text in (
+        ("status", "what is there: years, gaps, sizes, units, ranges, and a figure of coverage"),
+        ("verify", "read everything: checksums, headers, axes, times, ranges; 1 on a fault"),
+    ):
+        add = actions.add_parser(name, help=text, description=text)
+        add.add_argument(
+            "folder", nargs="?", metavar="DIR", help="(default: the data folder of slams/config.py)"
+        )
+        add.add_argument("--json", action="store_true", help="print JSON")
+        if name == "status":
+            add.add_argument("--figure", metavar="FILE.png", help="(default: DIR/coverage.png)")
+        add.set_defaults(run=_status if name == "status" else _verify)
 
 
 def _add_twins(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -148,6 +202,38 @@ def _evaluate(parsed: argparse.Namespace) -> int:
 
     evaluate(parsed.analysis, parsed.truth, parsed.report, console=Console())
     return 0
+
+
+def _prepare(parsed: argparse.Namespace) -> int:
+    from slams.experiments.data import prepare
+
+    prepare(
+        parsed.what,
+        years=parsed.years,
+        base=parsed.source,
+        out=parsed.out,
+        jobs=parsed.jobs,
+        offline=parsed.offline,
+        scheduler=parsed.scheduler,
+        grid=parsed.grid,
+        variables=_names(parsed.variables),
+        stations=_names(parsed.stations) or (),
+    )
+    return 0
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    from slams.experiments.data import show_status
+    from slams.experiments.progress import Console
+
+    return show_status(parsed.folder, as_json=parsed.json, figure=parsed.figure, console=Console())
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    from slams.experiments.data import show_verify
+    from slams.experiments.progress import Console
+
+    return show_verify(parsed.folder, as_json=parsed.json, console=Console())
 
 
 def _bench(parsed: argparse.Namespace) -> int:

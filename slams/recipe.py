@@ -39,6 +39,8 @@ class DataRecipe:
         store: Folder of the stores made from the files.
         harmonics: Yearly harmonics of the seasonal mean; 0 is a constant.
         direct: For each state variable, the modalities that measure that same quantity (for interpolation).
+        match: Which record belongs to a state: the one whose span of time ends ("end") or starts ("start") with the
+            state's, or the one with its date ("date"), as always where files state no span.
     """
 
     modalities: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -48,17 +50,30 @@ class DataRecipe:
     store: str = "data/store"
     harmonics: int = 2
     direct: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    match: str = "end"
 
 
 @dataclass(frozen=True)
 class LatentRecipe:
-    """The shared latent: a coarser grid ("grid") or one vector ("vector")."""
+    """The shared latent.
+
+    Attributes:
+        kind: A coarser grid ("grid"), one vector ("vector"), the published autoencoder, whose latent keeps the grid
+            ("published"), or no latent but the states themselves ("pixel").
+        channels: Of the latent; "pixel" has those of the states.
+        patch: Cells of a side that become one, of "grid".
+        hidden: Width of the corrections, of "grid" and "vector".
+        scales: Weight of each modality in components and loss, of "grid" and "vector"; 1 where not named.
+        trained: A run, by folder or name, whose autoencoder is taken as it is; empty trains one.
+        fit: How the autoencoder is trained.
+    """
 
     kind: str = "grid"
     channels: int = 16
     patch: int = 2
     hidden: int = 16
     scales: dict[str, float] = field(default_factory=dict)
+    trained: str = ""
     fit: FitSettings = field(default_factory=FitSettings)
 
 
@@ -174,12 +189,14 @@ class Recipe:
         out: Folder of the run; logs/NAME if empty.
         device: Where networks compute: "auto" (a GPU where there is one), "cpu" or "cuda". Random numbers are drawn
             on the CPU, so that results agree up to rounding.
+        until: "codec" stops after the autoencoder, for other recipes to take (see `LatentRecipe.trained`).
         planet, data, latent, prior, assimilation, experiment: Settings of each part.
     """
 
     name: str = "run"
     seed: int = 0
     device: str = "auto"
+    until: str = "report"
     out: str = ""
     planet: PlanetRecipe = field(default_factory=PlanetRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
@@ -190,33 +207,34 @@ class Recipe:
 
     def __post_init__(self) -> None:
         a, p = self.assimilation, self.prior
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device is 'auto', 'cpu' or 'cuda', got {self.device!r}.")
+        for key, value, choices in (
+            ("device", self.device, ("auto", "cpu", "cuda")),
+            ("until", self.until, ("codec", "report")),
+            ("data.match", self.data.match, ("end", "start", "date")),
+            ("latent.kind", self.latent.kind, ("grid", "vector", "published", "pixel")),
+            ("assimilation.guidance", a.guidance, ("covariance", "sda", "published")),
+            ("assimilation.grid", a.grid, ("time", "snr")),
+        ):
+            if value not in choices:
+                *some, last = map(repr, choices)
+                raise ValueError(f"{key} is {', '.join(some)} or {last}, got {value!r}.")
         if a.members < 1 or a.steps < 1:
             raise ValueError(
-                f"assimilation needs at least one member and one step, got members={a.members} and steps={a.steps}."
+                f"assimilation needs at least one member and one step, got members={a.members}, steps={a.steps}."
             )
         if p.window < 1 or p.window % 2 == 0:
             raise ValueError(f"prior.window must be odd (a day and its neighbours), got {p.window}.")
-        if a.guidance not in ("covariance", "sda", "published"):
-            raise ValueError(
-                f"assimilation.guidance is 'covariance', 'sda' or 'published', got {a.guidance!r}."
-            )
         moved = [name for name, operator in a.operators.items() if operator.kind != "stride"]
         if moved and a.guidance == "published":
             raise ValueError(
                 f"guidance 'published' encodes grids, so it cannot use {moved[0]} through assimilation.operators; use "
                 "guidance 'covariance' or the kind 'stride'."
             )
-        if a.grid not in ("time", "snr"):
-            raise ValueError(f"assimilation.grid is 'time' or 'snr', got {a.grid!r}.")
-        Sampler(a.steps, a.eta, a.corrections, a.tau, a.order, "snr" if a.grid == "snr" else "time")
+        Sampler(a.steps, a.eta, a.corrections, a.tau, order=a.order)
         for name, fit in (("latent", self.latent.fit), ("prior", p.fit)):
             for key in ("steps", "batch", "every"):
                 if getattr(fit, key) < 1:
                     raise ValueError(f"{name}.fit.{key} must be at least 1, got {getattr(fit, key)}.")
-        if self.latent.kind not in ("grid", "vector"):
-            raise ValueError(f"latent.kind is 'grid' or 'vector', got {self.latent.kind!r}.")
 
     def modalities(self) -> dict[str, Modality]:
         """The modalities, in order.
@@ -306,8 +324,7 @@ def _yaml(text: str, where: str) -> Any:
 
 def from_tree(tree: Mapping[str, Any]) -> Recipe:
     """A typed recipe from nested mappings (see `load`)."""
-    recipe = _build(Recipe, tree, "")
-    assert isinstance(recipe, Recipe)
+    recipe: Recipe = _build(Recipe, tree, "")
     recipe.modalities()
     return recipe
 
@@ -318,9 +335,8 @@ def to_tree(recipe: Any) -> dict[str, Any]:
 
 
 def _paths(files: Any) -> tuple[str, ...]:
-    """Files of a modality, with $IBERIA standing for the path in slams/config.py."""
-    listed = [files] if isinstance(files, str) else list(files)
-    return tuple(str(config.IBERIA_FILE) if path == "$IBERIA" else str(path) for path in listed)
+    """Files of a modality, with names such as $DATA standing for the paths in slams/config.py."""
+    return tuple(config.resolve(str(path)) for path in ([files] if isinstance(files, str) else files))
 
 
 def _plain(value: Any) -> Any:
@@ -369,7 +385,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             str(k): v if arguments[1] is Any else _convert(arguments[1], v, f"{where}.{k}")
             for k, v in value.items()
         }
-    if kind is Any or (origin is dict):
+    if kind is Any:
         return value
     if kind is str and isinstance(value, (str, int, float, datetime.date)):
         return str(value)

@@ -101,7 +101,7 @@ def drawn(tree: str) -> Iterator[str]:
         elif depth == 2 and folder:
             folder = f"slams/{entry.split()[0]}" if entry.split()[0].endswith("/") else "slams/"
         if folder:
-            yield from (folder + file for file in re.findall(r"[\w]+\.py\b", entry))
+            yield from (folder + file for file in re.findall(r"[\w/]+\.py\b", entry))
 
 
 def test_architecture_draws_the_tree_that_is_there() -> None:

@@ -1,4 +1,4 @@
-"""From the files of a modality to one labelled array: the only place that knows how archives differ."""
+"""From the files of a modality to one labelled array, joined by date."""
 
 import difflib
 import glob
@@ -12,7 +12,8 @@ import numpy as np
 import xarray as xr
 
 from slams.core.files import atomic
-from slams.data import axes, cpc, era5, olr, units
+from slams.data import cpc, era5, olr, units
+from slams.data.canonical import calendar_days, canonical, find_variable, open_dataset
 from slams.data.grids import align, describe
 from slams.data.modality import Modality
 
@@ -129,31 +130,16 @@ def _not_found(path: Path) -> str:
     return f"no file matches {path}: {there}. Correct the path, or write the file first."
 
 
-def _open(path: Path) -> xr.Dataset:
-    """Open a file lazily; what can't be opened is named."""
-    try:
-        if path.is_dir():
-            dataset: xr.Dataset = xr.open_zarr(path, chunks=None, consolidated=(path / ".zmetadata").exists())
-            return dataset
-        return xr.open_dataset(path)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(
-            f"{path} can't be opened ({error}); it may be cut short or of a format xarray has no engine "
-            "for: write or fetch it "
-            "again, or convert it to netCDF."
-        ) from error
-
-
 def _read_file(
     path: Path, modality: Modality, wanted: np.ndarray | None
 ) -> tuple[xr.DataArray, tuple[str, str]]:
     """The part of one file that is wanted, canonical, and the first and last day the file holds."""
     subject = f"modality {modality.name!r}, variable {modality.variable!r} in {path}"
-    with _open(path) as dataset:
-        name = _variable(dataset, modality, path)
+    with open_dataset(path) as dataset:
+        name = find_variable(dataset, modality.variable, path, f"modality {modality.name!r}")
         archive = _archive(dataset, name, modality)
-        array = _canonical(dataset, name, modality, subject)
-        days = _days(array.time, subject)
+        array = canonical(dataset, name, modality.kind, modality.name, subject)
+        days = calendar_days(array.time, subject)
         backwards = np.flatnonzero(np.diff(days) < np.timedelta64(0))
         if backwards.size:
             first = int(backwards[0])
@@ -174,23 +160,9 @@ def _read_file(
     array = array.copy(data=np.where(np.abs(values) < _IMPOSSIBLE, values, np.nan))
     if archive is not None and array.sizes["time"]:
         array = archive.decode(array, days[-1])
-    array = array.assign_coords(time=_days(array.time, subject))
+    array = array.assign_coords(time=calendar_days(array.time, subject))
     _refuse_repeated_days(array.time.values, [path] * array.sizes["time"], modality)
     return _convert(array, modality, subject).astype(np.float32), span
-
-
-def _variable(dataset: xr.Dataset, modality: Modality, path: Path) -> str:
-    """Name of the wanted variable in a file."""
-    for name in (modality.variable, *era5.aliases(modality.variable)):
-        if name in dataset.variables:
-            return name
-    available = sorted(map(str, dataset.data_vars))
-    near = difflib.get_close_matches(modality.variable, available, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]!r}?" if near else "correct `variable` of the modality."
-    raise ValueError(
-        f"{path} has no variable {modality.variable!r} (modality {modality.name!r}); it has {available}: "
-        f"{hint}"
-    )
 
 
 def _archive(dataset: xr.Dataset, name: str, modality: Modality) -> ModuleType | None:
@@ -198,99 +170,6 @@ def _archive(dataset: xr.Dataset, name: str, modality: Modality) -> ModuleType |
     if modality.source != "auto":
         return _ARCHIVES[modality.source]
     return next((archive for archive in _ARCHIVES.values() if archive.recognises(dataset, name)), None)
-
-
-def _canonical(dataset: xr.Dataset, name: str, modality: Modality, subject: str) -> xr.DataArray:
-    """Canonical names, order and direction of the axes; still lazy."""
-    source = dataset[name]
-    if "expver" in source.dims:
-        source = era5.join_expver(source)
-    extra = [
-        dim for dim in source.dims if source.sizes[dim] == 1 and _is_extra(dataset, str(dim), modality.kind)
-    ]
-    found = axes.recognise(dataset, source.squeeze(extra, drop=True), modality.kind, subject)
-    array = source.squeeze(extra).reset_coords(drop=True)
-    array = array.drop_vars([str(coord) for coord in array.coords])
-    dims = {
-        dim: role
-        for role, (dim, _) in found.items()
-        if dim is not None and (role not in ("lat", "lon") or modality.kind == "grid")
-    }
-    left = [str(dim) for dim in array.dims if dim not in dims]
-    if "time" not in found or found["time"][1] is None or left:
-        what = f"dimensions {left} that mean nothing here" if left else "no time"
-        raise ValueError(
-            f"{subject} has {what} (all: {source.dims}); expected (time[, level], lat, lon) or (time[, "
-            "level], station): select "
-            "one entry of the others, and give each field its date."
-        )
-    array = array.rename(dims)
-    for role, (dim, variable) in found.items():
-        if (
-            variable is None
-            or role == "station"
-            and (variable.ndim != 1 or variable.dtype.kind not in "iufOUST")
-        ):
-            continue
-        values = variable.values
-        if role == "level":
-            values = np.asarray(values, dtype=float) / (
-                100.0 if str(variable.attrs.get("units", "")).lower() == "pa" else 1.0
-            )
-        if dim is None:
-            array = array.expand_dims({role: np.atleast_1d(values)})
-        else:
-            array = array.assign_coords({role: (dims[dim], values)})
-    if np.abs(array.lat.values).max() > 90.001:
-        raise ValueError(
-            f"{subject}: latitudes reach {np.abs(array.lat.values).max():g}; expected -90 to 90 degrees "
-            "north."
-        )
-    if modality.kind == "grid":
-        array = array.isel(
-            lat=np.argsort(-array.lat.values, kind="stable"), lon=np.argsort(array.lon.values, kind="stable")
-        )
-    array = array.transpose("time", *(("level",) if "level" in array.dims else ()), ...)
-    if modality.kind == "grid":
-        array = array.transpose(..., "lat", "lon")
-    array = array.rename(
-        modality.name
-    ).drop_encoding()  # int16 packing must not come back when the array is written
-    kept = {key: str(source.attrs[key]) for key in ("long_name", "standard_name") if key in source.attrs}
-    array.attrs = {"source_name": name, "units": str(source.attrs.get("units", "")), **kept}
-    return array
-
-
-def _is_extra(dataset: xr.Dataset, dim: str, kind: str) -> bool:
-    """Whether a dimension of length one says nothing; a lone station may lie on a dimension of any name."""
-    if kind == "stations":
-        return dim in ("number", "expver", "realization", "member", "height", "surface")
-    coordinate = dataset.variables.get(dim)
-    return axes.role_by_name(dim) is None and (coordinate is None or axes.role_of(dim, coordinate) is None)
-
-
-def _days(stamps: xr.DataArray, subject: str) -> np.ndarray:
-    """Calendar days of time stamps, of any calendar."""
-    values = np.atleast_1d(stamps.values)
-    if np.issubdtype(values.dtype, np.datetime64):
-        if np.isnat(values).any():
-            raise ValueError(
-                f"{subject}: {int(np.isnat(values).sum())} time stamps are missing; remove those fields."
-            )
-        return values.astype("datetime64[D]")
-    if values.dtype != object or not all(hasattr(stamp, "calendar") for stamp in values):
-        raise ValueError(
-            f"{subject}: the time axis holds {values.dtype} values without a date; give it units such as "
-            "'days since 1900-01-01'."
-        )
-    try:
-        return np.array([f"{s.year:04d}-{s.month:02d}-{s.day:02d}" for s in values], dtype="datetime64[D]")
-    except ValueError as error:
-        raise ValueError(
-            f"{subject}: calendar {values[0].calendar!r} has days that don't exist ({error}); convert it, "
-            "e.g. with xarray's "
-            "convert_calendar('standard', align_on='year')."
-        ) from error
 
 
 def _select_levels(array: xr.DataArray, modality: Modality, subject: str) -> xr.DataArray:

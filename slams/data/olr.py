@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 _POSSIBLE = (0.0, 500.0)  # W m-2, the archive's own valid_range
+_STEPS = {2.5: "2.5 degrees", 1.0: "1 degree CDR"}
 
 
 def recognises(dataset: xr.Dataset, variable: str) -> bool:
@@ -22,6 +23,33 @@ def recognises(dataset: xr.Dataset, variable: str) -> bool:
         True if the variable is `olr`.
     """
     return variable == "olr"
+
+
+def layout(dataset: xr.Dataset) -> str | None:
+    """Which of the archive's products a file is: all may be called `olr.day.mean.nc`.
+
+    Args:
+        dataset: The open file.
+
+    Returns:
+        Grid step, packing and number of passes, such as "2.5 degrees, packed, twice daily"; None if it isn't
+        a global field of OLR.
+    """
+    if "olr" not in dataset.variables:
+        return None
+    olr = dataset["olr"]
+    lat, lon = (next((dim for dim in olr.dims if str(dim).startswith(name)), None) for name in ("lat", "lon"))
+    if lat is None or lon is None or olr.ndim != 3 or lon not in dataset.variables or olr.sizes[lon] < 2:
+        return None
+    step = float(np.abs(np.diff(dataset[lon].values[:2].astype(float)))[0])
+    grid = next((text for size, text in _STEPS.items() if abs(size - step) < 1e-3), None)
+    whole = round(360 / step) if step else 0
+    if grid is None or olr.sizes[lon] != whole or olr.sizes[lat] not in (whole // 2, whole // 2 + 1):
+        return None
+    packed = np.issubdtype(olr.encoding.get("dtype", olr.dtype), np.integer)
+    times = dataset[next(dim for dim in olr.dims if dim not in (lat, lon))].values
+    passes = times.size > 1 and np.median(np.diff(times)) < np.timedelta64(24, "h")
+    return ", ".join([grid, "packed" if packed else "unpacked", "twice daily" if passes else "daily"])
 
 
 def decode(array: xr.DataArray, last: np.datetime64) -> xr.DataArray:

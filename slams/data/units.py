@@ -19,6 +19,7 @@ _ALIASES = {
         "kg m-2 d-1",
     ),
     "kg m-2 s-1": ("kg m-2 s-1", "mm s-1"),
+    "gpm": ("gpm", "geopotential meter", "geopotential meters", "geopotential metre", "geopotential metres"),
 }
 _CANONICAL = {alias: unit for unit, aliases in _ALIASES.items() for alias in aliases}
 
@@ -30,6 +31,8 @@ _CONVERSIONS: dict[tuple[str, str], tuple[float, float]] = {
     ("hPa", "Pa"): (100.0, 0.0),
     ("kg m-2 s-1", "mm/day"): (86400.0, 0.0),
     ("mm/day", "kg m-2 s-1"): (1 / 86400.0, 0.0),
+    ("m2 s-2", "gpm"): (1 / 9.80665, 0.0),
+    ("gpm", "m2 s-2"): (9.80665, 0.0),
 }
 
 

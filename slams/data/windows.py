@@ -1,12 +1,16 @@
 """Days and windows of days: joined by date, never across a gap."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from slams.data.mapped import MappedField, Window, map_store
+from slams.data.store import FieldStore
 
 _DAY = np.timedelta64(1, "D")
 
@@ -95,11 +99,13 @@ class GapReport:
         rows: One for each modality.
         days: Number of days all have.
         runs: Number of stretches of consecutive days among these.
+        rule: Which record belongs to which day.
     """
 
     rows: tuple[GapRow, ...]
     days: int
     runs: int
+    rule: str = ""
 
     def text(self) -> str:
         """The report in one line for each modality and one for their join."""
@@ -118,6 +124,7 @@ class GapReport:
                 *lines,
                 f"{'in common':<{width}}  {self.days} days in {self.runs} runs; no window crosses from one "
                 "to another",
+                *([self.rule] if self.rule else []),
             ]
         )
 
@@ -148,15 +155,17 @@ def common_dates(dates: Mapping[str, np.ndarray]) -> tuple[np.ndarray, GapReport
             f"the modalities have no day in common ({spans}); give files that overlap, or leave a modality "
             "out."
         )
-    rows = tuple(GapRow(n, d[0], d[-1], d.size, _gaps(d), d.size - common.size) for n, d in days.items())
+    rows = tuple(GapRow(n, d[0], d[-1], d.size, find_gaps(d), d.size - common.size) for n, d in days.items())
     return common, GapReport(rows, int(common.size), len(runs(common)))
 
 
 class WindowDataset(Dataset[dict[str, Tensor]]):
     """Windows of consecutive days, the same days in every modality.
 
+    Give it to `torch.utils.data.DataLoader` as it is, with any number of workers and `shuffle=True`.
+
     Args:
-        tensors: (T, *S) of each modality, all on `dates`.
+        tensors: (T, *S) of each modality, all on `dates`; `from_stores` reads from disk instead.
         dates: Days (T), rising strictly.
         length: Days of a window, L.
         stride: Days between the starts of two windows of a run.
@@ -168,21 +177,74 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
     def __init__(
         self, tensors: Mapping[str, Tensor], dates: np.ndarray, length: int, stride: int = 1
     ) -> None:
-        self.dates = _days(dates, "dates")
-        self.tensors, self.length = dict(tensors), length
-        for name, tensor in self.tensors.items():
-            if tensor.shape[:1] != (self.dates.size,):
+        days = _days(dates, "dates")
+        for name, tensor in tensors.items():
+            if tensor.shape[:1] != (days.size,):
                 raise ValueError(
-                    f"{name!r} has shape {tuple(tensor.shape)}, expected {self.dates.size} days first; "
+                    f"{name!r} has shape {tuple(tensor.shape)}, expected {days.size} days first; "
                     "join by date before."
                 )
-        self.starts = window_starts(self.dates, length, stride)
+        self.tensors = dict(tensors)
+        self.mapped: dict[str, MappedField] = {}
+        self.rows: dict[str, np.ndarray] = {}
+        self._find_windows(days, length, stride)
+
+    def _find_windows(self, dates: np.ndarray, length: int, stride: int) -> None:
+        self.dates, self.length = dates, length
+        self.report: GapReport | None = None
+        self.starts = window_starts(dates, length, stride)
         if not len(self.starts):
-            longest = max((run.stop - run.start for run in runs(self.dates)), default=0)
+            longest = max((run.stop - run.start for run in runs(dates)), default=0)
             raise ValueError(
                 f"no window of {length} days fits: the longest run of consecutive days has {longest}; "
                 "shorten the window or add data."
             )
+
+    @classmethod
+    def from_stores(
+        cls,
+        stores: Mapping[str, FieldStore],
+        length: int,
+        *,
+        span: tuple[str, str] | None = None,
+        lags: Mapping[str, int] | None = None,
+        stride: int = 1,
+        cache: Path | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> "WindowDataset":
+        """Windows of days that all stores have, read from memory-mapped copies of the stores.
+
+        Args:
+            stores: By modality.
+            length: Days of a window, L.
+            span: First and last day wanted; all if None.
+            lags: Days from a date to the label of the record that belongs to it, as `matching_lags` says; 0 where not
+                named.
+            stride: Days between the starts of two windows of a run.
+            cache: Folder of the copies; by default `cache` beside each store.
+            say: Told which days are missing where, and size and building time of new copies.
+
+        Returns:
+            The windows; `report` says which days each modality has.
+
+        Raises:
+            ValueError: If the stores have no day in common, or no run of common days is as long as a window.
+        """
+        shifts = {name: np.timedelta64((lags or {}).get(name, 0), "D") for name in stores}
+        dates, report = common_dates({name: store.dates - shifts[name] for name, store in stores.items()})
+        say(report.text())
+        if span is not None:
+            first, last = (np.datetime64(day, "D") for day in span)
+            dates = dates[(dates >= first) & (dates <= last)]
+        mapped = {
+            name: map_store(store, cache and cache / store.path.parent.name, say)
+            for name, store in stores.items()
+        }
+        dataset = cls({}, dates, length, stride)
+        dataset.mapped = mapped
+        dataset.rows = {n: np.searchsorted(store.dates, dates + shifts[n]) for n, store in stores.items()}
+        dataset.report = report
+        return dataset
 
     def __len__(self) -> int:
         """Number of windows."""
@@ -190,8 +252,23 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Each modality on the days of one window, (L, *S)."""
-        start = int(self.starts[index])
-        return {name: tensor[start : start + self.length] for name, tensor in self.tensors.items()}
+        window = self.__getitems__([index])[0]
+        if self.mapped:
+            return {name: view.clone() for name, view in window.items()}
+        return window
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Windows of a batch, as views: what a loader calls, which copies them into the batch."""
+        windows: list[dict[str, Tensor]] = []
+        for index in indices:
+            start = int(self.starts[index])
+            if self.mapped:
+                # consecutive days are consecutive rows, in every store
+                rows = {name: int(rows[start]) for name, rows in self.rows.items()}
+                windows.append(Window(self.mapped, rows, self.length))
+            else:
+                windows.append({n: x[start : start + self.length] for n, x in self.tensors.items()})
+        return windows
 
     def days(self, index: int) -> np.ndarray:
         """The days of one window, (L)."""
@@ -212,7 +289,14 @@ def _days(dates: np.ndarray, subject: str) -> np.ndarray:
     return days
 
 
-def _gaps(days: np.ndarray) -> tuple[tuple[np.datetime64, np.datetime64], ...]:
-    """First and last missing day of each gap."""
+def find_gaps(days: np.ndarray) -> tuple[tuple[np.datetime64, np.datetime64], ...]:
+    """First and last missing day of each gap.
+
+    Args:
+        days: Rising strictly, datetime64[D].
+
+    Returns:
+        Pairs of days.
+    """
     ends = np.flatnonzero(np.diff(days) != _DAY)
     return tuple((days[end] + _DAY, days[end + 1] - _DAY) for end in ends)

@@ -25,6 +25,8 @@ from slams.experiments.observe import observe
 from slams.experiments.operators import operators_of
 from slams.observation.observation import Observations
 
+_FULL_UP_TO = 4096  # values of a modality: the covariance of more takes gigabytes and hours
+
 
 def posterior(
     model: Model,
@@ -256,7 +258,7 @@ def _operators(
         y = h[name](given[name]) if name in h else given[name].flatten(1)
         operators[name] = ridge(a, y, penalty)
         left = y - a @ operators[name].mT
-        full_covariance = left.shape[1] <= DENSE_UP_TO or name not in h
+        full_covariance = left.shape[1] <= (DENSE_UP_TO if name in h else _FULL_UP_TO)
         errors[name] = residual_covariance(left, floor=1e-2) if full_covariance else residual_variance(left)
     return operators, errors
 

@@ -8,18 +8,21 @@ from torch import nn
 from slams.diffusion.denoiser import NetworkDenoiser, WindowGaussian
 from slams.experiments.fields import Place
 from slams.networks.autoencoder import GridCoder, MultimodalAutoencoder, VectorCoder
+from slams.networks.conv_autoencoder import LATENT_CHANNELS, SharedGridCodec
 from slams.networks.mlp import WindowMLP
 from slams.networks.unet import WindowUNet
 from slams.recipe import Recipe
 
 
-def build_autoencoder(recipe: Recipe, places: Mapping[str, Place]) -> MultimodalAutoencoder:
+def build_autoencoder(recipe: Recipe, places: Mapping[str, Place]) -> MultimodalAutoencoder | SharedGridCodec:
     """The untrained autoencoder of a recipe.
 
     Raises:
         ValueError: If a gridded latent is asked of modalities that are not all on one grid that the patch divides.
     """
     latent = recipe.latent
+    if latent.kind in ("published", "pixel"):
+        return _shared_grid(recipe, places)
     shapes = {name: place.shape for name, place in places.items()}
     scales = {name: latent.scales.get(name, 1.0) for name in places}
     if latent.kind == "vector":
@@ -28,14 +31,7 @@ def build_autoencoder(recipe: Recipe, places: Mapping[str, Place]) -> Multimodal
             name: VectorCoder(shape, latent.channels, latent.hidden) for name, shape in shapes.items()
         }
         return MultimodalAutoencoder(coders, (latent.channels,), scales, hidden=latent.hidden)
-    grids = {shape[-2:] for name, shape in shapes.items() if places[name].is_grid}
-    if len(grids) != 1 or not all(place.is_grid for place in places.values()):
-        raise ValueError(
-            "a gridded latent needs all modalities on one grid, got "
-            + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-            + "; use latent.kind: vector."
-        )
-    height, width = next(iter(grids))
+    height, width = _one_grid(places)
     if height % latent.patch or width % latent.patch:
         raise ValueError(f"latent.patch {latent.patch} does not divide the grid {height} x {width}.")
     periodic = next(iter(places.values())).is_global
@@ -45,6 +41,30 @@ def build_autoencoder(recipe: Recipe, places: Mapping[str, Place]) -> Multimodal
     }
     event = (latent.channels, height // latent.patch, width // latent.patch)
     return MultimodalAutoencoder(grid_coders, event, scales, hidden=latent.hidden, periodic=periodic)
+
+
+def _shared_grid(recipe: Recipe, places: Mapping[str, Place]) -> SharedGridCodec:
+    """The published autoencoder, or none: its layers shrink the channels one by one down to the latent's."""
+    grid = _one_grid(places)
+    modalities = recipe.modalities()
+    states = [name for name in places if modalities[name].role == "state"]
+    channels = {name: place.shape[0] for name, place in places.items()}
+    last = recipe.latent.channels
+    layers = range(last + len(LATENT_CHANNELS) - 1, last - 1, -1) if recipe.latent.kind == "published" else ()
+    return SharedGridCodec(channels, states, grid, tuple(layers))
+
+
+def _one_grid(places: Mapping[str, Place]) -> tuple[int, int]:
+    """The grid that all modalities share."""
+    grids = {place.shape[-2:] for place in places.values() if place.is_grid}
+    if len(grids) != 1 or not all(place.is_grid for place in places.values()):
+        raise ValueError(
+            "a gridded latent needs all modalities on one grid, got "
+            + ", ".join(f"{name} {place.shape}" for name, place in places.items())
+            + "; use latent.kind: vector."
+        )
+    height, width = next(iter(grids))
+    return height, width
 
 
 def build_denoiser(recipe: Recipe, gaussian: WindowGaussian, periodic: bool) -> NetworkDenoiser:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,19 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from slams import config
 from slams.core.files import write_text
 from slams.data import fields as files
+from slams.data.joining import matching_lags
+from slams.data.mapped import map_store
 from slams.data.modality import Modality
 from slams.data.store import FieldStore, write_manifest
+from slams.data.units import canonical
 from slams.data.windows import GapReport, common_dates
+from slams.experiments.large import IN_MEMORY
 from slams.recipe import Recipe
+
+_COMMANDS = {"era5": "era5", "cpc": "cpc", "noaa": "olr", "stations": "stations"}  # by folder of the stores
 
 
 @dataclass(frozen=True)
@@ -28,21 +35,22 @@ class Place:
         coords: Values of the coordinates by name.
         units: Unit before the transform.
         source_name: Name of the variable in its files.
+        lag: Days from a date to the label of the record in the files that belongs to it.
     """
 
     dims: tuple[str, ...]
     coords: Mapping[str, tuple[float, ...]]
     units: str
     source_name: str
+    lag: int = 0
 
     @classmethod
-    def of(cls, array: xr.DataArray) -> "Place":
+    def of(cls, array: xr.DataArray, lag: int = 0) -> "Place":
         """The place of an array as `slams.data.fields.read` gives it."""
         names = [name for name in ("level", "lat", "lon") if name in array.coords]
         coords = {name: tuple(np.atleast_1d(array[name].values).astype(float).tolist()) for name in names}
-        return cls(
-            tuple(str(d) for d in array.dims[1:]), coords, array.attrs["units"], array.attrs["source_name"]
-        )
+        dims, source = tuple(str(d) for d in array.dims[1:]), array.attrs.get("source_name", array.name)
+        return cls(dims, coords, array.attrs["units"], str(source), lag)
 
     def array(self) -> xr.DataArray:
         """A field of NaN at this place, for alignment."""
@@ -150,7 +158,7 @@ def read_file(
     Args:
         modality: With the files to read.
         place: Where its values have to be.
-        dates: Days wanted; all if None.
+        dates: Days wanted, as states are dated; all if None.
 
     Returns:
         Days (n) and values (n, *S); days without any value are kept.
@@ -158,41 +166,90 @@ def read_file(
     Raises:
         ValueError: As `slams.data.fields.read` and `align`.
     """
-    array = files.read(modality, dates, allow_empty_days=True)
+    lag = np.timedelta64(place.lag, "D")
+    wanted = None if dates is None else np.asarray(dates, dtype="datetime64[D]") + lag
+    array = files.read(modality, wanted, allow_empty_days=True)
     array = files.align(array, place.array())
-    return array.time.values.astype("datetime64[D]"), as_tensor(array, modality)
+    return array.time.values.astype("datetime64[D]") - lag, as_tensor(array, modality)
 
 
 def load_fields(recipe: Recipe, progress: Callable[[str], None] = lambda message: None) -> Fields:
     """Read every modality of a recipe, by way of its store, and keep the days they share.
 
-    A store is made once and made again when its files (names, sizes, times of change) or settings change.
+    Files that are a store of this package already are read as they are; of others a store is made, and made again when
+    files (names, sizes, times of change) or settings change.
 
     Args:
         recipe: The recipe.
         progress: Told what is being read.
 
     Returns:
-        The fields.
+        The fields; what is too large for memory is mapped from a file.
     """
-    folder = Path(recipe.data.store)
+    folder = Path(config.resolve(recipe.data.store))
     modalities = recipe.modalities()
     stores: dict[str, FieldStore] = {}
     for name, modality in modalities.items():
         progress(f"reading {name}")
-        stores[name] = _store(folder / f"{name}.zarr", modality)
-    write_manifest(folder)
-    dates, report = common_dates({name: store.dates for name, store in stores.items()})
+        stores[name] = _standing(modality) or _store(folder / f"{name}.zarr", modality)
+    if any(store.path.parent == folder for store in stores.values()):
+        write_manifest(folder)
+    state = next(name for name, modality in modalities.items() if modality.role == "state")
+    lags, rule = matching_lags(stores, state, recipe.data.match)  # type: ignore[arg-type]
+    shifts = {name: np.timedelta64(lag, "D") for name, lag in lags.items()}
+    dates, report = common_dates({name: store.dates - shifts[name] for name, store in stores.items()})
     values, places = {}, {}
     for name, store in stores.items():
-        array = store.read(dates)
-        places[name] = Place.of(array)
-        values[name] = as_tensor(array, modalities[name])
-    return Fields(dates, values, places, report)
+        first = store.read(store.dates[:1])
+        places[name] = Place.of(first, lags[name])
+        values[name] = _values(store, first, dates + shifts[name], modalities[name], folder, progress)
+    return Fields(dates, values, places, replace(report, rule=rule))
+
+
+def _values(
+    store: FieldStore,
+    first: xr.DataArray,
+    days: np.ndarray,
+    modality: Modality,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> Tensor:
+    """The fields of some days (n, *S), after the transform."""
+    if first.nbytes * days.size <= IN_MEMORY or modality.transform != "none":
+        return as_tensor(store.read(days), modality)
+    mapped = torch.from_numpy(map_store(store, folder / "cache", progress).array)
+    rows = np.searchsorted(store.dates, days)
+    whole = len(rows) == rows[-1] - rows[0] + 1
+    tensor = mapped[rows[0] : rows[-1] + 1] if whole else mapped[torch.from_numpy(rows)]
+    return tensor if "level" in first.dims else tensor.unsqueeze(1)
+
+
+def _standing(modality: Modality) -> FieldStore | None:
+    """The store that the files of a modality are, if they are one and hold it as it is wanted."""
+    path = Path(modality.files[0]).expanduser()
+    if not path.exists() and path.suffix == ".zarr" and path.parent.name in _COMMANDS:
+        raise FileNotFoundError(
+            f"{path} is not there; make it with `slams data {_COMMANDS[path.parent.name]}` (docs/data.md), or correct "
+            f"data.modalities.{modality.name}.files."
+        )
+    if len(modality.files) > 1 or path.suffix != ".zarr" or not path.is_dir():
+        return None
+    try:
+        store = FieldStore(path)
+    except ValueError:  # another program's zarr
+        return None
+    wanted = modality.units is None or canonical(modality.units) == canonical(store.units)
+    if not wanted or modality.variable != store.variable:
+        return None
+    if modality.levels is not None:
+        first = store.read(store.dates[:1])
+        if "level" not in first.coords or first.level.values.tolist() != list(modality.levels):
+            return None
+    return store
 
 
 def _store(path: Path, modality: Modality) -> FieldStore:
-    inputs: list[Any] = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files.find(modality.files)]
+    inputs: list[Any] = [[str(p), *_state_of(p)] for p in files.find(modality.files)]
     key = json.dumps([inputs, modality.variable, modality.units, modality.levels, modality.kind])
     mark = path.with_suffix(".json")
     if path.exists() and mark.exists() and mark.read_text() == key:
@@ -202,3 +259,10 @@ def _store(path: Path, modality: Modality) -> FieldStore:
     store = FieldStore.create(path, array)
     write_text(mark, key)
     return store
+
+
+def _state_of(path: Path) -> list[Any]:
+    """What changes when a file does; a store's folder stays the same, its root file doesn't."""
+    root = path / "zarr.json"
+    seen = (root if root.exists() else path).stat()
+    return [seen.st_size, seen.st_mtime_ns]

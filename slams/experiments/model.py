@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from slams.diffusion.sampler import Sampler
 from slams.diffusion.schedule import VPCosine
 from slams.experiments.build import build_autoencoder, build_denoiser
 from slams.experiments.fields import Fields, Place, phase_of
+from slams.experiments.large import by_days
 from slams.experiments.operators import noise_gain, operators_of, through
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import Flatten
@@ -88,8 +90,7 @@ class Codec(nn.Module):
 def anomalies(codec: Codec, fields: Fields, index: np.ndarray) -> Anomalies:
     """Standardized anomalies of every modality on some days."""
     phase = phase_of(fields.dates[index])
-    rows = torch.from_numpy(index)
-    return {name: codec.anomaly(name, x[rows], phase) for name, x in fields.values.items()}
+    return {n: by_days(partial(codec.anomaly, n), x, index, phase) for n, x in fields.values.items()}
 
 
 class Belief(nn.Module):
@@ -234,7 +235,9 @@ class Model:
     def sda(self) -> SDA:
         """The assimilation method with this prior and the recipe's settings."""
         a = self.recipe.assimilation
-        sampler = Sampler(a.steps, a.eta, a.corrections, a.tau, a.order, "snr" if a.grid == "snr" else "time")
+        sampler = Sampler(
+            a.steps, a.eta, a.corrections, a.tau, order=a.order, grid="snr" if a.grid == "snr" else "time"
+        )
         operators = {name: operator.to(self.device) for name, operator in self.jacobians().items()}
         operators["latent"] = self.belief.gaussian.basis
         return SDA(
@@ -300,9 +303,7 @@ def load_codec(path: Path) -> Codec:
     """Read what `save_codec` wrote."""
     tensors, meta = _read(path)
     places = {
-        name: Place(
-            tuple(p["dims"]), {k: tuple(v) for k, v in p["coords"].items()}, p["units"], p["source_name"]
-        )
+        name: Place(**p | {"dims": tuple(p["dims"]), "coords": {k: tuple(v) for k, v in p["coords"].items()}})
         for name, p in meta["places"].items()
     }
     lost = [f"{n}.{part}" for n in places for part in _STATISTICS if f"statistics.{n}.{part}" not in tensors]

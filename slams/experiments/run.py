@@ -45,6 +45,9 @@ def run(recipe: Recipe, *, console: Console | None = None) -> Path:
     console.say(fields.report.text())
     model = train(recipe, fields, out, console)
     write_text(out / "recipe.yaml", yaml.safe_dump(to_tree(recipe), sort_keys=False))
+    if model is None:
+        console.say(f"{(time.monotonic() - start) / 60:.1f} minutes; the autoencoder is in {out}")
+        return out
     ledger = Ledger(out / ".stages.json")
     tree = to_tree(recipe)
     key = digest(ledger.rows.get("calibration"), tree["assimilation"], tree["experiment"], tree["data"])

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slams.core.codec import SeasonalStandardize
 from slams.core.device import computing_device
 from slams.core.files import write_text
 from slams.core.random import fork
@@ -19,7 +18,9 @@ from slams.diffusion.denoiser import WindowGaussian
 from slams.diffusion.schedule import VPCosine
 from slams.experiments.build import build_denoiser
 from slams.experiments.calibrate import calibrate, errors
+from slams.experiments.codecs import codec_digest, take_codec
 from slams.experiments.fields import Fields, phase_of
+from slams.experiments.large import fit_statistics
 from slams.experiments.model import (
     Anomalies,
     Codec,
@@ -32,6 +33,7 @@ from slams.experiments.model import (
 )
 from slams.experiments.operators import operators_of
 from slams.experiments.progress import Console
+from slams.networks.autoencoder import MultimodalAutoencoder
 from slams.recipe import FitSettings, Recipe, to_tree
 from slams.training.fit import History, fit
 
@@ -62,7 +64,7 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model:
+def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model | None:
     """Train what is not trained yet.
 
     Args:
@@ -72,7 +74,7 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model:
         console: Where progress is shown.
 
     Returns:
-        The model; `out` holds its weights and history.json.
+        The model; `out` holds its weights and history.json. None where the recipe ends with the autoencoder.
     """
     ledger = Ledger(out / ".stages.json")
     tree = to_tree(recipe)
@@ -86,17 +88,12 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model:
         for name, x in fields.values.items()
     }
     key = digest(data, tree["latent"], tree["seed"], sizes, str(fields.dates[0]), str(fields.dates[-1]))
-    if ledger.done("codec", key):
-        codec = load_codec(out / "codec.safetensors")
-        if to_tree(codec.recipe) != tree:  # the settings of later stages travel with the codec
-            codec.recipe = recipe
-            save_codec(codec, out / "codec.safetensors")
-        console.reused("autoencoder")
-    else:
-        _train_codec(recipe, fields, out, console, key, device)
-        ledger.finish("codec", key)
-        # what goes on is what is on disk: rounding depends on how numbers lie in memory, and a resumed run reads them
-        codec = load_codec(out / "codec.safetensors")
+    if recipe.latent.trained:
+        key = digest(key, codec_digest(recipe.latent.trained))
+    codec = _codec(recipe, fields, out, console, ledger, key, device)
+    if recipe.until == "codec":
+        _remove_resumes(out)
+        return None
     codec.autoencoder.to(device)
     key = digest(key, tree["prior"])
     calibration = digest(key, recipe.experiment.sets, recipe.experiment.share, tree["assimilation"])
@@ -114,9 +111,41 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model:
         calibrate(model, anomalies(codec, fields, held), starts, console)
         save_belief(belief, recipe, out / "denoiser.safetensors")
         ledger.finish("calibration", calibration)
+    _remove_resumes(out)
+    return model
+
+
+def _remove_resumes(out: Path) -> None:
     for leftover in out.glob("resume_*.pt"):
         leftover.unlink()
-    return model
+
+
+def _codec(
+    recipe: Recipe,
+    fields: Fields,
+    out: Path,
+    console: Console,
+    ledger: Ledger,
+    key: str,
+    device: torch.device,
+) -> Codec:
+    """The codec of this run: kept, taken from another run, or trained now."""
+    path = out / "codec.safetensors"
+    if ledger.done("codec", key):
+        codec = load_codec(path)
+        if to_tree(codec.recipe) != to_tree(recipe):  # the settings of later stages travel with the codec
+            codec.recipe = recipe
+            save_codec(codec, path)
+        console.reused("autoencoder")
+        return codec
+    if recipe.latent.trained:
+        save_codec(take_codec(recipe, fields.places), path)
+        console.say(f"autoencoder: taken from {recipe.latent.trained}")
+    else:
+        _train_codec(recipe, fields, out, console, key, device)
+    ledger.finish("codec", key)
+    # what goes on is what is on disk: rounding depends on how numbers lie in memory, and a resumed run reads them
+    return load_codec(path)
 
 
 def _train_codec(
@@ -124,10 +153,9 @@ def _train_codec(
 ) -> None:
     train_days = fields.part(recipe.data.train)
     phase = phase_of(fields.dates[train_days])
-    rows = torch.from_numpy(train_days)
     weights = {name: place.weights() for name, place in fields.places.items()}
     statistics = {
-        name: SeasonalStandardize.fit(x[rows], phase, harmonics=recipe.data.harmonics, weights=weights[name])
+        name: fit_statistics(x, train_days, phase, recipe.data.harmonics, weights[name])
         for name, x in fields.values.items()
     }
     torch.manual_seed(recipe.seed)  # layers draw their first weights from the global generator
@@ -135,8 +163,9 @@ def _train_codec(
     given = anomalies(codec, fields, train_days)
     held = anomalies(codec, fields, fields.part(recipe.data.validation))
     coder, names = codec.autoencoder, codec.autoencoder.names
-    kept = coder.start(given, _patch_weights(recipe, weights))
-    console.say(f"principal components keep {kept:.1%} of the weighted variance in {coder.event}")
+    if isinstance(coder, MultimodalAutoencoder):
+        kept = coder.start(given, _patch_weights(recipe, weights))
+        console.say(f"principal components keep {kept:.1%} of the weighted variance in {coder.event}")
     settings = recipe.latent.fit
     coder.to(device)
     area = {name: weight.to(device) for name, weight in weights.items()}
@@ -144,21 +173,36 @@ def _train_codec(
     def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
         days = torch.randint(len(phase), (settings.batch,), generator=rng)
         batch = {m: x[days].to(device) for m, x in given.items()}
+        if not isinstance(module, MultimodalAutoencoder):
+            return module.loss(batch)  # type: ignore[operator]
         some = [m for m in names if float(torch.rand((), generator=rng)) < 0.5] or list(names)
-        return module.loss(batch, names, area) + 0.25 * module.loss(batch, some, area)  # type: ignore[operator]
+        return module.loss(batch, names, area) + 0.25 * module.loss(batch, some, area)
 
     def validate(module: nn.Module) -> float:
         with torch.no_grad():
+            if not isinstance(module, MultimodalAutoencoder):
+                return _in_parts(module, {m: x[::4] for m, x in held.items()}, device)
             some = {m: x[::4].to(device) for m, x in held.items()}
-            total = float(module.loss(some, names, area))  # type: ignore[operator]
+            total = float(module.loss(some, names, area))
             left = [[m for m in names if m != dropped] for dropped in names]
-            drops = [float(module.loss(some, given, area)) for given in left if given]  # type: ignore[operator]
+            drops = [float(module.loss(some, given, area)) for given in left if given]
             return total + 0.25 * sum(drops) / max(len(drops), 1)
 
-    history = _fit(coder, loss, validate, settings, recipe, "autoencoder", out, key, console)
-    coder.standardize(codec.encode(given).to(device))
-    _remember(out, "autoencoder", history)
+    if any(parameter.requires_grad for parameter in coder.parameters()):
+        history = _fit(coder, loss, validate, settings, recipe, "autoencoder", out, key, console)
+        _remember(out, "autoencoder", history)
+    coder.eval().standardize(codec.encode(given).to(device))
     save_codec(codec, out / "codec.safetensors")
+
+
+def _in_parts(module: nn.Module, fields: Anomalies, device: torch.device) -> float:
+    """Loss of many days, a few at a time: at full resolution all of them are more than memory has."""
+    count = len(next(iter(fields.values())))
+    total = 0.0
+    for start in range(0, count, 32):
+        part = {m: x[start : start + 32].to(device) for m, x in fields.items()}
+        total += float(module.loss(part)) * len(next(iter(part.values())))  # type: ignore[operator]
+    return total / count
 
 
 def _patch_weights(recipe: Recipe, weights: Mapping[str, Tensor]) -> Tensor | None:
@@ -242,10 +286,8 @@ def latents(codec: Codec, out: Path, given: Anomalies) -> Tensor:
     path = out / "latents.npy"
     mark = out / "latents.json"
     key = hashlib.sha256((out / "codec.safetensors").read_bytes()).hexdigest()
-    if path.exists() and mark.exists() and mark.read_text() == key:
-        return torch.from_numpy(np.load(path))
-    z = codec.encode(given)
-    mark.unlink(missing_ok=True)  # half-written latents must not pass for those of the mark
-    np.save(path, z.numpy())
-    write_text(mark, key)
-    return z
+    if not (path.exists() and mark.exists() and mark.read_text() == key):
+        mark.unlink(missing_ok=True)  # half-written latents must not pass for those of the mark
+        np.save(path, codec.encode(given).numpy())
+        write_text(mark, key)
+    return torch.from_numpy(np.load(path, mmap_mode="c"))

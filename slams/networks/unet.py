@@ -30,7 +30,8 @@ class WindowUNet(nn.Module):
     """Correction of a closed-form denoiser on windows (*B, L, C, H, W).
 
     Steps and channels are stacked, with learned maps of the place (what latitude and coast a latent cell has)
-    beside them. Levels halve the grid; skip connections add.
+    beside them. Levels halve the grid; skip connections add. A height that cannot be halved often enough, such as the
+    121 rows from pole to pole, is filled up by repeating the southern edge, and cut again at the end.
 
     Args:
         length: L.
@@ -42,7 +43,7 @@ class WindowUNet(nn.Module):
         periodic: Whether longitude closes.
 
     Raises:
-        ValueError: If the grid cannot be halved once a level.
+        ValueError: If the width cannot be halved once a level.
 
     Source:
         Rozet & Louppe (2023), arXiv:2306.10574, appendix D, with places and per-axis padding.
@@ -62,8 +63,12 @@ class WindowUNet(nn.Module):
         super().__init__()
         channels, height, width = event
         factor = 2 ** (len(hidden) - 1)
-        if height % factor or width % factor:
-            raise ValueError(f"a latent grid of {height} x {width} cannot be halved {len(hidden) - 1} times.")
+        if width % factor:
+            raise ValueError(
+                f"a latent grid of {height} x {width} cannot be halved {len(hidden) - 1} times along its width; "
+                "use fewer levels (prior.hidden)."
+            )
+        self.rows = -height % factor
         self.time = TimeEmbedding(embedding)
         self.place = nn.Parameter(torch.zeros(places, height, width))
         nn.init.normal_(self.place, std=0.3)
@@ -86,6 +91,8 @@ class WindowUNet(nn.Module):
         )
         x = torch.cat([stacked, self.place.expand(len(stacked), *self.place.shape)], 1)
         embedded = self.time(t)
+        if self.rows:
+            x = F.pad(x, (0, 0, 0, self.rows), mode="replicate")
         x = self.first(x)
         kept = []
         for level, blocks in enumerate(self.down):
@@ -98,7 +105,7 @@ class WindowUNet(nn.Module):
             x = kept[level] + self.grow[level](F.interpolate(x, scale_factor=2.0))
             for block in self.up[level]:  # type: ignore[attr-defined]
                 x = block(x, embedded)
-        return self.last(F.silu(x)).reshape(*lead, *x_t.shape[-4:])
+        return self.last(F.silu(x))[..., : x_t.shape[-2], :].reshape(*lead, *x_t.shape[-4:])
 
 
 def _stack(channels: int, blocks: int, embedding: int, periodic: bool) -> nn.ModuleList:

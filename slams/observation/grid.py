@@ -106,3 +106,70 @@ def _spectral(x: Tensor, axis: int, spacing: float) -> Tensor:
     shape = [1] * x.ndim
     shape[axis] = len(k)
     return torch.fft.irfft(1j * k.reshape(shape) * torch.fft.rfft(x, dim=axis), size, axis)
+
+
+class Box(nn.Module):
+    """A rectangle of the last two axes; what lies outside is not returned at all.
+
+    Args:
+        rows: First and one past the last row.
+        columns: The same of columns; as `rows` if None.
+
+    Raises:
+        ValueError: If a range is empty or begins below 0.
+
+    >>> Box((1, 3))(torch.arange(16).reshape(4, 4))
+    tensor([[ 5,  6],
+            [ 9, 10]])
+    """
+
+    def __init__(self, rows: tuple[int, int], columns: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, rows if columns is None else columns
+        for first, last in (self.rows, self.columns):
+            if not 0 <= first < last:
+                raise ValueError(
+                    f"a box needs 0 <= first < last, got rows {self.rows} and columns {self.columns}."
+                )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(*B, H, W) -> (*B, rows, columns).
+
+        Raises:
+            ValueError: If the box reaches beyond the grid.
+        """
+        if self.rows[1] > x.shape[-2] or self.columns[1] > x.shape[-1]:
+            raise ValueError(
+                f"a box of rows {self.rows} and columns {self.columns} reaches beyond a grid of "
+                f"{x.shape[-2]} x {x.shape[-1]}."
+            )
+        return x[..., slice(*self.rows), slice(*self.columns)]
+
+
+class FirstMinusLast(nn.Module):
+    """How far a trajectory is from closing: x_1 - x_L, as what every one of its steps shows.
+
+    It takes whole trajectories. Observations of it hold values at one step and NaN at the others, so that the
+    difference counts once.
+
+    Args:
+        event: Number of axes of a state.
+    """
+
+    def __init__(self, event: int = 3) -> None:
+        super().__init__()
+        self.event = event
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(*B, L, *S) -> (*B, L, *S).
+
+        Raises:
+            ValueError: If there is no axis of steps.
+        """
+        axis = -1 - self.event
+        if x.ndim < 1 + self.event or x.shape[axis] < 2:
+            raise ValueError(
+                f"a loop is one of a trajectory (*B, L, *S) with L > 1, got shape {tuple(x.shape)} "
+                f"with {self.event} axes of a state."
+            )
+        return (x.narrow(axis, 0, 1) - x.narrow(axis, -1, 1)).expand_as(x)

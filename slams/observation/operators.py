@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from slams.core.random import Rng
-from slams.observation.grid import AvgPool, Vorticity
+from slams.observation.grid import AvgPool, Box, FirstMinusLast, Vorticity
 from slams.observation.interpolation import Interpolate, InterpolateLine, InterpolateTorus
 
 __all__ = [
     "AvgPool",
+    "Box",
     "Compose",
+    "FirstMinusLast",
     "Flatten",
     "Identity",
     "Interpolate",
@@ -159,6 +161,13 @@ class Mask(Select):
         box = tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
         keep[box] = False
         return cls(keep)
+
+    @classmethod
+    def ring(cls, shape: Sequence[int], inner: float, outer: float) -> "Mask":
+        """The points at which inner < |r|^2 < outer, r the place in [-1, 1] along each axis, ends included."""
+        axes = [torch.linspace(-1, 1, size, dtype=torch.float64).square() for size in shape]
+        square = torch.stack(torch.meshgrid(*axes, indexing="ij")).sum(0)
+        return cls((square > inner) & (square < outer))
 
     @classmethod
     def random(cls, shape: Sequence[int], hidden: float, rng: Rng = None) -> "Mask":

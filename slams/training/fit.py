@@ -147,6 +147,10 @@ def _rate(step: int, steps: int) -> float:
 def _follow(average: nn.Module, module: nn.Module, decay: float) -> None:
     for slow, fast in zip(average.parameters(), module.parameters(), strict=True):
         slow.lerp_(fast, 1 - decay)
+    for slow_layer, fast_layer in zip(average.modules(), module.modules(), strict=True):
+        if isinstance(fast_layer, nn.BatchNorm2d):  # what a batch normalization saw is no parameter
+            for kept, seen in zip(slow_layer.buffers(), fast_layer.buffers(), strict=True):
+                kept.copy_(seen)
 
 
 def _save(

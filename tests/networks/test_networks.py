@@ -62,8 +62,21 @@ def test_unet_takes_any_lead_and_a_time_for_each_member(rng):
 
 
 def test_unet_that_cannot_halve_its_grid_is_refused():
-    with pytest.raises(ValueError, match="6 x 8 cannot be halved 2 times"):
-        WindowUNet(L, (C, 6, 8), hidden=(2, 2, 2))
+    with pytest.raises(ValueError, match="8 x 6 cannot be halved 2 times"):
+        WindowUNet(L, (C, 8, 6), hidden=(2, 2, 2))
+
+
+def test_unet_repeats_the_southern_row_where_the_height_cannot_be_halved(rng):
+    """5 rows from pole to pole give what the first 5 of 8 give whose last four are alike."""
+    short = randomized(WindowUNet(L, (C, 5, 8), hidden=(4, 6, 6), blocks=1, embedding=4))
+    tall = WindowUNet(L, (C, 8, 8), hidden=(4, 6, 6), blocks=1, embedding=4).double()
+    rows = torch.arange(8).clamp(max=4)
+    weights = short.state_dict()
+    tall.load_state_dict(weights | {"place": weights["place"][:, rows]})
+    x, linear = torch.randn(2, 2, L, C, 5, 8, dtype=torch.float64, generator=rng)
+    t = torch.tensor(0.3, dtype=torch.float64)
+    expected = tall(x[..., rows, :], linear[..., rows, :], t)[..., :5, :]
+    torch.testing.assert_close(short(x, linear, t), expected, rtol=0, atol=1e-12)
 
 
 def test_mlp_takes_any_lead_and_a_time_for_each_member(rng):

@@ -7,7 +7,9 @@ import torch
 
 from slams.observation.operators import (
     AvgPool,
+    Box,
     Compose,
+    FirstMinusLast,
     Flatten,
     Identity,
     Interpolate,
@@ -41,6 +43,9 @@ OPERATORS = {
     "grid mask": Mask.grid((H, W), 3),
     "centre mask": Mask.centre((H, W)),
     "random mask": Mask.random((H, W), 0.8, torch.Generator().manual_seed(0)),
+    "ring": Mask.ring((H, W), 0.2, 0.9),
+    "box": Box((1, 4), (2, 8)),
+    "loop": FirstMinusLast(2),
     "vorticity": Vorticity((0.2, 0.3)),
     "spectral vorticity": Vorticity((0.2, 0.3), scheme="spectral"),
     "line": InterpolateLine(torch.arange(8.0), torch.tensor([0.3, 7.9, -4.2]), period=8.0),
@@ -311,6 +316,12 @@ def test_operators_that_cannot_be_are_refused():
         Mask.random((3, 3), 0.95)
     with pytest.raises(ValueError, match=r"velocity of shape \(\*B, 2, H, W\)"):
         Vorticity()(torch.zeros(3, 4, 4))
+    with pytest.raises(ValueError, match="0 <= first < last"):
+        Box((3, 3))
+    with pytest.raises(ValueError, match="reaches beyond a grid of 4 x 4"):
+        Box((1, 5))(torch.zeros(4, 4))
+    with pytest.raises(ValueError, match="L > 1"):
+        FirstMinusLast()(torch.zeros(1, 2, 4, 4))
     with pytest.raises(ValueError, match="needs operators and one `events` each"):
         Stack([])
     with pytest.raises(ValueError, match="closed circles"):
@@ -319,6 +330,20 @@ def test_operators_that_cannot_be_are_refused():
         InterpolateLine(torch.arange(9.0), torch.zeros(1), period=7.0)
     with pytest.raises(ValueError, match=r"made for a grid of shape \(6, 8\)"):
         Interpolate(LAT, LON, POINTS)(torch.zeros(8, 6))
+
+
+def test_a_ring_is_what_lies_between_two_circles():
+    """Its share of the square is pi (b - a) / 4, up to the cells on its two edges."""
+    seen = len(Mask.ring((256, 256), 0.4, 0.6).index)
+    assert seen / 256**2 == pytest.approx(math.pi * 0.2 / 4, rel=0.02)
+
+
+def test_a_trajectory_is_a_loop_where_it_ends_as_it_began(rng):
+    x = torch.randn(3, 5, 2, 4, 4, generator=rng)
+    gap = FirstMinusLast()(x)
+    torch.testing.assert_close(gap[:, 2], x[:, 0] - x[:, 4])
+    x[:, -1] = x[:, 0]
+    assert not FirstMinusLast()(x).any()
 
 
 def test_composed_operators_move_with_the_composition():

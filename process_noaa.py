@@ -1,0 +1,8 @@
+"""NOAA radiation to a store: python process_noaa.py [--years A-B] [--source URL|DIR] [--out DIR], as `slams data olr`."""
+
+import sys
+
+from slams.cli import data
+
+if __name__ == "__main__":
+    sys.exit(data("olr"))

@@ -1,0 +1,359 @@
+"""What every archive says of itself, and how its files become labelled arrays in the unit of its store."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+
+from slams.data import axes, era5, units
+from slams.data.archives.local import fields_under, has, years_in
+from slams.data.canonical import calendar_days, canonical, find_variable, open_dataset
+from slams.data.fetch import Item, fetch
+from slams.data.periods import Period
+
+_IMPOSSIBLE = 1e19  # fill values (1e20, 9.97e36) that no attribute declares are beyond any physical field
+_CHUNK_BYTES = 1 << 24  # of a lazily opened file: a few dozen MB in memory, however long the record
+
+Report = Callable[[str, int, int | None, str], None]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One variable of an archive, as the stores hold it.
+
+    Args:
+        name: Name of the variable and of its store.
+        units: Unit it is brought to.
+        valid_range: Lowest and highest value that isn't a fault of the file.
+        method: How it is put on another grid: "conservative" keeps the area integral, "linear" interpolates.
+        period: What a value stands for in time.
+        long_name: For axes and tables.
+        standard_name: CF's name of the quantity.
+        transforms: What models may see: "none", or "log1p" too.
+    """
+
+    name: str
+    units: str
+    valid_range: tuple[float, float]
+    method: Literal["conservative", "linear"]
+    period: Period
+    long_name: str
+    standard_name: str
+    transforms: tuple[str, ...] = ("none",)
+
+
+class Archive(ABC):
+    """A source of gridded data: what to get, whether a file is the expected one, and how to read it.
+
+    Attributes:
+        name: How commands call it.
+        quantities: What it holds.
+        period: What its values stand for in time.
+        negative_is_missing: Whether any negative value is a marker.
+    """
+
+    name: str
+    quantities: tuple[Quantity, ...]
+    period: Period
+    negative_is_missing = False
+
+    def __repr__(self) -> str:
+        """Its name."""
+        return f"<archive {self.name}: {', '.join(self.variables)}>"
+
+    @property
+    def method(self) -> dict[str, str]:
+        """How each variable is put on another grid."""
+        return {quantity.name: quantity.method for quantity in self.quantities}
+
+    @property
+    def transforms(self) -> dict[str, tuple[str, ...]]:
+        """What models may see of each variable."""
+        return {quantity.name: quantity.transforms for quantity in self.quantities}
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names of what it holds."""
+        return tuple(quantity.name for quantity in self.quantities)
+
+    def quantity(self, variable: str) -> Quantity:
+        """One of its variables by name.
+
+        Raises:
+            ValueError: If it has none of that name.
+        """
+        for quantity in self.quantities:
+            if quantity.name == variable:
+                return quantity
+        raise ValueError(
+            f"the archive {self.name!r} has no variable {variable!r}; it has {', '.join(self.variables)}."
+        )
+
+    @abstractmethod
+    def items(self, years: Sequence[int], source: str | Path | None = None) -> list[Item]:
+        """What to download for some years.
+
+        Args:
+            years: The years wanted.
+            source: Base address or local folder; None takes the address in slams/config.py.
+
+        Returns:
+            Files for `slams.data.fetch.fetch`, each with the check of its header.
+
+        Raises:
+            ValueError: If a year is out of the archive's range, or a local folder holds nothing of it.
+        """
+
+    @abstractmethod
+    def layout(self, dataset: xr.Dataset) -> str | None:
+        """Which of the archive's layouts a file has, told by dimensions and attributes, never by its name.
+
+        Args:
+            dataset: The open file.
+
+        Returns:
+            A short name, None if it is none of them.
+        """
+
+    def obtain(
+        self,
+        years: Sequence[int],
+        source: str | Path | None,
+        folder: Path,
+        *,
+        jobs: int = 4,
+        offline: bool = False,
+        progress: Report | None = None,
+    ) -> list[Path]:
+        """Get the files of some years, and unpack them where they come packed.
+
+        Args:
+            years: The years wanted.
+            source: Base address or local folder; None takes the address in slams/config.py.
+            folder: The data folder.
+            jobs: Downloads at a time.
+            offline: Use only what is there.
+            progress: As of `fetch`.
+
+        Returns:
+            Paths that `open` reads.
+        """
+        got = fetch(self.items(years, source), folder, jobs=jobs, offline=offline, progress=progress)
+        return [one.path for one in got]
+
+    def check(self, path: Path) -> None:
+        """Test that a file opens and has a header of this archive.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ValueError: If not, with what was found.
+        """
+        with open_dataset(path) as dataset:
+            self._known(dataset, path)
+
+    def holding(self, paths: Sequence[Path], variable: str) -> list[Path]:
+        """Those files that have a variable: the data store gives each variable a file of its own.
+
+        Args:
+            paths: Files of the archive.
+            variable: One of `variables`.
+
+        Returns:
+            Files that `open` reads for it; stores of zarr, which hold all variables, aren't looked into.
+
+        Raises:
+            ValueError: If none has it.
+        """
+        names = (self.quantity(variable).name, *era5.aliases(variable))
+        found = [path for path in paths if path.is_dir() or has(path, names)]
+        if not found:
+            raise ValueError(
+                f"none of the {len(paths)} files of {self.name!r} has the variable {variable!r}."
+            )
+        return found
+
+    def open(self, path: str | Path, variable: str) -> xr.DataArray:
+        """One file, lazily: nothing but the header and the stamps is read.
+
+        Args:
+            path: File or folder.
+            variable: One of `variables`.
+
+        Returns:
+            (time[, level], lat, lon) float32 in dask chunks of records, in the file's times (there may be several
+            a day), lat descending, lon ascending, level [hPa] ascending, NaN where missing; attributes units,
+            long_name, standard_name, cell_methods, source_name, layout. A value out of range raises ValueError
+            when it is computed. `close()` closes the file.
+
+        Raises:
+            ValueError: If the header isn't one of the archive's, or unit, levels or stamps are at fault.
+        """
+        path, quantity = Path(path), self.quantity(variable)
+        subject = f"{self.name} {variable} in {path}"
+        dataset = open_dataset(path)
+        try:
+            layout = self._known(dataset, path)
+            name = find_variable(dataset, variable, path, f"archive {self.name!r}")
+            array = canonical(_in_chunks(dataset, name), name, "grid", variable, subject)
+            array = array.assign_coords(time=_stamps(array.time, subject))
+            array = self._finish(self._cleaned(self._decode(array, quantity, subject), quantity, subject))
+        except BaseException:
+            dataset.close()
+            raise
+        array.attrs = {
+            "units": quantity.units,
+            "long_name": quantity.long_name,
+            "standard_name": quantity.standard_name,
+            "cell_methods": f"time: {quantity.period.cell_method.removeprefix('time: ')}",
+            "source_name": name,
+            "layout": layout,
+        }
+        array.set_close(dataset.close)
+        return array
+
+    def _decode(self, array: xr.DataArray, quantity: Quantity, subject: str) -> xr.DataArray:
+        """What is particular to the archive: which records and levels, and what the unit really is."""
+        return array
+
+    def _finish(self, array: xr.DataArray) -> xr.DataArray:
+        """What the archive pads its files with is cut off."""
+        return array
+
+    def _cleaned(self, array: xr.DataArray, quantity: Quantity, subject: str) -> xr.DataArray:
+        """Values in the unit of the store, without markers; tested when they are computed."""
+        scale, offset = units.conversion(array.attrs.get("units"), quantity.units, subject)
+        settings = {"scale": scale, "offset": offset, "negative": self.negative_is_missing}
+        blocks = array.data.map_blocks(
+            _clean,
+            **settings,
+            possible=quantity.valid_range,
+            subject=f"{subject} [{quantity.units}]",
+            dtype="f4",
+        )
+        return array.copy(data=blocks)
+
+    def _known(self, dataset: xr.Dataset, path: Path) -> str:
+        """The layout of a file that must be the archive's."""
+        layout = self.layout(dataset)
+        if layout is None:
+            found = {str(name): dict(variable.sizes) for name, variable in dataset.data_vars.items()}
+            raise ValueError(
+                f"{path} isn't a file of the archive {self.name!r}: it holds {found or 'no variable'}; expected "
+                f"{' or '.join(self.variables)} in one of its layouts. Give the file of the archive, or the "
+                "source it belongs to."
+            )
+        return layout
+
+    def _local(self, folder: Path, years: Sequence[int]) -> list[Item]:
+        """Files of a local folder that are the archive's and have days of the years."""
+        found, others = [], []
+        for path in fields_under(folder):
+            with open_dataset(path) as dataset:
+                layout = self.layout(dataset)
+                here = set(years_in(dataset, path)) if layout else set()
+            if layout and (not years or here & set(years)):
+                found.append(Item(str(path), path.name, check=self.check))
+            else:
+                others.append(f"{path.name} ({min(here)} to {max(here)})" if here else path.name)
+        if not found:
+            raise ValueError(
+                f"{folder} holds nothing of the archive {self.name!r} for {span(years)}"
+                f"{'; it holds ' + ', '.join(others[:5]) if others else ''}: give the folder of its files, or "
+                "other years."
+            )
+        return found
+
+
+def span(years: Sequence[int]) -> str:
+    """Years in words.
+
+    >>> span([1999, 1998]), span([2001]), span([])
+    ('1998 to 1999', '2001', 'any year')
+    """
+    if not years:
+        return "any year"
+    return str(years[0]) if len(set(years)) == 1 else f"{min(years)} to {max(years)}"
+
+
+def within(years: Sequence[int], first: int, archive: str) -> list[int]:
+    """The years in order, if the archive can have them.
+
+    Args:
+        years: The years wanted.
+        first: First year of the archive.
+        archive: Its name, for the message.
+
+    Returns:
+        Each year once.
+
+    Raises:
+        ValueError: If there are none, or one lies before the archive begins or in the future.
+    """
+    last = int(str(np.datetime64("today"))[:4])
+    wrong = sorted(year for year in set(years) if not first <= year <= last)
+    if wrong or not years:
+        raise ValueError(
+            f"the archive {archive!r} has the years {first} to {last}, asked were {wrong or 'none'}."
+        )
+    return sorted(set(years))
+
+
+def _in_chunks(dataset: xr.Dataset, name: str) -> xr.Dataset:
+    """A lazy variable in dask chunks of records; lazy arithmetic needs dask."""
+    variable = dataset[name]
+    size: dict[str, int] = {str(dim): length for dim, length in variable.sizes.items()}
+    for dim in map(str, variable.dims):
+        if dim in dataset.variables and axes.role_of(dim, dataset.variables[dim]) == "time":
+            record = 8 * variable.size // max(1, variable.sizes[dim])
+            size[dim] = int(np.clip(_CHUNK_BYTES // max(1, record), 1, max(1, variable.sizes[dim])))
+    return dataset.assign({name: variable.chunk(size)})
+
+
+def _stamps(time: xr.DataArray, subject: str) -> np.ndarray:
+    """Stamps as datetime64[ns], strictly rising; a day of another calendar keeps its label."""
+    days = calendar_days(time, subject)
+    values = np.atleast_1d(time.values)
+    if values.dtype == object:
+        hours = [(stamp.hour * 60 + stamp.minute) * 60 + stamp.second for stamp in values]
+        values = days.astype("datetime64[s]") + np.array(hours, dtype="timedelta64[s]")
+    wrong = np.flatnonzero(np.diff(values) <= np.timedelta64(0))
+    if wrong.size:
+        first = int(wrong[0])
+        what = "comes twice" if values[first] == values[first + 1] else f"is followed by {values[first + 1]}"
+        raise ValueError(
+            f"{subject}: the times don't rise strictly, {values[first]} {what} ({wrong.size} such steps); sort "
+            "the file by time and drop repetitions, e.g. with xarray's sortby and drop_duplicates."
+        )
+    return values.astype("datetime64[ns]")
+
+
+def _clean(
+    block: np.ndarray,
+    *,
+    scale: float,
+    offset: float,
+    negative: bool,
+    possible: tuple[float, float],
+    subject: str,
+) -> np.ndarray:
+    """One block in one pass: markers become NaN, values change their unit in double precision, and are tested."""
+    marked = np.abs(block) >= _IMPOSSIBLE
+    if negative:
+        marked |= block < 0
+    if marked.any():
+        block = np.where(marked, np.nan, block)
+    if (scale, offset) != (1.0, 0.0):
+        block = block.astype(np.float64) * scale + offset
+    low, high = possible
+    if ((block < low) | (block > high)).any():
+        raise ValueError(
+            f"{subject} runs from {np.nanmin(block):g} to {np.nanmax(block):g}, expected {low:g} to {high:g}; check "
+            "unit, scale_factor, add_offset and missing_value of the file."
+        )
+    return block.astype(np.float32, copy=False)

@@ -1,0 +1,88 @@
+"""Files that are on this machine already: which there are, and what they hold by their headers."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from slams.data import axes, cpc
+from slams.data.canonical import calendar_days, open_dataset
+from slams.data.safety import is_address
+
+_SUFFIXES = (".nc", ".nc4", ".zarr")  # and the raw binary of CPC, by its whole name
+
+
+def is_local(source: str | Path) -> Path | None:
+    """A local source as a path, None for an address.
+
+    Args:
+        source: As the user gave it.
+
+    Returns:
+        The path, which exists.
+
+    Raises:
+        FileNotFoundError: If it doesn't.
+        ValueError: If it is an address of another scheme.
+    """
+    if is_address(source):
+        return None
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"the source {path} isn't there; give an http(s) address or a folder that is."
+        )
+    return path
+
+
+def years_in(dataset: xr.Dataset, path: Path) -> list[int]:
+    """Years of which an open file has records.
+
+    Args:
+        dataset: The open file.
+        path: The file, for messages.
+
+    Returns:
+        Years, rising; none if nothing in the file is a time.
+    """
+    for name, variable in dataset.variables.items():
+        if variable.ndim < 2 and axes.role_of(name, variable) == "time":
+            days = calendar_days(dataset[name], str(path))
+            return [int(year) + 1970 for year in np.unique(days.astype("datetime64[Y]").astype(int))]
+    return []
+
+
+def fields_under(top: Path) -> Iterator[Path]:
+    """Paths that can be files of fields by their suffix; hidden ones and parts of a zarr are passed over.
+
+    Args:
+        top: A folder, or one file.
+
+    Yields:
+        Paths in order.
+    """
+    if top.suffix == ".zarr" or top.is_file():
+        yield top
+        return
+    for entry in sorted(top.iterdir()):
+        if entry.name.startswith(".") or entry.is_symlink() and not entry.exists():
+            continue
+        if entry.suffix.lower() in _SUFFIXES or cpc.is_binary(entry):
+            yield entry
+        elif entry.is_dir() and not entry.is_symlink():  # a link to a folder may lead in a circle
+            yield from fields_under(entry)
+
+
+def has(path: Path, names: Sequence[str]) -> bool:
+    """Whether a file has a variable of one of some names.
+
+    Args:
+        path: The file.
+        names: Any of them will do.
+
+    Returns:
+        True if one is there.
+    """
+    with open_dataset(path) as dataset:
+        return any(name in dataset.variables for name in names)

@@ -1,0 +1,76 @@
+"""Fields too large for memory: worked on a few days at a time, results in files that the system can page out."""
+
+import tempfile
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slams.core.codec import SeasonalStandardize
+
+IN_MEMORY = 1 << 30  # bytes of one modality that may stay in memory
+_DAYS = 64
+
+
+def scratch(shape: tuple[int, ...]) -> Tensor:
+    """An empty float32 tensor in a temporary file that vanishes with it (TMPDIR says on which disk)."""
+    with tempfile.TemporaryFile() as file:
+        return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
+
+
+def is_large(rows: int, x: Tensor) -> bool:
+    """Whether some rows of a field are more than memory should hold."""
+    return rows * x[0].numel() * 4 > IN_MEMORY
+
+
+def by_days(
+    function: Callable[[Tensor, Tensor], Tensor], x: Tensor, index: np.ndarray, phase: Tensor
+) -> Tensor:
+    """function(x[index], phase), which keeps the shape and treats every day alone.
+
+    Args:
+        function: Of fields (n, *S) and their phases (n).
+        x: Fields (T, *S).
+        index: Days wanted.
+        phase: Of these days.
+
+    Returns:
+        (n, *S), in a temporary file if it is large.
+    """
+    rows = torch.from_numpy(index)
+    if not is_large(len(rows), x):
+        return function(x[rows], phase)
+    out = scratch((len(rows), *x.shape[1:]))
+    for some in torch.arange(len(rows)).split(_DAYS):
+        out[some] = function(x[rows[some]], phase[some])
+    return out
+
+
+def fit_statistics(
+    x: Tensor, index: np.ndarray, phase: Tensor, harmonics: int, weights: Tensor
+) -> SeasonalStandardize:
+    """`SeasonalStandardize.fit` on some days; of large fields a channel at a time.
+
+    Args:
+        x: Fields (T, C, *space).
+        index: Training days.
+        phase: Of these days.
+        harmonics: Yearly harmonics of the mean.
+        weights: Area weights (*space).
+
+    Returns:
+        The statistics.
+    """
+    rows = torch.from_numpy(index)
+    if not is_large(len(rows), x):
+        return SeasonalStandardize.fit(x[rows], phase, harmonics=harmonics, weights=weights)
+    parts = [
+        SeasonalStandardize.fit(x[:, c : c + 1][rows], phase, harmonics=harmonics, weights=weights)
+        for c in range(x.shape[1])
+    ]
+    return SeasonalStandardize(
+        torch.cat([part.coefficients for part in parts], 1),
+        torch.cat([part.std for part in parts]),
+        torch.cat([part.present for part in parts]),
+    )
