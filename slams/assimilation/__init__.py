@@ -3,6 +3,7 @@
 from slams.assimilation.backward import BackwardSimulation
 from slams.assimilation.base import Assimilator, Explanation, Posterior
 from slams.assimilation.baseline import Climatology, FreeRun, Nudging, OptInterp, Persistence
+from slams.assimilation.ensf import EnSF
 from slams.assimilation.extended import EKF
 from slams.assimilation.filter import Filter
 from slams.assimilation.finite import EnKFN
@@ -30,6 +31,7 @@ __all__ = [
     "EnKF",
     "EnKFN",
     "EnKS",
+    "EnSF",
     "Explanation",
     "Filter",
     "FourDVar",

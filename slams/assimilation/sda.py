@@ -69,6 +69,7 @@ class TrajectorySDA(Assimilator):
     ) -> Posterior:
         if size < 1:
             raise ValueError(f"an ensemble needs at least one member, got {size}.")
+        self._check(observations.steps)
         batch = observations.batch
         count = batch.numel() * size
         device = next(iter(observations.values())).value.device
@@ -76,12 +77,28 @@ class TrajectorySDA(Assimilator):
         noise = normal((count, observations.steps, *self.event), like=like, rng=rng)
         drawn = []
         for rows in torch.arange(count, device=device).split(self.rows or count):
-            guided = self.guidance(self.denoiser, _rows(observations, rows // size))
+            # without replicates all rows share one record, which need not be conditioned on row by row
+            seen = _rows(observations, rows // size) if len(batch) else observations
+            guided = self.guidance(self.denoiser, seen)
             drawn.append(self.sampler(guided, noise[rows], rng=rng, progress=progress))
         return Posterior(torch.cat(drawn).reshape(*batch, size, observations.steps, *self.event))
 
+    def _check(self, steps: int) -> None:
+        """Whether the denoiser can say anything of so many steps."""
+        own = getattr(self.denoiser, "length", None)
+        composed = isinstance(self.denoiser, MarkovBlanket)
+        if own is None or steps == own or (composed and steps > own):
+            return
+        remedy = (
+            "pad them with steps at which nothing was seen"
+            if composed
+            else "compose its windows with MarkovBlanket, which takes any length from a window's on"
+        )
+        raise ValueError(f"{steps} steps, but the denoiser is one of windows of {own}; {remedy}.")
+
     def prior(self, size: int, length: int, *, rng: Rng = None) -> Tensor:
         """Unconditional draws, (N, L, *Z)."""
+        self._check(length)
         noise = normal((size, length, *self.event), dtype=self.dtype, rng=rng)
         return self.sampler(self.denoiser, noise, rng=rng)
 

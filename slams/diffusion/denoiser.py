@@ -109,7 +109,17 @@ class WindowGaussian(Denoiser):
         return flat.unflatten(-1, self.event)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(*B, L, *Z), () or (b, 1, ..., 1) -> (*B, L, *Z)."""
+        """(*B, L, *Z), () or (b, 1, ..., 1) -> (*B, L, *Z).
+
+        Raises:
+            ValueError: If the windows have another length or other channels.
+        """
+        shape = (self.length, *self.event)
+        if tuple(x_t.shape[-len(shape) :]) != shape:
+            raise ValueError(
+                f"this denoiser is one of windows {shape}, (steps, channels), got samples of shape {tuple(x_t.shape)}; "
+                "compose longer trajectories with MarkovBlanket, or fit it to these channels."
+            )
         a = self.coefficients(x_t)
         alpha, sigma = self.schedule(t if t.ndim == 0 else t.reshape(-1, *([1] * (a.ndim - 1))))
         gain = alpha * self.values / (alpha**2 * self.values + sigma**2)

@@ -58,7 +58,16 @@ class GaussianDenoiser(Denoiser):
         self.register_buffer("vectors", vectors.to(mean))
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(*B, *S), () or (b, 1, ..., 1) -> (*B, *S)."""
+        """(*B, *S), () or (b, 1, ..., 1) -> (*B, *S).
+
+        Raises:
+            ValueError: If the event has another shape.
+        """
+        if x_t.shape[x_t.ndim - self.event :] != self._shape:
+            raise ValueError(
+                f"this denoiser is one of events {tuple(self._shape)}, got samples of shape {tuple(x_t.shape)}; "
+                "compose longer trajectories with MarkovBlanket, or give it a covariance of their length."
+            )
         alpha, sigma = self.schedule(self._time(t))
         a = self._rotate(x_t, t)
         shrunk = alpha * self.values / (alpha**2 * self.values + sigma**2) * a

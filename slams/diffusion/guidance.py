@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from slams.core.covariance import Diagonal
 from slams.diffusion.denoiser import Denoiser, WindowGaussian
 from slams.diffusion.evidence import refuse_broken
 from slams.observation.observation import Observations
@@ -97,7 +98,7 @@ class GaussianGuidance(Denoiser):
 
     Args:
         denoiser: The prior.
-        observations: What was seen, with diagonal noise.
+        observations: What was seen, with any errors at one time, with independent ones at a time for each sample.
         gamma: Width of the surrogate, positive: one, or for each modality one or one a value (prod(O)).
 
     Raises:
@@ -126,15 +127,36 @@ class GaussianGuidance(Denoiser):
         self.observations = observations
         self.gamma = widths
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """(*B, L, *Z), () or (b, 1, ..., 1) -> shape of `x_t`; not differentiable any further.
+
+        Raises:
+            TypeError: If times differ and errors are correlated.
+        """
         alpha, sigma = self.schedule(t)
-        ratio = float(sigma / alpha) ** 2
-        widened = self.observations.widened({name: width * ratio for name, width in self.gamma.items()})
         with torch.enable_grad():
             leaf = x_t.detach().requires_grad_()
             mean = self.denoiser(leaf, t)
-            (gradient,) = torch.autograd.grad(widened.log_likelihood(mean).sum(), leaf)
+            log_likelihood = self._log_likelihood(mean, (sigma / alpha) ** 2)
+            (gradient,) = torch.autograd.grad(log_likelihood, leaf)
         guidance = sigma**2 / alpha * gradient
         guided = (mean + guidance).detach()
         refuse_broken(guided, guidance, t)
         return guided
+
+    def _log_likelihood(self, mean: Tensor, ratio: Tensor) -> Tensor:
+        """Of all samples together, with errors widened by gamma times (sigma / alpha)^2."""
+        if ratio.numel() == 1:
+            added = {name: width * float(ratio) for name, width in self.gamma.items()}
+            return self.observations.widened(added).log_likelihood(mean).sum()
+        total = mean.new_zeros(())
+        for name, o in self.observations.items():
+            if not isinstance(o.noise, Diagonal):
+                raise TypeError(
+                    f"samples at times of their own need independent errors, got a {type(o.noise).__name__} covariance "
+                    f"of {name}; ask at one time, or use MomentMatching."
+                )
+            residual = o.residual(mean)  # (*B, L, n): what stands behind is of size one in `ratio`
+            wide = o.noise.variance + self.gamma[name] * ratio.reshape(ratio.shape[: residual.ndim])
+            total = total - 0.5 * (residual**2 / wide).sum()
+        return total

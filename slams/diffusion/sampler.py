@@ -29,12 +29,26 @@ class Sampler:
     method asks twice a step and averages eps (order 2 without a memory); the exponential one lets the mean vary along a
     line in lambda instead, which does not overshoot where a step is long, as the first one of the grid "snr" is.
 
+    With `stir` = d, the evaluation of a step that ends within the ratios `stirred` also makes a Langevin step, for free:
+
+        x_s = alpha_s m + (1 - d) sigma_s eps + sqrt(d / 2) sigma_s (w + w'),
+
+    w the normal numbers of this step and w' those of the last. Averaged noise leaves the variance of a Gaussian as it
+    is, whatever d, where the steps of `corrections` widen it: draws become right where the denoiser is right at the
+    noise they have reached, whatever it did wrong at higher noise. Steps beyond are of the given order: where noise is
+    less than the narrowest direction, nothing would mend what order 1 takes from its width. With the exact denoiser of
+    a random walk as noisy and as long as SDA's Lorenz-63 (192 increments), log p of draws is 15 nats too low after 64
+    steps with four corrections of tau = 0.25, 5 too high after 96 steps of order 1, stirred or not, and 0.8 too high
+    after 96 stirred up to a ratio of 150.
+
     Attributes:
         steps: Number of steps on the way from t = 1 to 0.
         eta: Share of ancestral noise.
         corrections: Langevin corrections after each step, of size tau / mean(eps^2) of each sample. They add noise of
             their own: on white noise the variance tends to 1 + tau / 2.
         tau: Size of a correction relative to the score.
+        stir: d in [0, 1]; goes with no other noise that order or method forbid.
+        stirred: alpha / sigma between which steps are stirred.
         order: 1, 2 or 3.
         grid: Times evenly spaced in "time" (the published choice), or in log("snr") between the ratios `ends`, where
             the narrow directions of a posterior are resolved: of a posterior 0.1 wide, 24 steps of the first kind keep
@@ -45,20 +59,23 @@ class Sampler:
         batch: Number of leading axes that count samples: sizes of corrections are one for each entry of them.
 
     Raises:
-        ValueError: If `steps` is below 1, the order, the grid or the method unknown, or a higher order is asked for
-            with noise.
+        ValueError: If `steps` is below 1, `stir` not in [0, 1], the order, the grid or the method unknown, or a higher
+            order is asked for with noise.
 
     Source:
         Song et al. (2021), arXiv:2010.02502, eq. 12 and 16; orders 2 and 3 after Lu et al. (2022), arXiv:2211.01095,
         algorithm 2, and Hochbruck & Ostermann (2010), doi:10.1017/S0962492910000048 (exponential Adams-Bashforth
         methods); Heun's method as in Karras et al. (2022), arXiv:2206.00364, algorithm 1; corrections as in Rozet &
-        Louppe (2023), arXiv:2306.10574, algorithm 4.
+        Louppe (2023), arXiv:2306.10574, algorithm 4; averaged noise as in Leimkuhler & Matthews (2013),
+        doi:10.1093/amrx/abs010, eq. 1.6.
     """
 
     steps: int = 64
     eta: float = 0.0
     corrections: int = 0
     tau: float = 0.5
+    stir: float = 0.0
+    stirred: tuple[float, float] = (0.0, math.inf)
     order: int = 1
     grid: Literal["time", "snr"] = "time"
     ends: tuple[float, float] = (0.05, 60.0)
@@ -81,6 +98,11 @@ class Sampler:
         if (self.order > 1 or twice) and (self.eta or self.corrections):
             raise ValueError(
                 f"order {max(self.order, 2)} draws without fresh noise; set eta and corrections to 0, or order to 1."
+            )
+        if not 0 <= self.stir <= 1 or (self.stir and (twice or self.eta)):
+            raise ValueError(
+                f"stir is in [0, 1] and goes with method 'multistep' and eta = 0; got {self.stir}, {self.method!r} and "
+                f"{self.eta}."
             )
         if not 0 < self.ends[0] < self.ends[1] or self.tau <= 0 or self.batch < 1:
             raise ValueError(
@@ -119,12 +141,19 @@ class Sampler:
         """
         times = self._times(denoiser.schedule).to(noise)
         past: list[tuple[Tensor, Tensor]] = []
+        last = normal(noise.shape, like=noise, rng=rng) if self.stir else noise
         x = denoiser.schedule(times[0])[1] * noise
         for i in range(self.steps):
             before = x
             try:
                 at = _Step.of(denoiser, x, times[i], times[i + 1], i == self.steps - 1)
-                x = self._step(denoiser, at, past, rng)
+                if self._stirs(at):
+                    fresh = normal(x.shape, like=x, rng=rng)
+                    rest = (1 - self.stir) * at.eps + (self.stir / 2) ** 0.5 * (last + fresh)
+                    x, last = at.alpha_s * at.mean + at.sigma_s * rest, fresh
+                    past.clear()
+                else:
+                    x = self._step(denoiser, at, past, rng)
                 for _ in range(self.corrections if i < self.steps - 1 else 0):
                     x = self._correct(denoiser, x, times[i + 1], rng)
             except FloatingPointError as error:
@@ -137,6 +166,10 @@ class Sampler:
             if progress is not None:
                 progress(1)
         return x
+
+    def _stirs(self, at: "_Step") -> bool:
+        low, high = self.stirred
+        return self.stir > 0 and not at.last and low <= float(at.alpha_s / at.sigma_s) <= high
 
     def _step(self, denoiser: Denoiser, at: "_Step", past: list[tuple[Tensor, Tensor]], rng: Rng) -> Tensor:
         """x at the end of a step; `past` holds means and strides in lambda, latest first."""

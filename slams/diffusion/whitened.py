@@ -63,7 +63,9 @@ class WhitenedDenoiser(Denoiser):
                 f"{tuple(covariance.shape)}."
             )
         if not 0 < ends[0] < ends[1] or not bound > 0:
-            raise ValueError(f"the ends are positive and grow, the bound is positive; got {ends} and {bound}.")
+            raise ValueError(
+                f"the ends are positive and grow, the bound is positive; got {ends} and {bound}."
+            )
         values, vectors = torch.linalg.eigh(covariance.double())
         self.register_buffer("mean", mean.clone())
         self.register_buffer("values", values.clamp(min=_LEAST * float(values[-1])).to(mean))

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from slams.assimilation.sda import TrajectorySDA
-from slams.core.covariance import Diagonal
-from slams.diffusion.denoiser import WindowGaussian
+from slams.core.covariance import Diagonal, Isotropic
+from slams.diffusion.denoiser import Denoiser, WindowGaussian
 from slams.diffusion.moment_matching import MomentMatching
 from slams.diffusion.sampler import Sampler
 from slams.diffusion.schedule import VPCosine
+from slams.diffusion.trajectory import MarkovBlanket
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import Select
 from tests.diffusion.gaussian import positive
@@ -115,3 +116,61 @@ def test_empty_ensembles_are_told(case):
         TrajectorySDA(prior, SAMPLER, event=(D,)).assimilate(observations, 0)
     with pytest.raises(ValueError, match="rows"):
         TrajectorySDA(prior, SAMPLER, event=(D,), rows=0)
+
+
+def test_lengths_and_channels_that_the_prior_does_not_know_are_told(case):
+    """More steps than the windows have, fewer than a composed prior needs, other channels, an operator of others."""
+    prior, _, observations = case
+    method = TrajectorySDA(prior, SAMPLER, event=(D,), dtype=torch.float64)
+    longer = Observations(
+        {"a": Observation(torch.zeros(9, 1).double(), observations["a"].operator, observations["a"].noise)}
+    )
+    with pytest.raises(ValueError, match="9 steps, but the denoiser is one of windows of 4; compose"):
+        method.assimilate(longer, 2)
+    window = WindowGaussian(
+        torch.eye(D).double(), positive(11 * D, torch.Generator()), 1e-6, (D,), VPCosine()
+    )
+    with pytest.raises(ValueError, match="9 steps, but the denoiser is one of windows of 11; pad"):
+        TrajectorySDA(MarkovBlanket(window, 11), SAMPLER, event=(D,)).assimilate(longer, 2)
+    with pytest.raises(ValueError, match=r"windows \(4, 2\).*got samples of shape \(6, 4, 3\)"):
+        TrajectorySDA(prior, SAMPLER, event=(3,), dtype=torch.float64).assimilate(observations, 2)
+    wide = Observation(
+        torch.zeros(L, 3).double(), observations["b"].operator, Diagonal(torch.ones(3).double())
+    )
+    with pytest.raises(ValueError, match=r"values of shape \(1,\), but \(3,\) were observed"):
+        method.assimilate(Observations({"b": wide}), 2)
+
+
+@pytest.mark.parametrize("variance", [0.0, -1.0, float("nan")])
+def test_noise_that_is_none_is_refused(variance):
+    with pytest.raises(ValueError, match="noise variances must be positive and finite"):
+        Isotropic(variance)
+
+
+class Broken(Denoiser):
+    """NaN in one value of one sample from diffusion time 0.5 on."""
+
+    def __init__(self, prior):
+        super().__init__()
+        self.prior, self.schedule = prior, prior.schedule
+
+    def forward(self, x_t, t):
+        mean = self.prior(x_t, t)
+        if float(t) <= 0.5:
+            mean = mean.clone()
+            mean[1, 2, 0] = torch.nan
+        return mean
+
+
+@pytest.mark.parametrize("guidance", [None, MomentMatching])
+def test_a_sample_that_is_not_finite_stops_the_run_at_its_step_and_names_the_norm(case, guidance):
+    """Times 1, 0.75, 0.5, 0.25: the third is the first that breaks."""
+    prior, _, observations = case
+    method = TrajectorySDA(Broken(prior), Sampler(4), event=(D,), guidance=guidance, dtype=torch.float64)
+    message = (
+        r"in step 3 of 4: the guided mean is not finite at diffusion time 0.500 \(largest norm .* [0-9.]+"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        method.assimilate(observations, 2, rng=torch.Generator().manual_seed(1))
+    with pytest.raises(FloatingPointError, match="not finite after step 3 of 4"):
+        method.prior(3, L, rng=torch.Generator().manual_seed(1))

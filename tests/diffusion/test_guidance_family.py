@@ -156,7 +156,7 @@ class Broken(Denoiser):
         return self.prior(x_t, t) * (float("nan") if float(t) < self.since else 1.0)
 
 
-@pytest.mark.parametrize("kind", ["dps", "pseudo-inverse", "moment matching", "diagonal matching"])
+@pytest.mark.parametrize("kind", ["sda", "dps", "pseudo-inverse", "moment matching", "diagonal matching"])
 def test_a_mean_that_is_not_finite_is_named_by_step_time_and_norm(kind, rng):
     """Times 1, 0.75, 0.5, 0.25: the third is the first below 0.6."""
     problem = Problem(rng, dense=False)

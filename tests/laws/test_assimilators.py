@@ -20,6 +20,7 @@ DOUBLE = torch.float64
 SYSTEM = Lorenz96(D, dtype=DOUBLE)
 MEAN, B = torch.full((D,), 2.3, dtype=DOUBLE), 13.0 * torch.eye(D, dtype=DOUBLE)
 NEAR = Localization.periodic(D, torch.arange(0, D, 2, dtype=DOUBLE), 2.0)
+PATCH = Localization.periodic(D, torch.arange(D, dtype=DOUBLE), 1.5)
 
 # name -> (constructor, whether it draws random numbers in an analysis)
 METHODS: dict[str, tuple[Callable[[], Filter], bool]] = {
@@ -38,6 +39,9 @@ METHODS: dict[str, tuple[Callable[[], Filter], bool]] = {
     "EnKFN": (lambda: methods.EnKFN(SYSTEM), False),
     "LETKF": (lambda: methods.LETKF(SYSTEM, localization=NEAR, inflation=1.05), False),
     "EAKF": (lambda: methods.EAKF(SYSTEM, localization=NEAR, inflation=1.05), False),
+    "EnSF": (lambda: methods.EnSF(SYSTEM, inflation=1.05, steps=6), False),
+    "EnSF local": (lambda: methods.EnSF(SYSTEM, localization=NEAR, patch=PATCH, steps=6), False),
+    "EnSF stochastic": (lambda: methods.EnSF(SYSTEM, stochastic=True, steps=6), True),
     "EnKS": (lambda: methods.EnKS(SYSTEM, lag=3), True),
     "EnKS etkf": (lambda: methods.EnKS(SYSTEM, lag=3, variant="etkf"), False),
     "IEnKS": (lambda: methods.IEnKS(SYSTEM, lag=2, iterations=3), False),

@@ -1,0 +1,154 @@
+"""Guidance by a covariance that is alike everywhere, of values on a lattice: solved exactly, wave by wave or as a matrix."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from slams.diffusion.denoiser import Denoiser
+from slams.diffusion.evidence import refuse_broken
+from slams.observation.observation import Observations
+
+Operator = Callable[[Tensor], Tensor]
+
+
+class Homogeneous(Protocol):
+    """C of trajectories of fields on a torus that does not change when all is moved; see `FlowCovariance`."""
+
+    def posterior(self, v: Tensor, ratio: Tensor) -> Tensor:
+        """(C^-1 + ratio 1)^-1 v, (*B, L, c, N, N)."""
+
+
+class LatticeSystem:
+    """(H V H^T + R)^-1 for H that sees all fields alike through one filter at the points of a square lattice.
+
+    Moved from one point of the lattice to another, H V H^T stays the same. It is known from what V tells of one point of
+    each observed step and channel, and is one matrix of steps and channels for each wave of the lattice; where only a
+    box of the lattice is seen, it is made as a matrix and factorized. Both are kept for each diffusion time.
+
+    Args:
+        covariance: C.
+        filtered: Fields (*B, c, N, N) to all of the lattice, (*B, c, n, n); linear.
+        steps: Observed ones.
+        shape: Of a trajectory, (L, c, N, N).
+        std: Of independent errors, positive.
+        box: First and one past the last row, and column, of what is seen of the lattice; all if None.
+
+    Raises:
+        ValueError: If `std` is not positive.
+    """
+
+    def __init__(
+        self,
+        covariance: Homogeneous,
+        filtered: Operator,
+        steps: Sequence[int],
+        shape: Sequence[int],
+        std: float,
+        *,
+        box: tuple[int, int] | None = None,
+    ) -> None:
+        if not std > 0:
+            raise ValueError(f"the error's standard deviation must be positive, got {std}.")
+        self.covariance, self.filtered, self.box = covariance, filtered, box
+        self.steps, self.shape, self.variance = list(steps), tuple(shape), std**2
+        self._kept: dict[float, Tensor] = {}
+
+    def seen(self, x: Tensor) -> Tensor:
+        """H x: (*B, L, c, N, N) -> (*B, K, c, m, m), K the observed steps."""
+        lattice = self.filtered(x[..., self.steps, :, :, :])
+        return lattice if self.box is None else lattice[..., slice(*self.box), slice(*self.box)]
+
+    def pulled(self, u: Tensor) -> Tensor:
+        """H^T u: (*B, K, c, m, m) -> (*B, L, c, N, N)."""
+        with torch.enable_grad():
+            leaf = u.new_zeros(*u.shape[:-4], *self.shape).requires_grad_()
+            return torch.autograd.grad(self.seen(leaf), leaf, u)[0]
+
+    def solve(self, r: Tensor, ratio: float) -> Tensor:
+        """(H V H^T + R)^-1 r with V = (C^-1 + ratio 1)^-1: (*B, K, c, m, m) to the same."""
+        if ratio not in self._kept:
+            self._kept[ratio] = self._prepared(r, ratio)
+        kept, (steps, channels, side, _) = self._kept[ratio].to(r.device), r.shape[-4:]
+        if self.box is not None:
+            flat = r.flatten(-4).to(kept)
+            return torch.cholesky_solve(flat.reshape(-1, flat.shape[-1]).mT, kept).mT.reshape(r.shape).to(r)
+        waves = torch.fft.rfft2(r.to(kept.real.dtype)).flatten(-4, -3).movedim(-3, -1).unsqueeze(-1)
+        out = (kept @ waves).squeeze(-1).movedim(-1, -3).unflatten(-3, (steps, channels))
+        return torch.fft.irfft2(out, s=(side, side)).to(r)
+
+    def _prepared(self, like: Tensor, ratio: float) -> Tensor:
+        """Factor of the matrix of a box, or the inverse of that of each wave."""
+        kernel = self._kernel(like, ratio)  # (J, J, n, n): value j' at p told of by value j at 0
+        count, side = kernel.shape[0], kernel.shape[-1]
+        if self.box is None:
+            waves = torch.fft.rfft2(kernel).permute(2, 3, 1, 0)
+            noise = self.variance * torch.eye(count, dtype=waves.dtype, device=waves.device)
+            return torch.linalg.inv((waves + waves.mH) / 2 + noise)
+        place = torch.arange(*self.box, device=kernel.device)
+        away = (place[:, None] - place[None, :]) % side  # of the one told from the one that tells
+        # axes: teller, told, row told, row teller, column told, column teller
+        full = kernel[:, :, away][:, :, :, :, away].permute(1, 2, 4, 0, 3, 5)
+        size = count * len(place) ** 2
+        matrix = full.reshape(size, size)
+        noise = self.variance * torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        return torch.linalg.cholesky((matrix + matrix.mT) / 2 + noise)
+
+    def _kernel(self, like: Tensor, ratio: float) -> Tensor:
+        """In float64: small errors of one point come back at all others."""
+        steps, channels = len(self.steps), self.shape[-3]
+        box, self.box = self.box, None
+        try:
+            side = self.filtered(like.new_zeros(channels, *self.shape[-2:])).shape[-1]
+            unit = like.new_zeros(steps * channels, steps, channels, side, side)
+            for j in range(steps * channels):
+                unit[j, j // channels, j % channels, 0, 0] = 1
+            told = self.covariance.posterior(self.pulled(unit), like.new_tensor(ratio))
+            return self.seen(told).flatten(1, 2).double()
+        finally:
+            self.box = box
+
+
+class LatticeMatching(Denoiser):
+    """`CovarianceMatching` of values on a lattice, without an iterative solver.
+
+        m_y = m + V H^T (H V H^T + R)^-1 (y - H m),   V = (C^-1 + (alpha_t / sigma_t)^2 1)^-1.
+
+    Args:
+        denoiser: The prior.
+        observations: One modality, values (*B, L, c, m, m) with NaN at all but the observed steps.
+        system: Of its operator and errors; shared by all samples and calls.
+
+    Raises:
+        ValueError: If there are several modalities, or values missing at an observed step.
+        FloatingPointError: In sampling, if a guided mean is not finite; names time and norm of the guidance.
+
+    Source:
+        Rozet et al. (2024), arXiv:2405.13712, section 3.2, with a covariance in closed form.
+    """
+
+    def __init__(self, denoiser: Denoiser, observations: Observations, *, system: LatticeSystem) -> None:
+        super().__init__()
+        if len(observations) != 1:
+            raise ValueError(
+                f"a lattice is one modality, got {sorted(observations)}; use CovarianceMatching."
+            )
+        self.denoiser, self.system, self.schedule = denoiser, system, denoiser.schedule
+        value = next(iter(observations.values())).value[..., system.steps, :, :, :]
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError("values are missing at an observed step; use CovarianceMatching.")
+        self.value = value
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """(*B, L, c, N, N), one time -> shape of `x_t`; not differentiable."""
+        alpha, sigma = self.schedule(t)
+        ratio = float(alpha / sigma) ** 2
+        with torch.no_grad():
+            mean = self.denoiser(x_t, t)
+            solved = self.system.solve(self.value - self.system.seen(mean), ratio)
+            pulled = self.system.pulled(solved)
+            guidance = self.system.covariance.posterior(pulled, mean.new_tensor(ratio))
+            guided = mean + guidance
+        refuse_broken(guided, guidance, t)
+        return guided
