@@ -11,6 +11,7 @@ from slams.systems.linear import Filtered, LinearGaussian, Smoothed
 from slams.systems.lorenz import Lorenz63, Lorenz96
 from slams.systems.oscillators import DampedSpring, LotkaVolterra
 from slams.systems.quasigeostrophic import MoistQG
+from slams.systems.surface_qg import SurfaceQG
 
 __all__ = [
     "AugmentedParameters",
@@ -29,6 +30,7 @@ __all__ = [
     "LotkaVolterra",
     "MoistQG",
     "Smoothed",
+    "SurfaceQG",
     "Weather",
     "grid_filter",
 ]
