@@ -4,6 +4,7 @@ from slams.assimilation.backward import BackwardSimulation
 from slams.assimilation.base import Assimilator, Explanation, Posterior
 from slams.assimilation.baseline import Climatology, FreeRun, Nudging, OptInterp, Persistence
 from slams.assimilation.ensf import EnSF
+from slams.assimilation.ensf_damped import DampedEnSF, SingleMemberEnSF
 from slams.assimilation.extended import EKF
 from slams.assimilation.filter import Filter
 from slams.assimilation.finite import EnKFN
@@ -13,6 +14,7 @@ from slams.assimilation.local import EAKF, LETKF
 from slams.assimilation.particle import AuxiliaryPF, BootstrapPF
 from slams.assimilation.sda import SDA, TrajectorySDA
 from slams.assimilation.smoother import EnKS, IEnKS
+from slams.assimilation.ssls import SSLS
 from slams.assimilation.variational import FourDVar, ThreeDVar
 from slams.assimilation.window import weak_constraint
 
@@ -22,12 +24,14 @@ __all__ = [
     "ETKF",
     "LETKF",
     "SDA",
+    "SSLS",
     "Assimilator",
     "AuxiliaryPF",
     "BackwardSimulation",
     "BootstrapPF",
     "Climatology",
     "DEnKF",
+    "DampedEnSF",
     "EnKF",
     "EnKFN",
     "EnKS",
@@ -42,6 +46,7 @@ __all__ = [
     "OptInterp",
     "Persistence",
     "Posterior",
+    "SingleMemberEnSF",
     "ThreeDVar",
     "TrajectorySDA",
     "weak_constraint",

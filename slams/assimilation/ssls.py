@@ -1,4 +1,4 @@
-"""Sequential Langevin sampling: the score of the forecast ensemble, and Langevin chains from its members to the posterior."""
+"""Sequential Langevin sampling: the score of the forecast ensemble, and chains from its members to the posterior."""
 
 import math
 from collections.abc import Callable
@@ -28,8 +28,8 @@ class Tempering:
     The stages of beta follow from the members: each is as far as the weights p(y | z)^(difference) leave `spread` of them
     effective. With `resample` members are first drawn by these weights, which moves probability between peaks that no
     chain can cross in the time. Then come blocks of `block` steps: adjusted (MALA) where the density is known, the step
-    adapted to an acceptance of 0.6; else unadjusted with the noise of two steps averaged, exact for Gaussians. At beta = 1
-    blocks go on until the members have forgotten where the stage began, or `longest` are done.
+    adapted to an acceptance of 0.6; else unadjusted with the noise of two steps averaged, exact for Gaussians. At
+    beta = 1 blocks go on until the members have forgotten where the stage began, or `longest` are done.
 
     Attributes:
         spread: Share of effective members at each stage.
@@ -70,7 +70,9 @@ class Tempering:
         for stage in range(1, self.stages + 1):
             ell = target.likelihood.gradient(x)[0]
             if not bool(torch.isfinite(ell).all()):
-                raise FloatingPointError("the likelihood of a member is not finite; check the operator, or bound the state.")
+                raise FloatingPointError(
+                    "the likelihood of a member is not finite; check the operator, or bound the state."
+                )
             new = self._next(ell, beta) if weigh and stage < self.stages else torch.ones_like(beta)
             if weigh and self.resample:
                 x = _resampled(x, (new - beta).unsqueeze(-1) * ell, rng)
@@ -293,7 +295,9 @@ class SSLS(EnsembleKalman):
             bound=bound,
         )
         if isinstance(score, str) and score not in _SCORES:
-            raise ValueError(f"score must be one of {', '.join(_SCORES)}, or an EnsembleScore, got {score!r}.")
+            raise ValueError(
+                f"score must be one of {', '.join(_SCORES)}, or an EnsembleScore, got {score!r}."
+            )
         self.score = _SCORES[score] if isinstance(score, str) else score
         self.chain = chain
 
