@@ -83,6 +83,9 @@ METHODS: dict[str, Entry] = {
     "LETKF": Entry(settings={"inflation": 1.02, "radius": 4.0, "rotate": True}, space=_LOCAL),
     "EAKF": Entry(settings={"inflation": 1.02, "radius": 6.0, "rotate": True}, space=_LOCAL),
     "EnSF": Entry(settings={"inflation": 1.02, "steps": 8}, space=_INFLATION),
+    "DampedEnSF": Entry(size=100, settings={"rtps": 0.5}, space={"rtps": Range(0.0, 1.0)}),
+    "SingleMemberEnSF": Entry(settings={"rtps": 0.5}, space={"rtps": Range(0.0, 1.0)}),
+    "SSLS": Entry(size=100, settings={"inflation": 1.02}, space=_INFLATION),
     "EnKS": Entry(
         settings={"inflation": 1.05, "lag": 5},
         space={**_INFLATION, "lag": Range(0, 12, "integer")},
