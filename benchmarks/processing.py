@@ -1,13 +1,13 @@
 """What processing a year of CPC rain costs beside reading and writing alone, and how its memory grows.
 
-    python benchmarks/processing.py [--folder DIR] [--days 365]
+    python benchmarks/processing.py [--folder DIR] [--days 365] [--years 6]
 
-Makes one year of rain in the layout of NOAA PSL (360 x 720, float32, deflated, 64 % missing), and then times,
-each in a process of its own: reading the file and writing the fields to a store with the same chunks (the
-floor), and `slams.data.process` (conservative to 1.5 degrees, time bounds, statistics, checksums, manifest).
-CPU seconds, so that a busy machine doesn't matter. The floor writes at the resolution of the result, taken
-from every third cell: writing the source's would be nine times as much, and flatter the ratio. The memory of
-many years is measured on small ones, with files of the same length.
+Makes years of rain in the layout of NOAA PSL (360 x 720, float32, deflated, 64 % missing), and then measures, each
+in a process of its own: reading a year's file by xarray, 16 days at a time, and writing fields to a store with the
+same chunks (the floor); and `slams.data.process` of one year and of all (conservative to 1.5 degrees, time bounds,
+statistics, checksums, manifest). Pairs take turns, and CPU seconds count, so that a busy machine matters less. The
+floor writes at the resolution of the result, taken from every third cell: writing the source's would be nine times
+as much, and flatter the ratio.
 """
 
 import argparse
@@ -53,24 +53,19 @@ def year_of_rain(path: Path, year: int, days: int) -> Path:
 
 
 def floor(source: Path, out: Path) -> None:
-    """Read all of it, write fields of the size of the result."""
-    import netCDF4
-
+    """Read all of it, missing values as NaN, and write fields of the size of the result."""
     from slams.data.regrid import Grid
     from slams.data.store import FieldStore
 
     grid = Grid.named("1.5deg")
 
     def parts():
-        with netCDF4.Dataset(source) as file:
-            variable = file["precip"]
-            variable.set_auto_maskandscale(False)
-            for start in range(0, variable.shape[0], 16):
-                block = variable[start : start + 16]
-                days = np.datetime64("1998-01-01") + np.arange(start, start + len(block))
+        with xr.open_dataset(source, engine="netcdf4") as file:
+            for start in range(0, file.sizes["time"], 16):
+                block = file.precip[start : start + 16].values
+                days = file.time.values[start : start + 16]
                 small = np.full((len(block), 121, 240), np.nan, dtype=np.float32)
                 small[:, :120] = block[:, 1::3, 1::3]
-                small[small < 0] = np.nan
                 coords = {"time": days, "lat": grid.lat, "lon": grid.lon}
                 yield xr.DataArray(small, coords, ("time", "lat", "lon"), "precip", {"units": "mm/day"})
 
@@ -141,7 +136,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where files are made and kept; default: a temporary one")
     parser.add_argument("--days", type=int, default=365)
     parser.add_argument(
-        "--years", type=int, default=1, help="process this many years for the law of memory too"
+        "--years", type=int, default=6, help="process this many, whose memory must be that of one"
     )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -168,7 +163,9 @@ def main() -> int:
     good = ratio <= RATIO_BAR and peak < PEAK_BAR
     if arguments.years > 1:
         many = measure(str(arguments.years), folder)["peak"]
-        print(f"{arguments.years} years: peak {many / 1e6:.0f} MB, one year {peak / 1e6:.0f} MB")
+        print(
+            f"{arguments.years} years: peak {many / 1e6:.0f} MB, one year {peak / 1e6:.0f} MB (bar 1.1 times)"
+        )
         good = good and many < 1.1 * peak
     if arguments.folder is None:
         shutil.rmtree(folder)

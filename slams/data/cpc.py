@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from slams.data import units
+
 _SHAPE = (2, 360, 720)  # rain and gauges, rows from 89.75 S, columns from 0.25 E
 _BYTES = 4 * 2 * 360 * 720
 _NAME = re.compile(r"^PRCP_CU_GAUGE_V1\.0GLB_0\.50deg\.lnx\.(\d{8})(\.RT)?(\.gz)?$", re.IGNORECASE)
@@ -54,7 +56,7 @@ def trim(array: xr.DataArray, last: np.datetime64) -> xr.DataArray:
     """Cut the padding of an unfinished year, looking at one day after the other from the end.
 
     Args:
-        array: (time, lat, lon), NaN where missing; may be lazy.
+        array: (time, lat, lon), may be lazy; NaN, negative or beyond 1e19 where missing.
         last: Last day of the file.
 
     Returns:
@@ -62,9 +64,14 @@ def trim(array: xr.DataArray, last: np.datetime64) -> xr.DataArray:
     """
     days = array.time.values.astype("datetime64[D]")
     keep = days.size
-    while keep and days[keep - 1] == last and not bool(array[keep - 1].notnull().any()):
+    while keep and days[keep - 1] == last and not _any_rain(array[keep - 1].values):
         keep, last = keep - 1, last - np.timedelta64(1, "D")
     return array.isel(time=slice(0, keep))
+
+
+def _any_rain(field: np.ndarray) -> bool:
+    """Whether a field has a value, even a zero."""
+    return bool(((field >= 0) & (field < units.IMPOSSIBLE)).any())
 
 
 def is_binary(path: Path) -> bool:

@@ -272,7 +272,8 @@ def _record(place: _Folder, rows: Iterable[Row]) -> None:
         return  # a folder shared for reading
     record_files(place.root, rows)
     for row in rows:
-        forget(place.root / row["path"])
+        if is_address(row["url"]):  # beside a source that is read in place lies nothing of ours
+            forget(place.root / row["path"])
 
 
 def _missing(items: Sequence[Item], failed: dict[int, str], place: _Folder) -> str:
@@ -314,7 +315,8 @@ def _check_names(items: Sequence[Item], root: Path) -> None:
     """Refuse addresses and names before anything is brought."""
     seen: dict[Path, str] = {}
     for item in items:
-        is_address(item.url)
+        if not is_address(item.url):
+            continue  # read where it lies, whatever its name
         path = contained(root, item.name)
         if seen.setdefault(path, item.url) != item.url:
             raise ValueError(f"{seen[path]} and {item.url} would both be {path}; give them two names.")

@@ -20,7 +20,6 @@ from slams.data.modality import Modality
 __all__ = ["align", "describe", "find", "read", "write_netcdf"]
 
 _ARCHIVES: dict[str, ModuleType] = {"era5": era5, "cpc": cpc, "olr": olr}
-_IMPOSSIBLE = 1e19  # fill values (1e20, 9.97e36) that no attribute declares are beyond any physical field
 
 
 def read(
@@ -157,7 +156,7 @@ def _read_file(
         raise ValueError(
             f"{subject} holds infinite values; mark missing values as NaN and write the file again."
         )
-    array = array.copy(data=np.where(np.abs(values) < _IMPOSSIBLE, values, np.nan))
+    array = array.copy(data=np.where(np.abs(values) < units.IMPOSSIBLE, values, np.nan))
     if archive is not None and array.sizes["time"]:
         array = archive.decode(array, days[-1])
     array = array.assign_coords(time=calendar_days(array.time, subject))

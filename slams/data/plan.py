@@ -13,13 +13,11 @@ import xarray as xr
 from slams.data.periods import average, records_per
 from slams.data.regrid import Grid, Regridder
 
-_PIECE_BYTES = (
-    1 << 25
-)  # of float32: a few of the archives' chunks, since every look at a lazy array costs 20 ms
+# of float32: smaller costs time at every look at a lazy array, larger at every page of memory first touched
+PIECE_BYTES = 1 << 24
 _BATCH = 16  # fields regridded at a time: the float64 of a piece isn't in memory as a whole
-_ONE_THREAD = {
-    "scheduler": "synchronous"
-}  # netCDF's library has one lock, and a worker of a cluster its place
+# netCDF's library has one lock, and a worker of a cluster its place
+_ONE_THREAD = {"scheduler": "synchronous"}
 _STORE = -1
 
 Piece = tuple[xr.DataArray, np.ndarray, np.ndarray]
@@ -106,7 +104,7 @@ def hold(archive: Any, path: Path, variable: str) -> Held:
         days, first, counts = np.unique(stamps.astype("datetime64[D]"), return_index=True, return_counts=True)
         if counts.size and counts.max() > records:
             records = int(counts.max())
-        step = max(1, _PIECE_BYTES // max(1, records * 4 * int(np.prod(array.shape[1:]))))
+        step = max(1, PIECE_BYTES // max(1, records * 4 * int(np.prod(array.shape[1:]))))
     finally:
         array.close()
     whole = counts == records
@@ -207,7 +205,7 @@ def _regridded(array: xr.DataArray, held: Held, run: Run, target: Grid, settings
     days = held.days[run.start : run.stop]
     wanted = np.isin(part.time.values.astype("datetime64[D]"), days)
     part = part if wanted.all() else part.isel(time=np.flatnonzero(wanted))  # a selection would be a copy
-    regridder = _regridder(_Key(Grid.of(part)), _Key(target), settings["method"], settings["threshold"])
+    regridder = _regridder(_bytes(Grid.of(part)), _bytes(target), settings["method"], settings["threshold"])
     values = np.empty((*part.shape[:-2], target.lat.size, target.lon.size), dtype=np.float32)
     if regridder is None:
         values[...] = part.values
@@ -217,25 +215,18 @@ def _regridded(array: xr.DataArray, held: Held, run: Run, target: Grid, settings
     return part.isel(time=slice(0, 0), lat=slice(0, 0), lon=slice(0, 0)), days, values
 
 
-@dataclass(frozen=True, eq=False)
-class _Key:
-    """A grid that compares by its coordinates, to keep the weights of the last few."""
-
-    grid: Grid
-
-    def __hash__(self) -> int:
-        return hash((self.grid.lat.tobytes(), self.grid.lon.tobytes()))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and hash(self) == hash(other)
+def _bytes(grid: Grid) -> tuple[bytes, bytes]:
+    """A grid as a key, to keep the weights of the last few."""
+    return grid.lat.tobytes(), grid.lon.tobytes()
 
 
 @lru_cache(maxsize=8)
-def _regridder(source: _Key, target: _Key, method: Any, threshold: float) -> Regridder | None:
+def _regridder(
+    source: tuple[bytes, bytes], target: tuple[bytes, bytes], method: Any, threshold: float
+) -> Regridder | None:
     """Weights, made once; None where the grids are the same."""
-    if source.grid.same(target.grid):
-        return None
-    return Regridder(source.grid, target.grid, method, threshold)
+    here, there = (Grid(*map(np.frombuffer, key)) for key in (source, target))
+    return None if here.same(there) else Regridder(here, there, method, threshold)
 
 
 def _runs(held: Sequence[Held], owner: np.ndarray, slot: np.ndarray) -> list[Run]:

@@ -138,17 +138,17 @@ def process(
     settings = {"grid": _words(target), "method": how, "threshold": float(threshold)}
     folder = Path(out).expanduser()
     path = folder / f"{name}.zarr"
-    store = _standing(path, settings)
     held = [hold(archive, Path(source), name) for source in sources]
     done = Processed(path, name, incomplete=sum(one.incomplete for one in held))
     wanted = _wanted(held, years, archive, done)
     job = _Job(archive, name, held, target, settings, _of(archive, "period", name, DAILY_MEAN), done)
     job.transforms = tuple(_of(archive, "transforms", name, ("none",)))
     job.training, job.progress = training, progress or (lambda what, days, total: None)
-    with _loader(scheduler) as loading:
-        job.loading = loading
+    # what is missing stays missing only as long as nobody else adds days
+    with locked(path), _loader(scheduler) as job.loading:
+        store = _standing(path, settings)
         job.run(path, store, plan(held, wanted, None if store is None else store.dates))
-    _conclude(path, done, settings | {"archive": archive.name})
+        _conclude(path, done, settings | {"archive": archive.name})
     return done
 
 
@@ -335,8 +335,7 @@ def _standing(path: Path, settings: Mapping[str, Any]) -> FieldStore | None:
     """The store as its last commit left it, which must have been made in the same way."""
     if not path.exists():
         return None
-    with locked(path):
-        repair(path)
+    repair(path)
     store = FieldStore(path)
     other = {key: store.attrs.get(key) for key in settings if store.attrs.get(key) != settings[key]}
     if other:

@@ -208,13 +208,13 @@ class Regridder:
             fraction.reshape(-1, *shape[-2:]),
             strict=True,
         ):
-            filled = self._with_caps(np.asarray(field, dtype=np.float64))
-            missing = np.isnan(filled)
+            whole = self._with_caps(field.astype(np.float64)) if self._caps else field
+            missing = np.isnan(whole)
             if mask is None or not np.array_equal(mask, missing):  # a mask of land stays for months
                 mask, part = missing, self._apply(1.0 - missing)
                 enough = part >= max(self.threshold - 1e-9, 1e-12)  # a half is a half despite rounding
             valid[...], out[...] = part, np.nan
-            np.divide(self._apply(np.where(missing, 0.0, filled)), part, out=out, where=enough)
+            np.divide(self._apply(np.where(missing, 0.0, whole)), part, out=out, where=enough)
         return regridded, fraction
 
     def _apply(self, field: np.ndarray) -> np.ndarray:

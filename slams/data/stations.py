@@ -154,9 +154,8 @@ def quality(table: pd.DataFrame) -> pd.DataFrame:
     low = table["variable"].map({name: kind.valid_range[0] for name, kind in VARIABLES.items()}).to_numpy()
     high = table["variable"].map({name: kind.valid_range[1] for name, kind in VARIABLES.items()}).to_numpy()
     nowhere = ~(table["lat"].abs() <= 90).to_numpy() | ~(table["lon"].abs() <= 180).to_numpy()
-    qc[_spikes(table) | _moister_than_saturated(table)] = np.maximum(
-        qc[_spikes(table) | _moister_than_saturated(table)], SUSPECT
-    )
+    doubtful = _spikes(table) | _moister_than_saturated(table)
+    qc[doubtful] = np.maximum(qc[doubtful], SUSPECT)
     qc[(value < low) | (value > high) | nowhere] = BAD
     return table.assign(qc=qc.astype("i1"))
 
@@ -257,7 +256,8 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
         dataset = dataset.load()
     names = np.array(str(dataset["variable"].attrs["flag_meanings"]).split())
     index, codes = dataset["station_index"].values, dataset["variable"].values
-    if dataset.sizes["obs"] and (index.max() >= dataset.sizes["station"] or codes.max() >= names.size):
+    lists = ((index, dataset.sizes["station"]), (codes, names.size))
+    if dataset.sizes["obs"] and any(k.min() < 0 or k.max() >= size for k, size in lists):
         raise ValueError(f"{source} points to stations or variables that it doesn't list; write it again.")
     columns = {name: dataset[name].values for name in ("time", "level", "value", "error_std", "qc")}
     columns |= {"variable": names[codes], "station": dataset["station"].values[index]}

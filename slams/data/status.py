@@ -97,8 +97,11 @@ def status(folder: Path) -> FolderStatus:
     for path in store_paths(folder):
         try:
             found.stores.append(_store(path, folder))
-        except (ValueError, OSError, KeyError) as error:
-            found.faults.append(str(error))
+        except (ValueError, OSError, KeyError, IndexError, RuntimeError) as error:
+            known = str(path) in str(error)
+            found.faults.append(
+                str(error) if known else f"{path} can't be read ({error}); run `slams data verify`."
+            )
     for each in data_folders(folder):
         name = str(each.relative_to(folder))
         daily = len(list(each.glob("*_1.5deg_[0-9]*.zarr")))

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from slams.core.files import write_text
 from slams.data.manifest import processing_version
+from slams.data.safety import contained
 
 _CHUNK_BYTES = 1 << 18  # a window of days costs a few chunks, whatever the size of a field
 _SHARD_BYTES = 1 << 25
@@ -240,8 +241,9 @@ def repair(store: Path) -> None:
     members = (root.get("consolidated_metadata") or {}).get("metadata", {})
     for name, metadata in members.items():
         text = _text(metadata)
-        if (store / name / _ROOT).read_text(encoding="utf-8") != text:
-            write_text(store / name / _ROOT, text)
+        described = contained(store, f"{name}/{_ROOT}")  # the root may have been written elsewhere
+        if described.read_text(encoding="utf-8") != text:
+            write_text(described, text)
         length, step = metadata["shape"][0], metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
         for entry in (store / name / "c").glob("*"):
             if entry.name.isdigit() and int(entry.name) * step >= length:
@@ -257,10 +259,10 @@ def locked(store: Path) -> FileLock:
         store: The store.
 
     Returns:
-        A context manager.
+        A context manager, which the thread that holds the store may enter again.
     """
     store.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(store.parent / f".{store.stem}.lock")
+    return FileLock(store.parent / f".{store.stem}.lock", is_singleton=True)
 
 
 def scratch(store: Path) -> Path:

@@ -2,6 +2,8 @@
 
 import re
 
+IMPOSSIBLE = 1e19  # fill values (1e20, 9.97e36) that no attribute declares are beyond any physical field
+
 # Daily data: a total in mm is a rate in mm/day, and 1 kg of water on 1 m2 stands 1 mm high.
 _ALIASES = {
     "K": ("k", "kelvin", "kelvins", "degk", "deg_k", "degree_kelvin", "degrees_kelvin"),

@@ -138,12 +138,19 @@ def store_faults(path: Path) -> list[str]:
     try:
         store = FieldStore(path)
         first = store.read(store.dates[:1])
-    except (ValueError, OSError, KeyError, IndexError) as error:
-        return [str(error)]
-    faults = [*_header(path), *_times(store), *_axes(store, first), *_units(store)]
+    except (ValueError, OSError, KeyError, IndexError, RuntimeError) as error:
+        return [str(error) if str(path) in str(error) else f"{path} can't be read ({error}); {_AGAIN}."]
+    faults: list[str] = []
     try:
-        faults += _content(store, first)
-    except (ValueError, OSError, RuntimeError) as error:  # a chunk that can't be decoded
+        for found in (
+            _header(path),
+            _times(store),
+            _axes(store, first),
+            _units(store),
+            _content(store, first),
+        ):
+            faults += found
+    except (ValueError, OSError, RuntimeError) as error:  # a header or chunk that can't be decoded
         faults.append(f"{path} can't be read to its end ({error}); {_AGAIN}.")
     return faults
 

@@ -235,13 +235,17 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         say(report.text())
         if span is not None:
             first, last = (np.datetime64(day, "D") for day in span)
-            dates = dates[(dates >= first) & (dates <= last)]
-        mapped = {
+            within = dates[(dates >= first) & (dates <= last)]
+            if not within.size:
+                raise ValueError(
+                    f"no day that all stores have lies from {first} to {last}; they have {dates[0]} to {dates[-1]}."
+                )
+            dates = within
+        dataset = cls({}, dates, length, stride)
+        dataset.mapped = {
             name: map_store(store, cache and cache / store.path.parent.name, say)
             for name, store in stores.items()
         }
-        dataset = cls({}, dates, length, stride)
-        dataset.mapped = mapped
         dataset.rows = {n: np.searchsorted(store.dates, dates + shifts[n]) for n, store in stores.items()}
         dataset.report = report
         return dataset

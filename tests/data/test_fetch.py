@@ -114,6 +114,17 @@ def test_a_local_source_is_read_where_it_lies(bring, tmp_path):
         bring(Item(str(tmp_path / "nowhere.nc"), "y.nc"))
 
 
+def test_local_files_of_one_name_are_read_and_nothing_beside_them_is_touched(bring, tmp_path):
+    """The note of an unfinished file belongs to the folder that fetches it, which may be the source."""
+    for year in ("1999", "2000"):
+        (tmp_path / year).mkdir()
+        netcdf(tmp_path / year / "t.nc")
+        (tmp_path / year / ".t.nc.part.json").write_text("theirs")
+    got = bring(*(Item(str(tmp_path / year / "t.nc"), "t.nc") for year in ("1999", "2000")))
+    assert [one.path.parent.name for one in got] == ["1999", "2000"]
+    assert all((tmp_path / year / ".t.nc.part.json").read_text() == "theirs" for year in ("1999", "2000"))
+
+
 def test_two_runs_at_once_bring_each_file_once(tmp_path):
     with serving(pace=0.01) as server:
         items = [Item(server.put(f"{i}.nc", CONTENT), f"{i}.nc") for i in range(3)]

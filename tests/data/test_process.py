@@ -1,6 +1,4 @@
-import os
-import signal
-import sys
+import threading
 import tracemalloc
 
 import numpy as np
@@ -13,6 +11,7 @@ from slams.data.process import process
 from slams.data.regrid import Grid, Regridder
 from slams.data.statistics import Statistics
 from slams.data.store import FieldStore
+from slams.data.store_writer import locked
 
 SOURCE = Grid(90 - 7.5 / 2 - 7.5 * np.arange(24), 3.75 + 7.5 * np.arange(48))
 TARGET = Grid(90 - 15.0 * np.arange(13), 15.0 * np.arange(24))
@@ -222,47 +221,16 @@ def test_files_that_overlap_and_stores_of_another_kind_are_refused(three_years, 
         run(three_years, tmp_path / "out", variable="snow")
 
 
-def forked(paths, out, fatal):
-    """Run in a process of its own that dies before step `fatal` on disk; the number of steps it came to."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        count = 0
-
-        def watch(event, details):
-            nonlocal count
-            opened = event == "open" and isinstance(details[1], str) and set(details[1]) & set("wax+")
-            if opened or event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
-                count += 1
-                if count == fatal:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(watch)
-        run(paths, out)
-        os.write(writing, str(count).encode())
-        os._exit(0)
-    os.close(writing)
-    _, status = os.waitpid(child, 0)
-    with os.fdopen(reading) as pipe:
-        return os.WTERMSIG(status), pipe.read()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_kill_before_any_step_on_disk_is_made_good_by_the_next_run(tmp_path):
-    """Each change of the folder is a step; runs are killed before six of them, and then run again."""
-    spans = [("2000-12-20", "2000-12-31"), ("2001-01-01", "2001-01-20"), ("2002-01-01", "2002-01-05")]
-    paths = write(tmp_path / "raw", *(rain(*span) for span in spans))
-    signalled, steps = forked(paths, tmp_path / "calm", -1)
-    assert signalled == 0 and int(steps) > 40
-    expected, manifest = content(tmp_path / "calm" / "rain.zarr"), untimed(tmp_path / "calm")
-    for fatal in np.random.default_rng(int(os.environ.get("SLAMS_KILL_SEED", 0))).choice(int(steps), 6) + 1:
-        out = tmp_path / f"killed_{fatal}"
-        assert forked(paths, out, fatal)[0] == signal.SIGKILL
-        run(paths, out)
-        assert content(out / "rain.zarr") == expected, fatal
-        assert untimed(out) == manifest, fatal
-        left = {entry.name for entry in out.iterdir() if entry.suffix != ".lock"}
-        assert left == {"manifest.json", "rain.zarr"}, fatal
+def test_two_runs_at_once_take_turns(three_years, tmp_path):
+    """The second waits for the first, and finds its days."""
+    path, done = tmp_path / "out" / "rain.zarr", []
+    waiting = threading.Thread(target=lambda: done.append(run(three_years[:2], tmp_path / "out")))
+    with locked(path):
+        waiting.start()
+        run(three_years[:1], tmp_path / "out")
+        assert not done
+    waiting.join()
+    assert done[0].added == {2001: 365} and FieldStore(path).years == [2000, 2001]
 
 
 def test_a_cluster_gives_the_same_bytes(three_years, tmp_path):

@@ -149,6 +149,22 @@ def test_an_attribute_that_names_files_is_refused(tmp_path, seal):
         FieldStore(store.path)
 
 
+def test_metadata_of_a_store_cannot_write_beside_it(tmp_path):
+    """Before an append the metadata of each array is brought in line with the root's."""
+    store = FieldStore.create(tmp_path / "data" / "t2m.zarr", field())
+    (tmp_path / "mine" / "c" / "7").mkdir(parents=True)
+    (tmp_path / "mine" / "zarr.json").write_text("mine")
+    root = json.loads((store.path / "zarr.json").read_text())
+    members = root["consolidated_metadata"]["metadata"]
+    members["../../mine"] = members["time"]
+    (store.path / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(ValueError, match="refused"):
+        FieldStore.append(store.path, field(first="2001-01-01"))
+    assert (tmp_path / "mine" / "zarr.json").read_text() == "mine" and (
+        tmp_path / "mine" / "c" / "7"
+    ).exists()
+
+
 def test_an_older_zarr_that_poses_as_a_store_is_not_read(tmp_path):
     """Format 2 names its codecs freely, and one of them unpickles: here behind one that hides it."""
     path = tmp_path / "t2m.zarr"

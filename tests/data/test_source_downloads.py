@@ -142,13 +142,17 @@ def test_only_the_chunks_of_the_wanted_moments_and_variables_travel(tmp_path, se
     stamps = np.datetime64("2019-12-30T00", "h") + 6 * np.arange(16)
     fields = {"t": temperatures(16), "q": np.full((16, 10, 5, 8), 0.005, "f4")}
     turned = {name: values[..., ::-1, :] for name, values in fields.items()}
-    files.weatherbench(tmp_path / "wb.zarr", stamps, turned, lat=SMALL["lat"][::-1], lon=SMALL["lon"])
+    path = files.weatherbench(tmp_path / "wb.zarr", stamps, turned, lat=SMALL["lat"][::-1], lon=SMALL["lon"])
+    whole = json.loads((path / ".zmetadata").read_text())
+    whole["metadata"]["temperature/.zarray"]["fill_value"] = 0.0
+    (path / ".zmetadata").write_text(json.dumps(whole))
     address, asked = serve(tmp_path)
     paths = ERA5.obtain([2020], f"{address}/wb.zarr", tmp_path / "data", variables=["t"])
     chunks = [name for name in asked if "/temperature/" in name]
     assert len(chunks) == 2 and not any(
         "specific_humidity" in name for name in asked
     )  # 1 and 2 January, 00 UTC
+    assert np.isnan(ERA5.open(paths[0], "t").sel(time="2019").values).all()  # not fetched: missing, no zeros
     array = ERA5.open(paths[0], "t").sel(time=slice("2020", None))
     assert array.time.values.astype("datetime64[h]").tolist() == stamps[[8, 12]].tolist()
     np.testing.assert_array_equal(array.values, fields["t"][[8, 12]])

@@ -13,10 +13,8 @@ from slams.data import axes, era5, units
 from slams.data.archives.local import fields_under, has, years_in
 from slams.data.canonical import calendar_days, canonical, find_variable, open_dataset
 from slams.data.fetch import Item, fetch
-from slams.data.periods import Period
-
-_IMPOSSIBLE = 1e19  # fill values (1e20, 9.97e36) that no attribute declares are beyond any physical field
-_CHUNK_BYTES = 1 << 24  # of a lazily opened file: a few dozen MB in memory, however long the record
+from slams.data.periods import Period, standard_times
+from slams.data.plan import PIECE_BYTES
 
 Report = Callable[[str, int, int | None, str], None]
 
@@ -202,7 +200,7 @@ class Archive(ABC):
             name = find_variable(dataset, variable, path, f"archive {self.name!r}")
             array = canonical(_in_chunks(dataset, name), name, "grid", variable, subject)
             array = array.assign_coords(time=_stamps(array.time, subject))
-            array = self._finish(self._cleaned(self._decode(array, quantity, subject), quantity, subject))
+            array = self._cleaned(self._decode(array, quantity, subject), quantity, subject)
         except BaseException:
             dataset.close()
             raise
@@ -219,10 +217,6 @@ class Archive(ABC):
 
     def _decode(self, array: xr.DataArray, quantity: Quantity, subject: str) -> xr.DataArray:
         """What is particular to the archive: which records and levels, and what the unit really is."""
-        return array
-
-    def _finish(self, array: xr.DataArray) -> xr.DataArray:
-        """What the archive pads its files with is cut off."""
         return array
 
     def _cleaned(self, array: xr.DataArray, quantity: Quantity, subject: str) -> xr.DataArray:
@@ -310,18 +304,15 @@ def _in_chunks(dataset: xr.Dataset, name: str) -> xr.Dataset:
     size: dict[str, int] = {str(dim): length for dim, length in variable.sizes.items()}
     for dim in map(str, variable.dims):
         if dim in dataset.variables and axes.role_of(dim, dataset.variables[dim]) == "time":
-            record = 8 * variable.size // max(1, variable.sizes[dim])
-            size[dim] = int(np.clip(_CHUNK_BYTES // max(1, record), 1, max(1, variable.sizes[dim])))
+            record = 4 * variable.size // max(1, variable.sizes[dim])
+            size[dim] = int(np.clip(PIECE_BYTES // max(1, record), 1, max(1, variable.sizes[dim])))
     return dataset.assign({name: variable.chunk(size)})
 
 
 def _stamps(time: xr.DataArray, subject: str) -> np.ndarray:
     """Stamps as datetime64[ns], strictly rising; a day of another calendar keeps its label."""
-    days = calendar_days(time, subject)
-    values = np.atleast_1d(time.values)
-    if values.dtype == object:
-        hours = [(stamp.hour * 60 + stamp.minute) * 60 + stamp.second for stamp in values]
-        values = days.astype("datetime64[s]") + np.array(hours, dtype="timedelta64[s]")
+    calendar_days(time, subject)  # refuses what is no date
+    values, _ = standard_times(time.values)
     wrong = np.flatnonzero(np.diff(values) <= np.timedelta64(0))
     if wrong.size:
         first = int(wrong[0])
@@ -342,18 +333,27 @@ def _clean(
     possible: tuple[float, float],
     subject: str,
 ) -> np.ndarray:
-    """One block in one pass: markers become NaN, values change their unit in double precision, and are tested."""
-    marked = np.abs(block) >= _IMPOSSIBLE
-    if negative:
-        marked |= block < 0
-    if marked.any():
+    """One block: markers become NaN, values change their unit in double precision, and are tested."""
+    low, high = _extremes(block)  # costs a tenth of looking at each value, and mostly says that all is well
+    if high >= units.IMPOSSIBLE or low <= -units.IMPOSSIBLE or (negative and low < 0):
+        marked = np.abs(block) >= units.IMPOSSIBLE
+        if negative:
+            marked |= block < 0
         block = np.where(marked, np.nan, block)
+        low, high = _extremes(block)
     if (scale, offset) != (1.0, 0.0):
         block = block.astype(np.float64) * scale + offset
-    low, high = possible
-    if ((block < low) | (block > high)).any():
+        low, high = _extremes(block)
+    if low < possible[0] or high > possible[1]:
         raise ValueError(
-            f"{subject} runs from {np.nanmin(block):g} to {np.nanmax(block):g}, expected {low:g} to {high:g}; check "
-            "unit, scale_factor, add_offset and missing_value of the file."
+            f"{subject} runs from {low:g} to {high:g}, expected {possible[0]:g} to {possible[1]:g}; check unit, "
+            "scale_factor, add_offset and missing_value of the file."
         )
     return block.astype(np.float32, copy=False)
+
+
+def _extremes(block: np.ndarray) -> tuple[float, float]:
+    """Least and greatest value; NaN where there is none, which is in no range and out of none."""
+    if not block.size:
+        return np.nan, np.nan
+    return float(np.fmin.reduce(block, axis=None)), float(np.fmax.reduce(block, axis=None))

@@ -14,7 +14,6 @@ from slams.data.fetch import Item
 from slams.data.periods import RAIN_DAY
 
 _FIRST_YEAR = 1979
-_FILL = 1e19  # what is larger marks missing values
 _GLOBAL_CELLS = 10_000  # somewhere on a field of so many it rains
 _LEAST_MAXIMUM = 0.05  # mm/day of the wettest such cell; a rate in kg m-2 s-1 stays below 0.03
 
@@ -69,21 +68,18 @@ class CPCRain(Archive):
         return "CPC binary" if "gauges" in dataset.variables else "PSL netCDF"
 
     def _decode(self, array: xr.DataArray, quantity: Quantity, subject: str) -> xr.DataArray:
-        """As it is; but a rate that is called a depth is refused."""
+        """Without the empty days that end the file of an unfinished year; a rate called a depth is refused."""
+        if not array.sizes["time"]:
+            return array
+        array = cpc.trim(array, array.time.values.astype("datetime64[D]")[-1])
         unit = units.canonical(array.attrs["units"])
         if not array.sizes["time"] or unit == "kg m-2 s-1" or array[0].size < _GLOBAL_CELLS:
             return array
         field = array[0].values
-        wettest = np.max(field, where=np.abs(field) < _FILL, initial=-1.0)
+        wettest = np.max(field, where=np.abs(field) < units.IMPOSSIBLE, initial=-1.0)
         if 0 < wettest < _LEAST_MAXIMUM:
             raise ValueError(
                 f"{subject} is called {array.attrs['units']!r}, but its wettest cell on the first day has "
                 f"{wettest:g}, which is a rate in kg m-2 s-1; correct the attribute `units` of the file."
             )
         return array
-
-    def _finish(self, array: xr.DataArray) -> xr.DataArray:
-        """Without the empty days that end the file of a year that isn't over."""
-        return (
-            cpc.trim(array, array.time.values.astype("datetime64[D]")[-1]) if array.sizes["time"] else array
-        )

@@ -59,9 +59,7 @@ def read(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path} lacks the columns {', '.join(absent)} of METAR tables (names of MADIS).")
     base = frame.loc[:, list(_PLACE)].rename(columns=_PLACE)
     base["time"] = _times(base["time"], path)
-    base["station"] = (
-        base["station"].map(lambda name: name.decode() if isinstance(name, bytes) else str(name)).str.strip()
-    )
+    base["station"] = _texts(base["station"])
     values = {}
     for name, (column, scale, step) in _COLUMNS.items():
         if column in frame.columns:
@@ -125,9 +123,13 @@ def _quality(frame: pd.DataFrame, column: str) -> np.ndarray:
     """MADIS's flags as ours; good where there is none, suspect where it is unknown."""
     if f"{column}DD" not in frame.columns:
         return np.zeros(len(frame), dtype="i1")
-    flags = (
-        frame[f"{column}DD"]
-        .map(lambda flag: flag.decode() if isinstance(flag, bytes) else str(flag))
-        .str.strip()
+    return (
+        _texts(frame[f"{column}DD"])
+        .map(lambda flag: _QC.get(flag, SUSPECT if flag else GOOD))
+        .to_numpy(dtype="i1")
     )
-    return flags.map(lambda flag: _QC.get(flag, SUSPECT if flag else GOOD)).to_numpy(dtype="i1")
+
+
+def _texts(column: pd.Series) -> pd.Series:
+    """Texts without padding; netCDF has them as bytes."""
+    return column.map(lambda text: text.decode() if isinstance(text, bytes) else str(text)).str.strip()

@@ -86,7 +86,11 @@ def obtain(
 def _entries(path: Path, url: str) -> dict[str, Any]:
     """The consolidated metadata of a zarr of format 2, by key."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["metadata"])
+        entries = dict(json.loads(path.read_text(encoding="utf-8"))["metadata"])
+        for key, entry in entries.items():
+            if key.endswith("/.zarray") and np.dtype(entry["dtype"]).kind == "f":
+                entry["fill_value"] = "NaN"  # chunks that aren't fetched are missing, and no zeros
+        return entries
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{url} has no consolidated metadata of a zarr of format 2 ({error}); give the zarr's own address."
