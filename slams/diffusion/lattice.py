@@ -1,4 +1,4 @@
-"""Guidance by a covariance that is alike everywhere, of values on a lattice: solved exactly, wave by wave or as a matrix."""
+"""Guidance by a covariance that is alike everywhere, of values on a lattice: solved wave by wave, or as a matrix."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -111,44 +111,89 @@ class LatticeSystem:
 
 
 class LatticeMatching(Denoiser):
-    """`CovarianceMatching` of values on a lattice, without an iterative solver.
+    """Moment matching of values on a lattice, by the system of a covariance in closed form.
 
-        m_y = m + V H^T (H V H^T + R)^-1 (y - H m),   V = (C^-1 + (alpha_t / sigma_t)^2 1)^-1.
+        m_y = m + V H^T (H V H^T + R)^-1 (y - H m).
+
+    Without `iterations` V is (C^-1 + (alpha_t / sigma_t)^2 1)^-1 in both places, as of `CovarianceMatching`, but without
+    an iterative solver. That V knows not where the flow would carry what a value tells; what is moved at the points alone
+    is moved back by the prior once less noise is left, and draws then miss the values by more than their error. With
+    `iterations` V is the denoiser's own derivative, each of them a backward pass, and the system of C preconditions
+    conjugate gradients: the first one finds the size of the step, and that may do.
 
     Args:
         denoiser: The prior.
         observations: One modality, values (*B, L, c, m, m) with NaN at all but the observed steps.
         system: Of its operator and errors; shared by all samples and calls.
+        iterations: Of conjugate gradients with the denoiser's derivative.
 
     Raises:
-        ValueError: If there are several modalities, or values missing at an observed step.
+        ValueError: If there are several modalities, values missing at an observed step, or `iterations` is negative.
         FloatingPointError: In sampling, if a guided mean is not finite; names time and norm of the guidance.
 
     Source:
-        Rozet et al. (2024), arXiv:2405.13712, section 3.2, with a covariance in closed form.
+        Rozet et al. (2024), arXiv:2405.13712, section 3.2.
     """
 
-    def __init__(self, denoiser: Denoiser, observations: Observations, *, system: LatticeSystem) -> None:
+    def __init__(
+        self, denoiser: Denoiser, observations: Observations, *, system: LatticeSystem, iterations: int = 0
+    ) -> None:
         super().__init__()
         if len(observations) != 1:
             raise ValueError(
                 f"a lattice is one modality, got {sorted(observations)}; use CovarianceMatching."
             )
+        if iterations < 0:
+            raise ValueError(f"iterations are 0 or more, got {iterations}.")
         self.denoiser, self.system, self.schedule = denoiser, system, denoiser.schedule
         value = next(iter(observations.values())).value[..., system.steps, :, :, :]
         if not bool(torch.isfinite(value).all()):
             raise ValueError("values are missing at an observed step; use CovarianceMatching.")
-        self.value = value
+        self.value, self.iterations = value, iterations
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """(*B, L, c, N, N), one time -> shape of `x_t`; not differentiable."""
         alpha, sigma = self.schedule(t)
         ratio = float(alpha / sigma) ** 2
+        with torch.set_grad_enabled(self.iterations > 0):
+            leaf = x_t.detach().requires_grad_(self.iterations > 0)
+            mean = self.denoiser(leaf, t)
+        innovation = self.value - self.system.seen(mean.detach())
+
+        def spread(v: Tensor) -> Tensor:
+            return sigma**2 / alpha * torch.autograd.grad(mean, leaf, v, retain_graph=True)[0]
+
         with torch.no_grad():
-            mean = self.denoiser(x_t, t)
-            solved = self.system.solve(self.value - self.system.seen(mean), ratio)
-            pulled = self.system.pulled(solved)
-            guidance = self.system.covariance.posterior(pulled, mean.new_tensor(ratio))
-            guided = mean + guidance
+            if self.iterations:
+                guidance = self._iterated(innovation, spread, ratio)
+            else:
+                pulled = self.system.pulled(self.system.solve(innovation, ratio))
+                guidance = self.system.covariance.posterior(pulled, mean.new_tensor(ratio))
+            guided = mean.detach() + guidance
         refuse_broken(guided, guidance, t)
         return guided
+
+    def _iterated(self, residual: Tensor, spread: Operator, ratio: float) -> Tensor:
+        """V H^T u of u from preconditioned conjugate gradients, each sample on its own.
+
+        Source:
+            Saad (2003), Iterative methods for sparse linear systems, algorithm 9.1.
+        """
+        guidance, direction, before = torch.zeros(()), torch.zeros(()), torch.zeros(())
+        for turn in range(self.iterations):
+            z = self.system.solve(residual, ratio)
+            now = _inner(residual, z)
+            direction = z + (now / before * direction if turn else 0.0)
+            carried = spread(self.system.pulled(direction))
+            moved = self.system.seen(carried) + self.system.variance * direction
+            curvature = _inner(direction, moved)
+            # a derivative that is no covariance along this direction gives no step
+            size = torch.where(curvature > 0, now / curvature, 0.0)
+            guidance = guidance + size * carried
+            residual, before = residual - size * moved, now
+        return guidance
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each sample, axes kept."""
+    return (a * b).sum((-4, -3, -2, -1), keepdim=True)

@@ -22,7 +22,6 @@ class Solenoidal(nn.Module):
 
     tangent: Tensor
     wave_numbers: Tensor
-    shell: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -34,8 +33,6 @@ class Solenoidal(nn.Module):
         self.register_buffer("tangent", tangent, persistent=False)
         grid = torch.stack([kx + 0 * ky, ky + 0 * kx])
         self.register_buffer("wave_numbers", grid * carried, persistent=False)
-        shell = length.round().long().clamp(max=size // 2)
-        self.register_buffer("shell", shell, persistent=False)
 
     def analysis(self, velocity: Tensor) -> Tensor:
         """Velocities (*B, 2, N, N) to the waves of the amplitude (*B, N, N / 2 + 1), complex."""
@@ -64,16 +61,11 @@ class FlowMoments:
         mean: (2, N, N), the same at all times.
         quarter: Covariances of p successive amplitudes of the waves |k_x|, |k_y|, (N / 2 + 1, N / 2 + 1, p, p), float64.
         rest: Variance of each direction that no wave of `Solenoidal` has; what averages over blocks leave of divergence.
-        levels: Noise levels sigma / alpha, growing, (S); none without a network.
-        shares: What a network's error at these levels is of the variance that the Gaussian leaves, for |k| rounded to
-            0 ... N / 2, (S, N / 2 + 1).
     """
 
     mean: Tensor
     quarter: Tensor
     rest: float
-    levels: Tensor | None = None
-    shares: Tensor | None = None
 
 
 def flow_moments(x: Tensor, mean: Tensor, length: int, *, rows: int = 8) -> FlowMoments:
@@ -142,9 +134,6 @@ def extended(covariance: Tensor, length: int) -> Tensor:
 class FlowCovariance(nn.Module):
     """C of trajectories of velocities, diagonal in waves, of any length; see `CovarianceMatching`.
 
-    Where moments know what a network leaves of the Gaussian's variance given x_t, `posterior` is this much smaller, wave
-    by wave: a network that halves the error must not be corrected as if it had not.
-
     Args:
         moments: Of p successive states.
         length: L; beyond p as `extended`.
@@ -156,8 +145,6 @@ class FlowCovariance(nn.Module):
 
     values: Tensor
     vectors: Tensor
-    levels: Tensor | None
-    shares: Tensor | None
 
     def __init__(self, moments: FlowMoments, length: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -175,8 +162,6 @@ class FlowCovariance(nn.Module):
         index = torch.cat([torch.arange(half), torch.arange(half - 2, 0, -1)])
         self.register_buffer("values", values[index].to(dtype), persistent=False)
         self.register_buffer("vectors", vectors[index].to(dtype), persistent=False)
-        self.register_buffer("levels", moments.levels, persistent=False)
-        self.register_buffer("shares", moments.shares, persistent=False)
 
     def axes(self, x: Tensor) -> int:
         """Event axes of samples.
@@ -216,26 +201,9 @@ class FlowCovariance(nn.Module):
         if ratio.ndim:
             ratio = ratio.squeeze(-1)
         width = values / (1 + ratio * values)
-        if self.levels is not None:
-            width = width * self._left(ratio.to(width))
         rest = self.rest / (1 + ratio * self.rest)
         own = self.frame.synthesis(self.back(z * (width - rest)))
         return own + (rest.unsqueeze(-1) if ratio.ndim else rest) * v
-
-    def left(self, ratio: Tensor) -> Tensor:
-        """Shares at a noise level, beyond the ends those of the ends: () or (*b) -> (*b, N / 2 + 1)."""
-        assert self.levels is not None and self.shares is not None
-        place = -ratio.clamp(min=1e-30).log() / 2
-        levels, shares = self.levels.log().to(place), self.shares.to(place)
-        index = torch.searchsorted(levels, place.contiguous()).clamp(1, len(levels) - 1)
-        weight = (place - levels[index - 1]) / (levels[index] - levels[index - 1])
-        weight = weight.clamp(0, 1).unsqueeze(-1)
-        return (1 - weight) * shares[index - 1] + weight * shares[index]
-
-    def _left(self, ratio: Tensor) -> Tensor:
-        """(), or with ones for L, N and N / 2 + 1 -> (*b, 1, N, N / 2 + 1)."""
-        rows = self.left(ratio.reshape(ratio.shape[:-3]))
-        return rows[..., self.frame.shell].unsqueeze(-3)
 
 
 def _per_wave(matrix: Tensor, waves: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from slams.experiments.setup import setup, unknown
 from slams.experiments.twin import Result
 
 PAPERS = Path(__file__).parent / "papers"
-LEARNT = ("sda_l63",)  # modules that run papers with nets to train; named by `kind` in papers/learnt/*.yaml
+LEARNT = ("sda_l63", "sda_kolmogorov")  # modules of papers with nets, by `kind` in papers/learnt/*.yaml
 COLUMNS = ("row", "metric", "expected", "low", "high", "value", "lower", "upper", "status")
 
 _TRUTHS = 8  # of every row, unless the paper's file or an override says otherwise

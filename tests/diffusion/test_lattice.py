@@ -7,8 +7,10 @@ from slams.core.covariance import Isotropic
 from slams.diffusion.covariance_matching import CovarianceMatching
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.lattice import LatticeMatching, LatticeSystem
+from slams.diffusion.moment_matching import MomentMatching
 from slams.diffusion.schedule import VPCosine
 from slams.diffusion.solenoidal import FlowCovariance, flow_moments
+from slams.diffusion.solenoidal_denoiser import SolenoidalDenoiser
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import AvgPool, Box, Compose, Stride
 from slams.systems.kolmogorov import KolmogorovFlow
@@ -74,6 +76,24 @@ def test_the_system_undoes_its_matrix(name, covariance, rng):
     u = system.solve(r, 0.0)
     back = system.seen(covariance.posterior(system.pulled(u), torch.zeros((), dtype=torch.float64)))
     torch.testing.assert_close(back + STD**2 * u, r, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SENSORS)
+def test_the_denoisers_own_derivative_is_met_by_iterations(name, covariance, rng):
+    """One iteration where it is that of C; as many as MomentMatching where it is another's."""
+    sensor, box = SENSORS[name]
+    seen = record(sensor, box, rng)
+    system = LatticeSystem(covariance, sensor, STEPS, (L, 2, N, N), STD, box=box)
+    x_t, t = (
+        torch.randn(3, L, 2, N, N, dtype=torch.float64, generator=rng),
+        torch.tensor(0.4, dtype=torch.float64),
+    )
+    exact = SolenoidalDenoiser(None, torch.zeros(2, N, N, dtype=torch.float64), covariance, VPCosine())
+    plain, once = (LatticeMatching(exact, seen, system=system, iterations=n)(x_t, t) for n in (0, 1))
+    torch.testing.assert_close(once, plain, rtol=0, atol=1e-8)
+    many = LatticeMatching(Shrunk(), seen, system=system, iterations=60)(x_t, t)
+    other = MomentMatching(Shrunk(), seen, iterations=60, tolerance=1e-10)(x_t, t)
+    torch.testing.assert_close(many, other, rtol=0, atol=1e-5)
 
 
 def test_what_is_no_lattice_is_refused(covariance, rng):

@@ -232,25 +232,3 @@ def test_what_does_not_fit_is_told(case):
         denoiser(torch.zeros(1, L + 1, 2, N, N), torch.tensor(0.5))
     with pytest.raises(ValueError, match="even grid"):
         FlowCovariance(FlowMoments(moments.mean, moments.quarter[:-1], REST), L)
-
-
-def test_what_a_network_leaves_scales_the_posterior(case):
-    """Shares interpolate in the log of the noise, hold beyond the ends, and scale each |k| of what is carried."""
-    moments, rng = case
-    levels = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
-    shares = torch.rand(3, N // 2 + 1, generator=rng, dtype=torch.float64)
-    plain = FlowCovariance(moments, L, torch.float64)
-    known = FlowCovariance(FlowMoments(moments.mean, moments.quarter, REST, levels, shares), L, torch.float64)
-    noise = torch.tensor([0.01, 0.1, 10**-0.5, 10**0.75, 99.0], dtype=torch.float64)
-    expected = torch.stack(
-        [shares[0], shares[0], shares[:2].mean(0), shares[1] / 4 + 3 * shares[2] / 4, shares[2]]
-    )
-    torch.testing.assert_close(known.left(noise**-2), expected, rtol=0, atol=1e-12)
-    for kx, ky, field in directions()[::5]:
-        v = torch.randn(L, 1, 1, 1, generator=rng, dtype=torch.float64) * field
-        ratio = (noise**-2).reshape(-1, 1, 1, 1, 1)
-        share = expected[:, round(math.hypot(kx, ky))].reshape(-1, 1, 1, 1, 1)
-        got = known.posterior(v.expand(len(noise), L, 2, N, N), ratio)
-        torch.testing.assert_close(
-            got, share * plain.posterior(v.expand(len(noise), L, 2, N, N), ratio), rtol=0, atol=1e-12
-        )
