@@ -58,8 +58,7 @@ class LatentRecipe:
     """The shared latent.
 
     Attributes:
-        kind: A coarser grid ("grid"), one vector ("vector"), the published autoencoder, whose latent keeps the grid
-            ("published"), or no latent but the states themselves ("pixel").
+        kind: "grid" (a coarser one), "vector", "published" (that autoencoder, on the whole grid) or "pixel" (no latent).
         channels: Of the latent; "pixel" has those of the states.
         patch: Cells of a side that become one, of "grid".
         hidden: Width of the corrections, of "grid" and "vector".
@@ -79,12 +78,13 @@ class LatentRecipe:
 
 @dataclass(frozen=True)
 class PriorRecipe:
-    """The belief over windows of latents: its closed form and the network that corrects it."""
+    """The belief over windows of latents: its closed form and the network that corrects it, ours or the published one."""
 
     window: int = 3
     patterns: int = 400
     fraction: float = 0.999
     shrink: float = 0.0
+    published: bool = False
     hidden: tuple[int, ...] = (64, 96)
     blocks: int = 2
     fit: FitSettings = field(default_factory=FitSettings)

@@ -10,7 +10,7 @@ from slams.experiments.fields import Place
 from slams.networks.autoencoder import GridCoder, MultimodalAutoencoder, VectorCoder
 from slams.networks.conv_autoencoder import LATENT_CHANNELS, SharedGridCodec
 from slams.networks.mlp import WindowMLP
-from slams.networks.unet import WindowUNet
+from slams.networks.unet import PublishedUNet, WindowUNet
 from slams.recipe import Recipe
 
 
@@ -71,11 +71,17 @@ def build_denoiser(recipe: Recipe, gaussian: WindowGaussian, periodic: bool) -> 
     """The untrained denoiser of a recipe around its closed form."""
     prior = recipe.prior
     if len(gaussian.event) == 1:
+        if prior.published:
+            raise ValueError(
+                "the published network (prior.published) convolves over a grid, and a latent of kind 'vector' has none; "
+                "use prior.published: false."
+            )
         network: nn.Module = WindowMLP(
             prior.window, gaussian.event, hidden=prior.hidden[0], blocks=prior.blocks
         )
     else:
-        network = WindowUNet(
+        kind = PublishedUNet if prior.published else WindowUNet
+        network = kind(
             prior.window, gaussian.event, hidden=prior.hidden, blocks=prior.blocks, periodic=periodic
         )
     return NetworkDenoiser(gaussian, network)

@@ -1,9 +1,12 @@
 """Figures of the smoothing problem: quality against cost, and draws beside the truth."""
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from slams.evaluation.style import COLOURS, dress, heading, new_figure
@@ -15,6 +18,7 @@ _PANELS = (
     ("log_likelihood", "E log p(y | x) [nats]"),
 )
 _SHOWN = 32
+_MARKS = "os^Dv"
 
 
 class Scored(Protocol):
@@ -30,41 +34,83 @@ class Scored(Protocol):
 
 
 def quality_figure(outcomes: Mapping[str, Mapping[str, Scored]], floor: str, *, title: str = "") -> Figure:
-    """Median scores against network evaluations, one row a process, one panel a score; lines join a net's runs.
+    """Median scores against network evaluations, one row a process, one panel a score.
+
+    Colours are nets and guidances, marks samplers; lines join samplers that differ in the number behind their name.
 
     Args:
         outcomes: By process and method.
         floor: Method drawn as a dashed line.
         title: Title of the figure.
     """
-    figure = new_figure(11.0, 3.2 * len(outcomes) + 0.6)
+    figure = new_figure(11.0, 3.2 * len(outcomes) + 1.8)
     axes = figure.subplots(len(outcomes), len(_PANELS), squeeze=False)
+    styles = _styles([run for found in outcomes.values() for run in _learnt(found)])
     for row, (label, found) in zip(axes, outcomes.items(), strict=True):
         for axis, (metric, name) in zip(row, _PANELS, strict=True):
-            level = float(found[floor].scores[metric].nanquantile(0.5))
-            axis.axhline(level, color="#000000", linestyle="--", linewidth=1.0, label=floor)
-            learnt = {n: o for n, o in found.items() if o.evaluations > 0}
-            groups: dict[str, list[tuple[float, float]]] = {}
-            for run, outcome in learnt.items():
-                net, _, guidance = (part.strip() for part in run.split("/"))
-                point = (outcome.evaluations, float(outcome.scores[metric].nanquantile(0.5)))
-                groups.setdefault(f"{net}, {guidance}", []).append(point)
-            for k, (group, points) in enumerate(groups.items()):
-                x, y = zip(*sorted(points), strict=True)
-                axis.plot(
-                    x, y, "o-", color=COLOURS[k % len(COLOURS)], markersize=4, linewidth=1.2, label=group
-                )
-            if learnt:
-                axis.set_xscale("log")
-            if metric == "w1":
-                axis.set_yscale("log")
-            else:
-                values = [y for points in groups.values() for _, y in points]
-                axis.set_ylim(max(min([*values, level]) - 2, level - 60), max([*values, level]) + 3)
             dress(axis, "network evaluations a draw", name, label)
-    axes[0][0].legend(frameon=False, fontsize=7)
+            _panel(axis, found, floor, metric, styles)
+    lines = {line.get_label(): line for axis in axes.ravel() for line in axis.get_lines()}
+    figure.legend(
+        list(lines.values()), list(lines), loc="outside lower center", ncols=4, frameon=False, fontsize=8
+    )
     heading(figure, title)
     return figure
+
+
+def _learnt(found: Mapping[str, Scored]) -> dict[str, Scored]:
+    return {run: outcome for run, outcome in found.items() if outcome.evaluations > 0}
+
+
+def _group(run: str) -> tuple[str, str]:
+    """Net and guidance of a run, and its sampler without the number behind the name."""
+    net, sampler, guidance = (part.strip() for part in run.split("/"))
+    return f"{net}, {guidance}", sampler.rstrip("0123456789")
+
+
+def _styles(runs: Sequence[str]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Colour and mark of each group."""
+    groups = list(dict.fromkeys(_group(run) for run in runs))
+    guided, samplers = (list(dict.fromkeys(group[i] for group in groups)) for i in (0, 1))
+    return {
+        (guide, sampler): {
+            "color": COLOURS[guided.index(guide) % len(COLOURS)],
+            "marker": _MARKS[samplers.index(sampler) % len(_MARKS)],
+        }
+        for guide, sampler in groups
+    }
+
+
+def _panel(
+    axis: Axes, found: Mapping[str, Scored], floor: str, metric: str, styles: Mapping[tuple[str, str], dict[str, Any]]
+) -> None:  # fmt: skip
+    level = float(found[floor].scores[metric].nanquantile(0.5))
+    axis.axhline(level, color="#000000", linestyle="--", linewidth=1.0, label=floor)
+    values = [level]
+    for group, style in styles.items():
+        points = sorted(
+            (outcome.evaluations, float(outcome.scores[metric].nanquantile(0.5)))
+            for run, outcome in _learnt(found).items()
+            if _group(run) == group
+        )
+        x, y = [point[0] for point in points], [point[1] for point in points]
+        axis.plot(x, y, markersize=5, linewidth=1.2, label=", ".join(group), **style)
+        values += y
+    if metric != "w1":
+        axis.set_ylim(max(min(values) - 2, level - 60), max(values) + 3)
+    else:
+        axis.set_yscale("log")
+        _plain_ticks(axis.yaxis)
+    if styles:
+        axis.set_xscale("log")
+        _plain_ticks(axis.xaxis)
+
+
+def _plain_ticks(scale: Axis) -> None:
+    """1, 2, 5, 10, ... in numbers."""
+    scale.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    scale.set_major_formatter("{x:g}")
+    scale.set_minor_formatter(NullFormatter())
 
 
 def trajectory_figure(problem: Problem, draws: Mapping[str, Tensor]) -> Figure:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from slams.assimilation.sda import Guidance
 from slams.diffusion.covariance_matching import CovarianceMatching
+from slams.diffusion.dps import PosteriorSampling
 from slams.diffusion.guidance import GaussianGuidance
-from slams.diffusion.moment_matching import MomentMatching
+from slams.diffusion.moment_matching import MomentMatching, PseudoInverse
 from slams.diffusion.precondition import Detached
 from slams.diffusion.sampler import Sampler
 from slams.experiments.chain import Archive
@@ -23,7 +24,9 @@ from slams.experiments.setup import unknown
 from slams.recipe import override
 
 Tree = dict[str, Any]
-GRIDS = ("quick", "reduced", "full")
+GRIDS = ("quick", "curves", "reduced", "full")
+# backward passes of a guided mean
+_BACKWARD = {"sda": 1, "dps": 1, "pseudo": 1, "moments": 1, "detached": 0, "covariance": 0}
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,10 @@ class Bar:
     Attributes:
         process: Of the observations.
         run: "net / sampler / guidance".
-        metric: "w1_ratio" to the floor, or the difference from the smoother's "log_prior" or "log_likelihood"; with
-            "absolute_log_prior" the number itself.
+        metric: "w1_ratio" to the floor, the difference from the smoother's "log_prior" or "log_likelihood", or
+            "absolute_log_prior", the number itself.
+        against: Another run, instead of the smoother: metrics are then "w1_ratio" to its W1, "log_prior_gap", how much
+            further from the smoother's log p(x) than it, and "saved", its network evaluations over ours.
         low: Least value.
         high: Largest value.
         published: The paper's, at 64 observations and 1024 samples.
@@ -43,6 +48,7 @@ class Bar:
     process: str
     run: str
     metric: str
+    against: str = ""
     low: float = -math.inf
     high: float = math.inf
     published: float = math.nan
@@ -64,12 +70,13 @@ class Plan:
         processes: What is seen.
         nets: To be trained, or shipped.
         samplers: Settings of `Sampler`.
-        guidances: "kind" (sda, detached, moments, covariance) and its settings.
+        guidances: "kind" (sda, detached, dps, pseudo, moments, covariance) and its settings.
         runs: "net / sampler / guidance", for each process.
+        curves: Runs that `grid=curves` makes besides.
         reduced: Runs that `grid=reduced` and `grid=full` make besides.
         full: Runs that only `grid=full` makes.
         bars: Judged where their runs were made.
-        grid: "quick", "reduced" or "full".
+        grid: "quick", "curves", "reduced" or "full".
     """
 
     title: str
@@ -81,6 +88,7 @@ class Plan:
     guidances: Mapping[str, Tree]
     runs: Sequence[str]
     bars: Sequence[Bar]
+    curves: Sequence[str] = ()
     reduced: Sequence[str] = ()
     full: Sequence[str] = ()
     seed: int = 0
@@ -93,8 +101,13 @@ class Plan:
     @property
     def chosen(self) -> list[str]:
         """Runs to be made."""
-        level = GRIDS.index(self.grid)
-        return [*self.runs, *(self.reduced if level > 0 else ()), *(self.full if level > 1 else ())]
+        more = {
+            "quick": (),
+            "curves": self.curves,
+            "reduced": self.reduced,
+            "full": (*self.reduced, *self.full),
+        }
+        return list(dict.fromkeys((*self.runs, *more[self.grid])))
 
 
 def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
@@ -122,7 +135,7 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
             f"grid is one of {', '.join(GRIDS)}, observations and samples at least 2; got {plan.grid!r}, "
             f"{plan.observations} and {plan.samples}."
         )
-    for name in (*plan.runs, *plan.reduced, *plan.full):
+    for name in (*plan.runs, *plan.curves, *plan.reduced, *plan.full):
         parts_of(plan, name)
     return plan
 
@@ -156,17 +169,18 @@ def guidance_of(settings: Tree, covariance: Tensor) -> Guidance:
         return partial(GaussianGuidance, **given)
     if kind == "detached":
         return lambda denoiser, seen: GaussianGuidance(Detached(denoiser), seen, **given)
-    if kind == "moments":
-        return partial(MomentMatching, **given)
+    simple = {"dps": PosteriorSampling, "pseudo": PseudoInverse, "moments": MomentMatching}
+    if kind in simple:
+        return partial(simple[kind], **given)
     if kind == "covariance":
         return partial(CovarianceMatching, covariance=covariance, **given)
-    raise ValueError(unknown("guidance", kind, ("sda", "detached", "moments", "covariance")))
+    raise ValueError(unknown("guidance", kind, tuple(_BACKWARD)))
 
 
 def cost_of(settings: Tree) -> float:
     """Network evaluations of a guided one, a backward pass counted as two."""
-    passes = {"sda": 1, "detached": 0, "covariance": 0, "moments": 1 + settings.get("iterations", 16)}
-    return 1.0 + 2.0 * passes[settings["kind"]]
+    solver = settings.get("iterations", 16) if settings["kind"] == "moments" else 0
+    return 1.0 + 2.0 * (_BACKWARD[settings["kind"]] + solver)
 
 
 def _plain(values: Tree) -> Tree:

@@ -74,14 +74,18 @@ class Problem:
         value = torch.stack([part["a"].value for part in parts])
         return cls(process, truth, Observations({"a": Observation(value, first.operator, first.noise)}))
 
-    def one(self, i: int, dtype: torch.dtype = torch.float32) -> Observations:
+    def one(self, i: int) -> Observations:
         """The record of one truth as seen from states of the system, values (L, 1)."""
-        return _physical(self.observations["a"].value[i].to(dtype), self.observations["a"])
+        return self._physical(self.observations["a"].value[i])
 
-    def all(self, dtype: torch.dtype = torch.float64, copies: int = 1) -> Observations:
-        """All records as seen from states of the system, values (copies R, L, 1)."""
-        value = self.observations["a"].value.to(dtype)
-        return _physical(value.repeat(copies, 1, 1), self.observations["a"])
+    def all(self, copies: int = 1) -> Observations:
+        """All records as seen from states of the system, values (copies R, L, 1) in double precision."""
+        return self._physical(self.observations["a"].value.double().repeat(copies, 1, 1))
+
+    def _physical(self, value: Tensor) -> Observations:
+        operator = self.observations["a"].operator
+        seen = Observation(value, operator, Isotropic(self.process.std**2))
+        return Observations({"a": seen}).pullback({"a": encode})
 
 
 def smoothed(
@@ -207,9 +211,3 @@ def scores(problem: Problem, samples: Tensor, reference: Tensor) -> dict[str, Te
         error = (fine.mean(0) - problem.truth[i].double()) * scale
         out["rmse"].append(float(error.square().mean().sqrt()))
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in out.items()}
-
-
-def _physical(value: Tensor, like: Observation) -> Observations:
-    """Values of normalised states, seen from those of the system."""
-    noise = Isotropic(float(like.noise.variance.flatten()[0]))  # type: ignore[attr-defined]
-    return Observations({"a": Observation(value, like.operator, noise)}).pullback({"a": encode})

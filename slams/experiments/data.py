@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from slams.data.bars import download_bars
 from slams.data.era5 import aliases
 from slams.data.fetch import FetchError
 from slams.data.manifest import record_history
-from slams.data.process import process
+from slams.data.process import Processed, process
 from slams.data.safety import is_address
 from slams.data.status import FolderStatus, StoreStatus, status
 from slams.data.verify import verify
@@ -78,37 +78,50 @@ def prepare(
     wanted = list(parse_years(years)) if years else None
     if wanted is None and (base is None or base in ("cds", "weatherbench") or is_address(base)):
         wanted = list(range(config.YEARS[0], config.YEARS[1] + 1))
-    names = _variables(archive, variables)
     options: dict[str, Any] = {"jobs": jobs, "offline": offline}
     if isinstance(archive, Stations):
-        options["stations"] = stations
-    elif source == "era5":
-        options["variables"] = names
-    paths, missing = _obtain(archive, wanted, base, folder, options)
-    if paths and isinstance(archive, Stations):
-        table = archive.process(paths, folder / _TABLE, wanted)
-        record_history(folder, f"{table.name}: {len(paths)} files", {"years": wanted})
-        console.say(f"{table}: observations of {len(paths)} files")
-    elif paths:
-        assert isinstance(archive, Archive)
+        paths, missing = _obtain(archive, wanted, base, folder, options | {"stations": stations})
+        if paths:
+            table = archive.process(paths, folder / _TABLE, wanted)
+            files = _count(len(paths), "file")
+            record_history(folder, f"{table.name}: {files}", {"years": wanted})
+            console.say(f"{table}: observations of {files}")
+    else:
+        names = _variables(archive, variables)
+        if source == "era5":
+            options["variables"] = names
+        paths, missing = _obtain(archive, wanted, base, folder, options)
+        holding = _holding(archive, paths, names, chosen=bool(variables)) if paths else {}
         # where files are missing, what is there
-        years_there = wanted if missing is None else None
-        for name, files in _holding(archive, paths, names, chosen=bool(variables)).items():
-            with _days(console) as progress:
-                done = process(
-                    archive,
-                    files,
-                    folder,
-                    variable=name,
-                    grid=grid,
-                    years=years_there,
-                    scheduler=scheduler,
-                    progress=progress,
-                )
-            console.say(f"{folder / name}.zarr: {done.text()}")
+        there = wanted if missing is None else None
+        done = _process(archive, holding, folder, console, grid=grid, years=there, scheduler=scheduler)
+        if years and missing is None:
+            _check_years(done, base or f"the archive {source!r}")
     if missing is not None:
         raise missing
     return folder
+
+
+def _process(
+    archive: Archive, holding: dict[str, list[Path]], folder: Path, console: Console, **settings: Any
+) -> list[Processed]:
+    """Each variable's files to its store."""
+    found = []
+    for name, files in holding.items():
+        with _days(console) as progress:
+            found.append(process(archive, files, folder, variable=name, progress=progress, **settings))
+        console.say(f"{folder / name}.zarr: {found[-1].text()}")
+    return found
+
+
+def _check_years(found: Sequence[Processed], source: str) -> None:
+    """Refuse to call a run complete that lacks years somebody asked for by name."""
+    lacking = {done.variable: done.absent for done in found if done.absent}
+    if lacking:
+        years = "; ".join(f"{name}: {', '.join(map(str, absent))}" for name, absent in lacking.items())
+        raise ValueError(
+            f"{source} has no day of some years that --years asks for ({years}); the others are processed."
+        )
 
 
 def parse_years(text: str) -> list[int]:
@@ -132,9 +145,7 @@ def parse_years(text: str) -> list[int]:
     return sorted(years)
 
 
-def _variables(archive: Archive | Stations, variables: Sequence[str] | None) -> tuple[str, ...]:
-    if isinstance(archive, Stations):
-        return ()
+def _variables(archive: Archive, variables: Sequence[str] | None) -> tuple[str, ...]:
     for name in variables or ():
         archive.quantity(name)
     return tuple(variables) if variables else archive.variables
@@ -220,15 +231,15 @@ def show_status(
     """
     root = Path(folder) if folder is not None else config.DATA_DIR
     found = status(root)
-    if found.stores and (figure or not as_json):
-        target = Path(figure) if figure else root / "coverage.png"
-        with atomic(target) as temporary:
-            coverage(found.stores).savefig(temporary, dpi=120, format="png")
     if as_json:
         print(json.dumps(found.to_json(), indent=2))
     else:
         _print(found, console)
-        if found.stores:
+    if found.stores and (figure or not as_json):
+        target = Path(figure) if figure else root / "coverage.png"
+        with atomic(target) as temporary:
+            coverage(found.stores).savefig(temporary, dpi=120, format="png")
+        if not as_json:
             console.say(f"coverage by year: {target}")
     return 1 if found.faults else 0
 
@@ -245,15 +256,18 @@ def show_verify(folder: str | Path | None, *, as_json: bool = False, console: Co
         1 if something is at fault, otherwise 0.
     """
     root = Path(folder) if folder is not None else config.DATA_DIR
-    count, faults = verify(
-        root, (lambda name: None) if as_json else (lambda name: console.say(f"reading {name}"))
-    )
+    # of an archive of daily files, thousands: they go by on one line of a terminal
+    live = console.rich.is_terminal and not (as_json or console.quiet)
+    with console.rich.status("reading") if live else nullcontext() as shown:
+        count, faults = verify(root, lambda name: shown.update(f"reading {name}") if shown else None)
     if as_json:
         print(json.dumps({"folder": str(root), "read": count, "faults": faults}, indent=2))
     else:
         for fault in faults:
             console.say(f"FAULT {fault}")
-        console.say(f"{count} stores and files read, {len(faults)} faults")
+        console.say(
+            f"{_count(count, 'store or file', 'stores and files')} read, {_count(len(faults), 'fault')}"
+        )
     return 1 if faults else 0
 
 
@@ -278,7 +292,7 @@ def coverage(stores: Sequence[StoreStatus]) -> Figure:
         )
         for store in stores
     }
-    figure = coverage_by_modality(years, shares, title="Share of the days of each year")
+    figure = coverage_by_modality(years, shares, title="Share of the days of each year (grey: none)")
     figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
@@ -287,7 +301,7 @@ def _print(found: FolderStatus, console: Console) -> None:
     table = Table("store", "unit", "days", "years", "missing", "range", "valid", "size", box=None)
     table.columns[0].no_wrap = True
     for store in found.stores:
-        gaps = f"{store.missing} in {len(store.gaps)} gaps" if store.gaps else "none"
+        gaps = f"{store.missing} in {_count(len(store.gaps), 'gap')}" if store.gaps else "none"
         table.add_row(
             store.path,
             store.units,
@@ -310,16 +324,20 @@ def _print(found: FolderStatus, console: Console) -> None:
     for name, size in found.tables.items():
         console.say(f"{name}: station table, {_size(size)}")
     for name, (count, size) in found.files.items():
-        console.say(f"{name}: {count} fetched files, {_size(size)}")
+        console.say(f"{name}: {_count(count, 'fetched file')}, {_size(size)}")
     for name, count in found.published.items():
-        console.say(f"{name}: {count} daily stores of the published layout")
+        console.say(f"{name}: {_count(count, 'daily store')} of the published layout")
     for fault in found.faults:
         console.say(f"FAULT {fault}")
 
 
-def _size(size: int) -> str:
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _size(size: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
-        size = size / 1000  # type: ignore[assignment]
+        size = size / 1000
     return f"{size:.3g} TB"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,6 @@ from slams.networks.score_mlp import ScoreMLP
 from slams.networks.score_unet import ScoreUNet
 from slams.training.fit import FitSettings, History, fit
 
-RATIOS = (2e-3, 60.0)  # sigma / alpha between which training times lie
-
 
 @dataclass(frozen=True)
 class NetSettings:
@@ -46,6 +45,7 @@ class NetSettings:
         batch: Trajectories or windows a step.
         span: Length of the trajectories that a global net is trained on.
         learning_rate: Peak of it.
+        ratios: sigma / alpha between which training times lie.
         ema: Decay of the averaged weights.
         seed: Of weights, batches, times and noise.
     """
@@ -60,6 +60,7 @@ class NetSettings:
     batch: int = 512
     span: int = 32
     learning_rate: float = 1e-3
+    ratios: Sequence[float] = (2e-3, 60.0)
     ema: float = 0.999
     seed: int = 0
 
@@ -68,6 +69,8 @@ class NetSettings:
             raise ValueError(
                 f"a net is local or global, of order 1 or more; got {self.kind!r}, {self.order}."
             )
+        if not 0 < self.ratios[0] < self.ratios[1]:
+            raise ValueError(f"training times lie between two positive, growing ratios; got {self.ratios}.")
         if self.kind == "local" and any(self.dilations):
             raise ValueError(
                 f"windows of a local net do not see each other: its dilations are 0, got {self.dilations}."
@@ -94,13 +97,14 @@ def build(net: NetSettings, mean: Tensor, covariance: Tensor, schedule: Schedule
         schedule: SDA's cosine if None.
     """
     schedule = schedule or VPCosine()
+    trained = (net.ratios[0], net.ratios[1])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(net.seed)
         network: nn.Module
         if not net.published:
             network = ScoreGated(mean.numel(), width=net.width, gates=net.gates, dilations=net.dilations)
             return MarkovBlanket(
-                WhitenedDenoiser(network, mean, covariance, schedule, trained=RATIOS), net.window
+                WhitenedDenoiser(network, mean, covariance, schedule, trained=trained), net.window
             )
         if net.kind == "local":
             network = ScoreMLP(net.window, mean.shape[1:], hidden=(net.width,) * 5)
@@ -143,7 +147,7 @@ def train_net(
         console: Where progress is shown.
     """
     denoiser = build(net, *moments(data["train"], net.window))
-    low, high = torch.tensor(RATIOS).log().tolist()
+    low, high = (math.log(ratio) for ratio in net.ratios)
 
     def times(rows: int, rng: torch.Generator) -> Tensor:
         place = (torch.arange(rows) + torch.rand(rows, generator=rng)) / rows

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -39,7 +40,9 @@ from slams.experiments.reproduce import Verdict, write_rows
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 SMOOTHER = "particle smoother"
-RIVALS = (SMOOTHER, "ancestral lines", "EnKS", "4D-Var", "climatology", "interpolation")
+
+# draws (R, N, L, 3), evaluations a draw, more numbers a truth
+Drawn = tuple[Tensor, float, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Outcome:
     """Draws of one method, judged.
 
     Attributes:
-        scores: One number a truth by name, (R).
+        scores: One number a truth by name, (R); for smoothers also the distinct "ancestors" of their first states.
         example: Draws for the first truth, (N, L, 3).
         evaluations: Of the network for a draw, a backward pass counted as two; 0 without one.
         seconds: For all.
@@ -98,22 +101,43 @@ def run(
 
 
 def judge(plan: Plan, label: str, found: Mapping[str, Outcome]) -> list[Verdict]:
-    """The bars of one process, on medians over truths; differences and ratios are those of each truth."""
+    """The bars of one process, on medians over truths; differences and ratios are those of each truth.
+
+    Rows of the status INFO say which share of draws left the attractor, and how many distinct first states the smoother's
+    draws have.
+    """
     verdicts = []
     for bar in plan.bars:
-        if bar.process != label or bar.run not in found:
+        if bar.process != label or bar.run not in found or (bar.against and bar.against not in found):
             continue
         value, lower, upper = median_interval(_measure(bar, found).tolist())
         status = "PASS" if bar.low <= value <= bar.high else "FAIL"
-        row = f"{label} {bar.run}"
+        row = f"{label} {bar.run}" + (f" against {bar.against}" if bar.against else "")
         verdicts.append(
             Verdict(row, bar.metric, bar.published, bar.low, bar.high, value, lower, upper, status)
         )
+    nothing = (math.nan,) * 3
+    for run in dict.fromkeys(bar.run for bar in plan.bars if bar.process == label and bar.run in found):
+        share = float(found[run].scores["blown"].mean()) if "blown" in found[run].scores else math.nan
+        verdicts.append(Verdict(f"{label} {run}", "blown", *nothing, share, math.nan, math.nan, "INFO"))
+    ancestors = found[SMOOTHER].scores.get("ancestors")
+    if ancestors is not None:
+        value, lower, upper = median_interval(ancestors.tolist())
+        verdicts.append(Verdict(f"{label} {SMOOTHER}", "ancestors", *nothing, value, lower, upper, "INFO"))
     return verdicts
 
 
 def _measure(bar: Bar, found: Mapping[str, Outcome]) -> Tensor:
     own, floor = found[bar.run].scores, found[SMOOTHER].scores
+    if bar.against:
+        other = found[bar.against].scores
+        if bar.metric == "saved":
+            saved = found[bar.against].evaluations / found[bar.run].evaluations
+            return torch.full_like(own["w1"], saved)
+        if bar.metric == "log_prior_gap":
+            ours, theirs = own["log_prior"] - floor["log_prior"], other["log_prior"] - floor["log_prior"]
+            return ours.abs() - theirs.abs()
+        return own["w1"] / other["w1"]
     if bar.metric == "w1_ratio":
         return own["w1"] / floor["w1"]
     if bar.metric == "absolute_log_prior":
@@ -170,7 +194,7 @@ def _run(
         "guidance": plan.guidances[guidance],
     }
 
-    def make() -> tuple[Tensor, float]:
+    def make() -> Drawn:
         _, covariance = moments(train, problem.process.length)
         drawn = plan.samplers[sampler]
         guide = guidance_of(plan.guidances[guidance], covariance.float())
@@ -184,7 +208,7 @@ def _run(
                 progress=lambda n: advance(n, ""),
             )
         assert posterior.samples is not None
-        return posterior.samples, drawn.evaluations * cost_of(plan.guidances[guidance])
+        return posterior.samples, drawn.evaluations * cost_of(plan.guidances[guidance]), {}
 
     return _kept(plan, label, name, problem, reference, folder, settings, make)
 
@@ -197,29 +221,28 @@ def _rivals(
     climate = train[:, ::64].reshape(-1, 3)
     rng = partial(fork, plan.seed, label)
     size = plan.samples
-    made: dict[str, Callable[[], Tensor]] = {
+    made: dict[str, Callable[[], Drawn]] = {
         SMOOTHER: lambda: _smoother(plan, label, problem, "second", True, console),
         "ancestral lines": lambda: _smoother(plan, label, problem, "lines", False, console),
-        "EnKS": lambda: ensemble_smoothed(problem, size, climate, rng("EnKS")),
-        "4D-Var": lambda: variational(problem, size, climate, rng("4D-Var")),
-        "climatology": lambda: climatology(problem, size, train, rng("climatology")),
-        "interpolation": lambda: interpolated(problem, size, train),
+        "EnKS": lambda: _netless(ensemble_smoothed(problem, size, climate, rng("EnKS"))),
+        "4D-Var": lambda: _netless(variational(problem, size, climate, rng("4D-Var"))),
+        "climatology": lambda: _netless(climatology(problem, size, train, rng("climatology"))),
+        "interpolation": lambda: _netless(interpolated(problem, size, train)),
     }
     settings = {"particles": plan.particles}
-    found = {}
-    for name, draw in made.items():
-        make = partial(_without_net, draw)
-        found[name] = _kept(plan, label, name, problem, reference, folder, settings, make)
-    return found
+    return {
+        name: _kept(plan, label, name, problem, reference, folder, settings, make)
+        for name, make in made.items()
+    }
 
 
-def _without_net(draw: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    return draw().float(), 0.0
+def _netless(samples: Tensor) -> Drawn:
+    return samples.float(), 0.0, {}
 
 
 def _smoother(
     plan: Plan, label: str, problem: Problem, which: str, backward: bool, console: Console
-) -> Tensor:
+) -> Drawn:
     with console.bar(f"{label} {which} particle smoother", plan.observations) as advance:
         draws, extra = smoothed(
             problem, plan.samples, particles=plan.particles, backward=backward, label=f"{label} {which}",
@@ -227,7 +250,7 @@ def _smoother(
         )  # fmt: skip
         first = extra["ancestors"]
         advance(0, f"{int(first.min())} to {int(first.max())} distinct first states in {plan.samples}")
-    return draws
+    return draws.float(), 0.0, extra
 
 
 def _reference(plan: Plan, label: str, problem: Problem, folder: Path, console: Console) -> Tensor:
@@ -238,7 +261,7 @@ def _reference(plan: Plan, label: str, problem: Problem, folder: Path, console: 
         with safe_open(path, "pt") as file:
             if file.metadata().get("settings") == digest:
                 return file.get_tensor("draws")
-    draws = _smoother(plan, label, problem, "first", True, console)
+    draws, _, _ = _smoother(plan, label, problem, "first", True, console)
     with atomic(path) as temporary:
         save_file({"draws": draws.contiguous()}, temporary, {"settings": digest})
     return draws
@@ -255,7 +278,7 @@ def _problem_settings(plan: Plan, label: str) -> Tree:
 
 def _kept(
     plan: Plan, label: str, name: str, problem: Problem, reference: Tensor, folder: Path, settings: Tree,
-    make: Callable[[], tuple[Tensor, float]],
+    make: Callable[[], Drawn],
 ) -> Outcome:  # fmt: skip
     """An outcome from disk where its settings are the same, else made and kept."""
     digest = json.dumps({**_problem_settings(plan, label), **settings}, sort_keys=True)
@@ -269,9 +292,9 @@ def _kept(
                 example = tensors.pop("example")
                 return Outcome(tensors, example, float(meta["evaluations"]), float(meta["seconds"]))
     start = time.monotonic()
-    samples, evaluations = make()
+    samples, evaluations, extra = make()
     seconds = time.monotonic() - start
-    done = Outcome(scores(problem, samples, reference), samples[0].clone(), evaluations, seconds)
+    done = Outcome(scores(problem, samples, reference) | extra, samples[0].clone(), evaluations, seconds)
     meta = {"settings": digest, "evaluations": str(evaluations), "seconds": str(seconds)}
     with atomic(path) as temporary:
         save_file({**done.scores, "example": done.example.contiguous()}, temporary, meta)
@@ -301,6 +324,7 @@ def _lines(label: str, found: Mapping[str, Outcome]) -> list[Tree]:
         line: Tree = {"process": label, "method": name}
         line |= {key: f"{float(value.nanquantile(0.5)):.4g}" for key, value in numbers.items()}
         line["blown"] = f"{float(s['blown'].mean()):.3g}"
+        line["ancestors"] = f"{float(s['ancestors'].quantile(0.5)):.0f}" if "ancestors" in s else ""
         line |= {"evaluations": f"{outcome.evaluations:g}", "seconds": f"{outcome.seconds:.0f}"}
         lines.append(line)
     return lines
@@ -321,8 +345,9 @@ def _show(
             "status": verdict.status,
         }
         for verdict in verdicts
+        if verdict.status != "INFO"
     ]
     if lines:
         console.rich.print(console_table(lines, title="bars"))
     passed = sum(verdict.status == "PASS" for verdict in verdicts)
-    console.say(f"{passed} of {len(verdicts)} rows within their band: {folder.resolve()}")
+    console.say(f"{passed} of {len(lines)} rows within their band: {folder.resolve()}")

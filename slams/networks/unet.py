@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slams.networks.layers import LayerNorm2d, SphereConv, TimeEmbedding, zero
+from slams.networks.score_unet import ScoreUNet
 
 
 class Block(nn.Module):
@@ -106,6 +107,54 @@ class WindowUNet(nn.Module):
             for block in self.up[level]:  # type: ignore[attr-defined]
                 x = block(x, embedded)
         return self.last(F.silu(x))[..., : x_t.shape[-2], :].reshape(*lead, *x_t.shape[-4:])
+
+
+class PublishedUNet(nn.Module):
+    """`ScoreUNet` with the layers and weights of the published latent system, as correction of a closed-form denoiser.
+
+    It sees x_t and the time alone, as published; its last layer starts at zero, so that untrained it corrects nothing.
+    Longitude closes, and rows that cannot be halved are filled up as in `WindowUNet`.
+
+    Args:
+        length: L.
+        event: (C, H, W).
+        hidden: Channels of each level.
+        blocks: Residual blocks of each level, on the way down and up.
+        embedding: Size of the time embedding.
+        periodic: Whether longitude closes.
+
+    Source:
+        Qu et al. (2024), arXiv:2404.06665, released code.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        event: Sequence[int],
+        *,
+        hidden: Sequence[int] = (32, 64, 128),
+        blocks: int = 3,
+        embedding: int = 64,
+        periodic: bool = True,
+    ) -> None:
+        super().__init__()
+        channels, height, width = event
+        self.rows = -height % 2 ** (len(hidden) - 1)
+        self.network = ScoreUNet(
+            (channels, height + self.rows, width),
+            length=length,
+            hidden=hidden,
+            blocks=blocks,
+            embedding=embedding,
+            padding=("zero", "circular" if periodic else "zero"),
+        )
+        zero(self.network.last)
+
+    def forward(self, x_t: Tensor, linear: Tensor, t: Tensor) -> Tensor:
+        """(*B, L, C, H, W), which alone is seen, and the closed form, () or (b, 1, ..., 1) -> (*B, L, C, H, W)."""
+        filled = F.pad(x_t.flatten(0, -4), (0, 0, 0, self.rows), mode="replicate") if self.rows else x_t
+        filled = filled.reshape(*x_t.shape[:-2], -1, x_t.shape[-1])
+        return self.network(filled, t)[..., : x_t.shape[-2], :]
 
 
 def _stack(channels: int, blocks: int, embedding: int, periodic: bool) -> nn.ModuleList:

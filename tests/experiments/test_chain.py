@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from slams.core.random import fork
+from slams.experiments import priors
 from slams.experiments.chain import Archive, decode, encode, noisy_lorenz63, simulate, trajectories
 from slams.experiments.chain_smoothing import (
     Problem,
@@ -125,6 +126,27 @@ def test_impossible_nets_are_told():
         NetSettings(order=0)
     with pytest.raises(ValueError, match="dilations"):
         NetSettings(dilations=(0, 1))
+    with pytest.raises(ValueError, match="ratios"):
+        NetSettings(ratios=(3.0, 0.01))
+
+
+def test_training_times_are_spread_evenly_between_the_ratios(data, monkeypatch):
+    """Of n sorted sigma / alpha of a batch, the i-th lies in the i-th of n equal parts of the logarithm."""
+    seen = []
+    real = priors.denoising_loss
+
+    def spy(module, x, *, times, rng):
+        alpha, sigma = module.schedule(times)
+        seen.append((sigma / alpha).log().sort().values)
+        return real(module, x, times=times, rng=rng)
+
+    monkeypatch.setattr(priors, "denoising_loss", spy)
+    train_net(dataclasses.replace(NETS[0], ratios=(0.01, 3.0), steps=2, batch=50), data)
+    low, high = math.log(0.01), math.log(3.0)
+    for found in seen:
+        edges = torch.linspace(low, high, len(found) + 1)
+        assert ((found > edges[:-1] - 1e-3) & (found < edges[1:] + 1e-3)).all()
+    assert {len(found) for found in seen} >= {50}
 
 
 def test_the_truth_s_own_scores(problem):

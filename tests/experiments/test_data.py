@@ -1,9 +1,8 @@
 """The data commands end to end on small archives with true headers, and a training from their stores."""
 
 import json
-import os
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -84,33 +83,10 @@ def data(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for path in (*(sources / "cpc").iterdir(), *(sources / "olr").iterdir()):
             archive.put(path.name, path.read_bytes())
         for name, folder in (("cpc", "cpc"), ("olr", "noaa")):
-            words = [
-                "data",
-                name,
-                "--source",
-                archive.url,
-                "--years",
-                "2000-2001",
-                "--out",
-                str(out / folder),
-            ]
-            assert main(words) == 0
-    assert (
-        main(
-            [
-                "data",
-                "era5",
-                "--source",
-                str(sources / "era5"),
-                "--out",
-                str(out / "era5"),
-            ]
-        )
-        == 0
-    )
-    assert (
-        main(["data", "stations", "--source", str(sources / "stations"), "--out", str(out / "stations")]) == 0
-    )
+            words = ["--source", archive.url, "--years", "2000-2001", "--out", str(out / folder)]
+            assert main(["data", name, *words]) == 0
+    for name in ("era5", "stations"):
+        assert main(["data", name, "--source", str(sources / name), "--out", str(out / name)]) == 0
     return out
 
 
@@ -162,23 +138,8 @@ def test_a_second_run_does_nothing(copy: Path, sources: Path) -> None:
     with serving() as archive:
         for path in (sources / "cpc").iterdir():
             archive.put(path.name, path.read_bytes())
-        assert (
-            main(
-                [
-                    "data",
-                    "era5",
-                    "--source",
-                    str(sources / "era5"),
-                    "--out",
-                    str(copy / "era5"),
-                ]
-            )
-            == 0
-        )
-        assert (
-            main(["data", "stations", "--source", str(sources / "stations"), "--out", str(copy / "stations")])
-            == 0
-        )
+        for name in ("era5", "stations"):
+            assert main(["data", name, "--source", str(sources / name), "--out", str(copy / name)]) == 0
         assert main(["data", "cpc", "--offline", "--years", "2000-2001", "--out", str(copy / "cpc")]) == 0
         assert archive.requests == []
     assert content(copy) == before
@@ -197,25 +158,30 @@ def test_offline_uses_what_is_there_and_names_the_rest(sources: Path, tmp_path: 
     assert FieldStore(tmp_path / "precip.zarr").years == [2000]
 
 
-def test_scripts_are_the_commands(sources: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "source", "store"),
+    [("process_cpc.py", "cpc", "precip.zarr"), ("process_noaa.py", "olr", "olr.zarr")],
+)
+def test_scripts_are_the_commands(
+    script: str, source: str, store: str, sources: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     """From another folder, with the same options."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = [
-        sys.executable,
-        ROOT / "process_noaa.py",
-        "--source",
-        sources / "olr",
-        "--years",
-        "2001",
-        "--out",
-        "noaa",
-    ]
-    done = subprocess.run(
-        [*map(str, words)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert FieldStore(tmp_path / "noaa" / "olr.zarr").years == [2001]
-    assert "run again when the rest is there" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    words = ["--source", str(sources / source), "--years", "2001", "--out", "here"]
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert left.value.code == 0
+    assert FieldStore(tmp_path / "here" / store).years == [2001]
+    assert "run again when the rest is there" in capsys.readouterr().out
+
+
+def test_a_year_asked_for_that_no_file_has_is_an_error(sources: Path, tmp_path: Path, capsys) -> None:
+    """What is there is processed, and the exit code tells a script that it isn't all."""
+    words = ["data", "olr", "--source", str(sources / "olr"), "--out", str(tmp_path), "--years", "2001-2002"]
+    assert main(words) == 1
+    assert "2002" in capsys.readouterr().err
+    assert FieldStore(tmp_path / "olr.zarr").years == [2001]
 
 
 def test_wrong_words_are_told(tmp_path: Path, sources: Path, capsys) -> None:
@@ -337,6 +303,11 @@ def lost_root(root: Path) -> None:
     (root / "cpc" / "precip.zarr" / "zarr.json").unlink()
 
 
+def torn_header(root: Path) -> None:
+    path = root / "noaa" / "olr.zarr" / "lat" / "zarr.json"
+    path.write_text(path.read_text()[:40])
+
+
 def foreign_manifest(root: Path) -> None:
     (root / "noaa" / "manifest.json").write_text('"mine"')
 
@@ -354,6 +325,7 @@ FAULTS = {
     impossible_report: ("observations.nc", ("better than they are",)),
     lost_store: ("precip.zarr", ("not there",)),
     lost_root: ("precip.zarr", ("isn't a complete store",)),
+    torn_header: ("olr.zarr", ("can't be read",)),
     foreign_manifest: ("manifest.json", ("isn't a manifest",)),
 }
 
@@ -361,9 +333,10 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_verify_finds_the_fault_and_its_place(fault, copy: Path, capsys) -> None:
     """Exit 1, and a sentence that names the file and what is wrong with it."""
-    fault(copy)
-    assert main(["data", "verify", str(copy), "--json"]) == 1
     where, said = FAULTS[fault]
+    folders = {"precip": "cpc", "t": "era5", "observations": "stations"}
+    fault(copy)
+    assert main(["data", "verify", str(copy / folders.get(where.split(".")[0], "noaa")), "--json"]) == 1
     told = json.loads(capsys.readouterr().out)["faults"]
     assert any(where in text and any(word in text for word in said) for text in told), told
 

@@ -9,11 +9,16 @@ import torch
 import yaml
 
 from slams.cli import main
+from slams.core.covariance import Isotropic
+from slams.diffusion.denoiser import Denoiser
+from slams.diffusion.schedule import VPCosine
 from slams.experiments import sda_l63
-from slams.experiments.chain_plan import Bar, read_plan
+from slams.experiments.chain_plan import Bar, cost_of, guidance_of, read_plan
 from slams.experiments.progress import Console
 from slams.experiments.reproduce import PAPERS, reproduce
 from slams.experiments.sda_l63 import SMOOTHER, WEIGHTS, Outcome, judge, run
+from slams.observation.observation import Observation, Observations
+from slams.observation.operators import Select
 
 SHIPPED = PAPERS / "learnt" / "rozet2023_l63.yaml"
 PLAN = {
@@ -54,8 +59,11 @@ def test_from_nothing_to_rows_and_again_without_work(papers, tmp_path, monkeypat
     quiet = Console(quiet=True)
     assert reproduce("tiny", out=out, papers=papers, console=quiet)
     folder = out / "tiny2023_l63"
-    (row,) = table(folder / "rows.csv")
+    row, blown, ancestors = table(folder / "rows.csv")
     assert row["status"] == "PASS" and row["metric"] == "w1_ratio"
+    assert (blown["metric"], blown["status"]) == ("blown", "INFO") and 0 <= float(blown["value"]) <= 1
+    assert (ancestors["metric"], ancestors["status"]) == ("ancestors", "INFO")
+    assert 1 <= float(ancestors["value"]) <= PLAN["samples"]
     before = {line["method"]: line for line in table(folder / "results.csv")}
     assert {SMOOTHER, "EnKS", "4D-Var", "climatology", "interpolation", "local1 / fast / sda"} <= set(before)
     assert float(before["local1 / fast / sda"]["evaluations"]) == 16 * 3
@@ -90,8 +98,62 @@ def test_a_row_outside_its_band_fails(papers, tmp_path):
         Bar("hi", "ours", "w1_ratio", high=1.1),
     ]
     found = judge(type(plan)(**{**vars(plan), "bars": bars}), "lo", {SMOOTHER: floor, "ours": ours})
-    assert [v.status for v in found] == ["FAIL", "PASS", "PASS"]
+    assert [v.status for v in found] == ["FAIL", "PASS", "PASS", "INFO"]
     assert found[0].value == pytest.approx(1.2) and found[1].value == pytest.approx(-5.0)
+
+
+def test_a_cheaper_run_is_held_against_a_dearer_one(papers):
+    """Medians over truths of W1's ratio, of how much further log p(x) is off, and the evaluations saved."""
+    plan = read_plan(papers / "learnt" / "tiny2023_l63.yaml")
+
+    def outcome(w1, log_prior, evaluations):
+        values = {"w1": torch.tensor(w1), "log_prior": torch.tensor(log_prior), "blown": torch.zeros(2)}
+        return Outcome(values, torch.empty(0), evaluations)
+
+    found = {
+        SMOOTHER: outcome([5.0, 5.0], [80.0, 80.0], 0.0),
+        "slow": outcome([6.0, 8.0], [70.0, 72.0], 512.0),
+        "fast": outcome([3.0, 4.0], [83.0, 79.0], 64.0),
+    }
+    limits = {"saved": {"low": 5.0}, "w1_ratio": {"high": 1.0}, "log_prior_gap": {"high": -8.0}}
+    bars = [Bar("lo", "fast", metric, "slow", **limit) for metric, limit in limits.items()]
+    bars.append(Bar("lo", "fast", "saved", "absent"))
+    rows = judge(type(plan)(**{**vars(plan), "bars": bars}), "lo", found)
+    assert [(v.value, v.status) for v in rows[:3]] == [(8.0, "PASS"), (0.5, "PASS"), (-7.0, "FAIL")]
+    assert [v.status for v in rows[3:]] == ["INFO"] and rows[3].value == 0
+
+
+@pytest.mark.parametrize(
+    "kind, cost", [("sda", 3), ("detached", 1), ("dps", 3), ("pseudo", 3), ("moments", 9), ("covariance", 1)]
+)
+def test_what_a_guidance_costs_is_counted(kind, cost):
+    """Forward passes, and backward ones twice, counted in one guided mean whose solver needs all its steps."""
+    calls = {"forward": 0, "backward": 0}
+
+    class Counted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            calls["forward"] += 1
+            return x.sin() + x.roll(1, -2)
+
+        @staticmethod
+        def backward(ctx, g):
+            calls["backward"] += 1
+            return g * torch.linspace(0.1, 3, 27).reshape(9, 3)
+
+    class Net(Denoiser):
+        schedule = VPCosine()
+
+        def forward(self, x_t, t):
+            return Counted.apply(x_t)
+
+    settings = {"kind": kind} | ({"iterations": 3, "tolerance": 1e-12} if kind == "moments" else {})
+    seen = Observations(
+        {"a": Observation(torch.randn(2, 9, 1), Select(torch.tensor([0]), event=1), Isotropic(0.01))}
+    )
+    guided = guidance_of(settings, torch.eye(27))(Net(), seen)
+    guided(torch.randn(2, 9, 3), torch.tensor(0.5))
+    assert calls["forward"] + 2 * calls["backward"] == cost == cost_of(settings)
 
 
 @pytest.mark.parametrize(

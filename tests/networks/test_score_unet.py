@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from slams.networks.layers import AxisConv
 from slams.networks.score_unet import ScoreUNet, forcing_map
+from slams.networks.unet import PublishedUNet
 
 HALF = torch.tensor(0.5, dtype=torch.float64)
 
@@ -251,3 +252,27 @@ def test_what_the_network_cannot_take_is_refused(rng):
         net(random(3, 2, 8, 8, rng=rng), HALF, random(1, 8, 8, rng=rng))
     with pytest.raises(ValueError, match=r"axes of \(7,\) cannot be coarsened 1 times"):
         small((3,))(random(7, 3, rng=rng), HALF)
+
+
+@pytest.mark.parametrize(
+    "channels, hidden, expected", [(5, (32, 64, 128), 2_636_441), (10, (64, 128, 256), 10_290_290)]
+)
+def test_published_networks_of_fields_have_the_published_weights(channels, hidden, expected) -> None:
+    """2.64 million of the latent and 10.29 million of pixels, with the three blocks and five days they were given."""
+    assert count(PublishedUNet(5, (channels, 121, 240), hidden=hidden, blocks=3)) == expected
+
+
+def test_published_correction_starts_at_nothing_and_sees_every_row() -> None:
+    """Untrained it is the closed form; five rows, filled up to six, all reach the result; longitude has no seam."""
+    torch.manual_seed(0)
+    net = PublishedUNet(3, (2, 5, 8), hidden=(4, 6), blocks=1, embedding=6).double()
+    rng = torch.Generator().manual_seed(1)
+    x = random(2, 4, 3, 2, 5, 8, rng=rng)
+    t = HALF.expand(2, 1, 1, 1, 1, 1)
+    assert torch.equal(net(x, x, t), torch.zeros_like(x))
+    torch.nn.init.normal_(net.network.last.conv.weight, generator=rng)
+    out = net(x, x, t)
+    torch.testing.assert_close(net(x.roll(2, -1), x, t), out.roll(2, -1))
+    torch.testing.assert_close(net(x[1, 2], x, HALF), out[1, 2])
+    x[..., -1, :] += 1
+    assert ((net(x, x, t) - out)[..., -1, :].abs() > 1e-6).all()
