@@ -166,7 +166,8 @@ def standard_times(stamps: np.ndarray, choice: Calendar = "refuse") -> tuple[np.
             if choice == "refuse":
                 raise ValueError(
                     f"calendar {stamp.calendar!r} has days that don't exist, the first is {stamp.isoformat()}; "
-                    "choose what to do: calendar 'date' drops them, 'year' spreads 360 days over the year."
+                    "choose 'date' to drop them or 'year' to spread 360 days over the year, for a file with xarray: "
+                    "dataset.convert_calendar('standard', align_on='date')."
                 ) from error
     positions = np.array([position for position, _ in found], dtype=np.int64)
     return np.array([stamp for _, stamp in found], dtype="datetime64[s]"), positions

@@ -131,7 +131,7 @@ def bandwidth(count: int, rank: int) -> float:
         Silverman (1986), Density Estimation, eq. 4.14.
 
     >>> round(bandwidth(500, 1), 3), round(bandwidth(40, 9), 3)
-    (0.306, 0.702)
+    (0.306, 0.697)
     """
     return min(0.999, (4 / (count * (rank + 2))) ** (1 / (rank + 4)))
 

@@ -23,9 +23,6 @@ from slams.data.regrid import Grid
 from slams.data.store import FieldStore
 from slams.data.unpack import unpack
 
-# Many small shards, so that an append has many steps.
-store_writer._CHUNK_BYTES, store_writer._MAX_CHUNKS_PER_SHARD = 1 << 10, 4
-
 CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
 
 
@@ -135,5 +132,7 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
+    # many small shards, so that an append has many steps
+    store_writer._CHUNK_BYTES, store_writer._MAX_CHUNKS_PER_SHARD = 1 << 10, 4
     serve()
     os._exit(0)  # nothing to clean up, and libraries take seconds to do so
