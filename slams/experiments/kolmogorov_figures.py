@@ -157,7 +157,9 @@ def sweep(strides: Mapping[str, int], outcomes: Mapping[str, Mapping[str, Shown]
     left, right = figure.subplots(1, 2)
     names = list(dict.fromkeys(name for found in outcomes.values() for name in found))
     for k, name in enumerate(names):
-        labels = [label for label in strides if name in outcomes[label]]
+        labels = sorted(
+            (label for label in strides if name in outcomes[label]), key=lambda label: strides[label]
+        )
         x = [strides[label] for label in labels]
         style = {"color": COLOURS[k % len(COLOURS)], "linewidth": 2.2 if "/" in name else 1.4, "label": name}
         each = [outcomes[label][name].scores["squared_error"].sqrt() for label in labels]
