@@ -175,7 +175,7 @@ def _plain(verdict: Verdict) -> Tree:
         "row": verdict.row,
         "metric": verdict.metric,
         "published": "" if math.isnan(verdict.expected) else f"{verdict.expected:g}",
-        "bar": f"{verdict.low:.3g} … {verdict.high:.3g}",
+        "bar": "" if math.isnan(verdict.low) else f"{verdict.low:.3g} … {verdict.high:.3g}",
         "ours": f"{verdict.value:.3g} [{verdict.lower:.3g}, {verdict.upper:.3g}]",
         "status": verdict.status,
     }
