@@ -128,7 +128,7 @@ class EnSF(_Localized):
             FloatingPointError: If the ensemble has no spread, or the likelihood is not finite.
         """
         A = E - E.mean(-2, keepdim=True)
-        _refuse_collapsed(A, departures, type(self).__name__, memory.step)
+        refuse_collapsed(A, departures, type(self).__name__, memory.step)
         if self.patch is None:
             z = coordinates(A)
             b = self._width(A, [(z, departures.Y, departures.d)])
@@ -335,7 +335,7 @@ def condition_each(z: Tensor, Y: Tensor, d: Tensor, b: Tensor) -> tuple[KernelMi
     return prior, KernelMixture(m + variances * pulled, variances, logits[..., 0]), z.new_ones(1, 1)
 
 
-def _refuse_collapsed(A: Tensor, departures: Departures, name: str, step: int) -> None:
+def refuse_collapsed(A: Tensor, departures: Departures, name: str, step: int) -> None:
     """Stops where there is no spread to make coordinates of, or no likelihood."""
     if not bool((A.square().sum((-2, -1)) > 0).all()):
         raise FloatingPointError(

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from slams.assimilation.ensf import _refuse_collapsed
+from slams.assimilation.ensf import refuse_collapsed
 from slams.assimilation.filter import Failure, Memory
 from slams.assimilation.kalman import Departures, EnsembleKalman
 from slams.assimilation.likelihood import Likelihood
@@ -116,7 +116,7 @@ class DampedEnSF(EnsembleKalman):
             FloatingPointError: If the ensemble has no spread, or the likelihood is not finite.
         """
         mean = E.mean(-2, keepdim=True)
-        _refuse_collapsed(E - mean, departures, type(self).__name__, memory.step)
+        refuse_collapsed(E - mean, departures, type(self).__name__, memory.step)
         spread = E.std(-2, keepdim=True)
         if self.scale == "spread":
             shift, unit = mean, torch.where(spread > 0, spread, 1.0)

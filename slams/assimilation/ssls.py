@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.ensemble_score import EnsembleScore, Frame, KernelScore, NetworkScore, NoScore, Score
-from slams.assimilation.ensf import _refuse_collapsed, coordinates
+from slams.assimilation.ensf import coordinates, refuse_collapsed
 from slams.assimilation.filter import Failure, Memory
 from slams.assimilation.kalman import Departures, EnsembleKalman
 from slams.assimilation.likelihood import Likelihood
@@ -314,7 +314,7 @@ class SSLS(EnsembleKalman):
             FloatingPointError: If the ensemble has no spread, or the likelihood is not finite.
         """
         A = E - E.mean(-2, keepdim=True)
-        _refuse_collapsed(A, departures, type(self).__name__, memory.step)
+        refuse_collapsed(A, departures, type(self).__name__, memory.step)
         z, slopes = _turned(coordinates(A), departures.Y)
         W = z.mT @ A / (E.shape[-2] - 1)
         frame = Frame(E.mean(-2, keepdim=True), W)

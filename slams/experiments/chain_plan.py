@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from torch import Tensor
 
 from slams.assimilation.sda import Guidance
-from slams.diffusion.covariance_matching import CovarianceMatching
+from slams.diffusion.covariance_matching import Covariance, CovarianceMatching
 from slams.diffusion.dps import PosteriorSampling
 from slams.diffusion.guidance import GaussianGuidance
 from slams.diffusion.moment_matching import MomentMatching, PseudoInverse
@@ -125,7 +125,7 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     try:
         tree["archive"] = Archive(**tree.get("archive", {}))
         for key in ("processes", "nets", "samplers"):
-            tree[key] = {name: made[key](**_plain(values)) for name, values in tree[key].items()}
+            tree[key] = {name: made[key](**tuples(values)) for name, values in tree[key].items()}
         tree["bars"] = [Bar(**bar) for bar in tree["bars"]]
         plan = Plan(**tree)
     except TypeError as error:
@@ -140,7 +140,23 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     return plan
 
 
-def parts_of(plan: Plan, name: str) -> tuple[str, str, str]:
+class Runs(Protocol):
+    """A plan whose runs combine what it names."""
+
+    @property
+    def nets(self) -> Mapping[str, Any]:
+        """Nets by name."""
+
+    @property
+    def samplers(self) -> Mapping[str, Sampler]:
+        """Samplers by name."""
+
+    @property
+    def guidances(self) -> Mapping[str, Tree]:
+        """Settings of guidances by name."""
+
+
+def parts_of(plan: Runs, name: str) -> tuple[str, str, str]:
     """Net, sampler and guidance of a run."""
     parts = tuple(part.strip() for part in name.split("/"))
     if len(parts) != 3:
@@ -153,7 +169,7 @@ def parts_of(plan: Plan, name: str) -> tuple[str, str, str]:
     return parts[0], parts[1], parts[2]
 
 
-def guidance_of(settings: Tree, covariance: Tensor) -> Guidance:
+def guidance_of(settings: Tree, covariance: Tensor | Covariance) -> Guidance:
     """Makes a guided denoiser.
 
     Args:
@@ -183,6 +199,6 @@ def cost_of(settings: Tree) -> float:
     return 1.0 + 2.0 * (_BACKWARD[settings["kind"]] + solver)
 
 
-def _plain(values: Tree) -> Tree:
+def tuples(values: Tree) -> Tree:
     """Lists of YAML as tuples, which settings compare by."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

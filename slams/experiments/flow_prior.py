@@ -1,18 +1,14 @@
 """Score priors of Kolmogorov flows: what a net is, how it is trained, and how its weights travel."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from slams.core.files import atomic
 from slams.core.random import fork, normal
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.precondition import NoisePrediction
@@ -20,6 +16,7 @@ from slams.diffusion.schedule import VPCosine
 from slams.diffusion.solenoidal import FlowCovariance, FlowMoments, flow_moments
 from slams.diffusion.solenoidal_denoiser import SolenoidalDenoiser
 from slams.diffusion.trajectory import MarkovBlanket
+from slams.experiments.priors import draw_pieces, read_weights, write_weights
 from slams.experiments.progress import Console
 from slams.networks.score_flow import FlowUNet
 from slams.networks.score_unet import ScoreUNet, forcing_map
@@ -226,10 +223,10 @@ def train_prior(
     objective = Objective(net, moments)
 
     def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
-        x = symmetric(_draw(data["train"], net.batch, net.window, rng), rng)
+        x = symmetric(draw_pieces(data["train"], net.batch, net.window, rng), rng)
         return objective(module, x.to(device), rng)
 
-    fixed = _draw(data["valid"], 64, net.window, fork(net.seed, "valid"))
+    fixed = draw_pieces(data["valid"], 64, net.window, fork(net.seed, "valid"))
 
     @torch.no_grad()
     def validate(module: nn.Module) -> float:
@@ -288,7 +285,7 @@ def share_of_gaussian(
     """
     gaussian = build(dataclasses.replace(net, hidden=(), published=False), moments)
     objective = Objective(net, moments)
-    windows = _draw(x, 32, net.window, fork(net.seed, "share"))
+    windows = draw_pieces(x, 32, net.window, fork(net.seed, "share"))
     shares = {}
     for ratio in ratios:
         time = objective.schedule.time(torch.tensor(1 / ratio)).expand(len(windows))
@@ -309,14 +306,7 @@ def save_prior(path: Path, net: FlowNet, denoiser: nn.Module, moments: FlowMomen
         "moments.covariance": moments.quarter[:, :, rows, columns],
         "moments.rest": torch.tensor(moments.rest, dtype=torch.float64),
     }
-    meta = {
-        "net": json.dumps(dataclasses.asdict(net)),
-        **{key: json.dumps(value) for key, value in facts.items()},
-    }
-    with atomic(path) as temporary:
-        save_file(
-            {name: value.cpu().contiguous().clone() for name, value in tensors.items()}, temporary, meta
-        )
+    write_weights(path, tensors, {"net": dataclasses.asdict(net), **facts})
 
 
 def load_prior(path: Path) -> tuple[Denoiser, dict[str, Any]]:
@@ -329,7 +319,7 @@ def load_prior(path: Path) -> tuple[Denoiser, dict[str, Any]]:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds other weights than its settings ask for.
     """
-    tensors, meta = _open(path)
+    tensors, meta = read_weights(path)
     try:
         net = FlowNet(**meta["net"])
         denoiser = build(net, _moments(tensors, net))
@@ -349,21 +339,8 @@ def load_covariance(path: Path, length: int) -> FlowCovariance:
         path: Written by `save_prior`.
         length: Of the trajectories.
     """
-    tensors, meta = _open(path)
+    tensors, meta = read_weights(path)
     return FlowCovariance(_moments(tensors, FlowNet(**meta["net"])), length)
-
-
-def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not path.exists():
-        raise FileNotFoundError(
-            f"there are no weights at {path}; train them with --train, or check the path."
-        )
-    try:
-        with safe_open(path, "pt") as file:
-            meta = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-            return {key: file.get_tensor(key) for key in file.keys()}, meta  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no file of weights ({error}); restore it or train again.") from error
 
 
 def _moments(tensors: dict[str, Tensor], net: FlowNet) -> FlowMoments:
@@ -375,10 +352,3 @@ def _moments(tensors: dict[str, Tensor], net: FlowNet) -> FlowMoments:
     mean = torch.zeros(2, net.size, net.size)
     mean[0] = tensors["moments.mean"]
     return FlowMoments(mean, quarter, float(tensors["moments.rest"]))
-
-
-def _draw(x: Tensor, count: int, length: int, rng: torch.Generator) -> Tensor:
-    """Random pieces of trajectories, (count, length, *Z)."""
-    rows = torch.randint(len(x), (count,), generator=rng)
-    starts = torch.randint(x.shape[1] - length + 1, (count,), generator=rng)
-    return x[rows[:, None], starts[:, None] + torch.arange(length)]

@@ -10,18 +10,16 @@ from typing import Any
 import yaml
 
 from slams.assimilation.sda import Guidance
-from slams.diffusion.covariance_matching import Covariance, CovarianceMatching
-from slams.diffusion.dps import PosteriorSampling
+from slams.diffusion.covariance_matching import Covariance
 from slams.diffusion.lattice import LatticeMatching, LatticeSystem
 from slams.diffusion.sampler import Sampler
-from slams.experiments.chain_plan import cost_of, guidance_of
+from slams.experiments.chain_plan import Tree, cost_of, guidance_of, parts_of, tuples
 from slams.experiments.flow_archive import FlowArchive
 from slams.experiments.flow_prior import FlowNet
 from slams.experiments.kolmogorov_problem import Process
 from slams.experiments.setup import unknown
 from slams.recipe import override
 
-Tree = dict[str, Any]
 BASELINES = ("climatology", "persistence", "interpolation", "gaussian", "4D-Var")
 _JUDGED = 16  # truths from which on a bar says something
 
@@ -131,7 +129,7 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> FlowPlan:
     try:
         tree["archive"] = FlowArchive(**(tree.get("archive") or {}))
         for key, kind in made.items():
-            tree[key] = {name: kind(**_tuples(values or {})) for name, values in tree[key].items()}
+            tree[key] = {name: kind(**tuples(values or {})) for name, values in tree[key].items()}
         plan = FlowPlan(**tree)
     except TypeError as error:
         raise ValueError(f"{path.name} has a setting that there is not, or lacks one: {error}.") from error
@@ -157,7 +155,7 @@ def _check(plan: FlowPlan, name: str) -> None:
         if baseline not in BASELINES:
             raise ValueError(f"{name}: {unknown('baseline', baseline, BASELINES)}")
     for run in {plan.main, *work.runs, *(run for grid in plan.grids.values() for run in grid.runs)}:
-        net, _, guidance = parts(plan, run)
+        net, _, guidance = parts_of(plan, run)
         for key in ("gamma", "error"):
             number = plan.guidances[guidance].get(key, 1.0)
             if not 0 < number < math.inf:
@@ -171,19 +169,6 @@ def _check(plan: FlowPlan, name: str) -> None:
             )
 
 
-def parts(plan: FlowPlan, run: str) -> tuple[str, str, str]:
-    """Net, sampler and guidance of a run."""
-    names = tuple(part.strip() for part in run.split("/"))
-    if len(names) != 3:
-        raise ValueError(f'a run is "net / sampler / guidance", got {run!r}.')
-    for kind, name, known in zip(
-        ("net", "sampler", "guidance"), names, (plan.nets, plan.samplers, plan.guidances), strict=True
-    ):
-        if name not in known:
-            raise ValueError(unknown(kind, name, known))
-    return names[0], names[1], names[2]
-
-
 def guide(settings: Tree, covariance: Covariance, system: LatticeSystem | None = None) -> Guidance:
     """Makes a guided denoiser.
 
@@ -192,28 +177,18 @@ def guide(settings: Tree, covariance: Covariance, system: LatticeSystem | None =
         covariance: Of whole trajectories, for "covariance".
         system: Of the observations where they are on a lattice, which "covariance" and "moments" then take.
     """
-    given = {key: value for key, value in settings.items() if key != "kind"}
-    if settings["kind"] == "dps":
-        return partial(PosteriorSampling, **given)
     if settings["kind"] == "covariance" and system is not None:
         return partial(LatticeMatching, system=system)
     if settings["kind"] == "moments" and system is not None:
         return partial(LatticeMatching, system=system, iterations=settings.get("iterations", 1))
-    if settings["kind"] == "covariance":
-        return partial(CovarianceMatching, covariance=covariance, **given)
-    return guidance_of(dict(settings), None)  # type: ignore[arg-type]
+    return guidance_of(settings, covariance)
 
 
 def evaluations(plan: FlowPlan, label: str, run: str) -> float:
     """Of the network for a draw of a process, a backward pass counted as two."""
-    _, sampler, guidance = parts(plan, run)
+    _, sampler, guidance = parts_of(plan, run)
     settings = plan.guidances[guidance]
-    once = 3.0 if settings["kind"] == "dps" else cost_of(settings)
+    once = cost_of(settings)
     if settings["kind"] == "moments" and plan.processes[label].lattice:
         once = 1.0 + 2.0 * settings.get("iterations", 1)  # the last product is one of the solver's
     return plan.samplers[sampler].evaluations * once
-
-
-def _tuples(values: Tree) -> Tree:
-    """Lists of YAML as tuples, which settings compare by."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

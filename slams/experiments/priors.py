@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -154,10 +154,12 @@ def train_net(
         return denoiser.schedule.time(torch.exp(-(low + (high - low) * place)))
 
     def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
-        x = _draw(data["train"], net.batch, net.span_trained, rng)
+        x = draw_pieces(data["train"], net.batch, net.span_trained, rng)
         return denoising_loss(module, x, times=times(len(x), rng), rng=rng)  # type: ignore[arg-type]
 
-    fixed = _draw(data["valid"], 65536 // net.span_trained // 8, net.span_trained, fork(net.seed, "valid"))
+    fixed = draw_pieces(
+        data["valid"], 65536 // net.span_trained // 8, net.span_trained, fork(net.seed, "valid")
+    )
 
     @torch.no_grad()
     def validate(module: nn.Module) -> float:
@@ -185,15 +187,33 @@ def train_net(
 
 def save_net(path: Path, net: NetSettings, denoiser: Denoiser, **facts: Any) -> None:
     """Weights, with settings and facts (numbers and words) in the metadata."""
-    tensors = {
-        name: value.detach().cpu().contiguous().clone() for name, value in denoiser.state_dict().items()
-    }
-    meta = {
-        "net": json.dumps(dataclasses.asdict(net)),
-        **{key: json.dumps(value) for key, value in facts.items()},
-    }
+    write_weights(path, denoiser.state_dict(), {"net": dataclasses.asdict(net), **facts})
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Tensors as they are, and facts as JSON in the metadata."""
+    kept = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     with atomic(path) as temporary:
-        save_file(tensors, temporary, meta)
+        save_file(kept, temporary, {key: json.dumps(value) for key, value in facts.items()})
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a file that `write_weights` wrote.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no file of weights.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there are no weights at {path}; train them with --train, or check the path."
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            facts = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no file of weights ({error}); restore it or train again.") from error
 
 
 def load_net(path: Path, channels: int = 3) -> tuple[Denoiser, dict[str, Any]]:
@@ -207,26 +227,20 @@ def load_net(path: Path, channels: int = 3) -> tuple[Denoiser, dict[str, Any]]:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds other weights than its settings ask for.
     """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"there are no weights at {path}; train them with --train, or check the path."
-        )
+    tensors, meta = read_weights(path)
     try:
-        with safe_open(path, "pt") as file:
-            meta = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         net = NetSettings(**meta["net"])
         size = net.window * channels
         denoiser = build(net, torch.zeros(net.window, channels), torch.eye(size))
         denoiser.load_state_dict(tensors)
-    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"{path} does not hold the weights that its settings ask for ({error}); restore it or train again."
         ) from error
     return denoiser.eval(), meta
 
 
-def _draw(x: Tensor, count: int, length: int, rng: torch.Generator) -> Tensor:
+def draw_pieces(x: Tensor, count: int, length: int, rng: torch.Generator) -> Tensor:
     """Random pieces of trajectories, (count, length, *Z)."""
     rows = torch.randint(len(x), (count,), generator=rng)
     starts = torch.randint(x.shape[1] - length + 1, (count,), generator=rng)

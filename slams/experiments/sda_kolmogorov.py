@@ -24,6 +24,7 @@ from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.lattice import LatticeSystem
 from slams.diffusion.solenoidal import FlowCovariance
 from slams.diffusion.trajectory import MarkovBlanket
+from slams.experiments.chain_plan import parts_of
 from slams.experiments.flow_archive import FlowArchive, archive, simulate
 from slams.experiments.flow_prior import (
     FlowNet,
@@ -41,7 +42,7 @@ from slams.experiments.kolmogorov_baselines import (
     interpolated,
     persistent,
 )
-from slams.experiments.kolmogorov_plan import FlowPlan, evaluations, guide, parts, read_plan
+from slams.experiments.kolmogorov_plan import FlowPlan, evaluations, guide, read_plan
 from slams.experiments.kolmogorov_problem import EVENT, Problem, Process, scores, spectrum
 from slams.experiments.kolmogorov_report import judge, show, write_pages, write_table
 from slams.experiments.kolmogorov_variational import FlowFourDVar
@@ -127,7 +128,7 @@ def run(
     plan = read_plan(path, overrides)
     console.say(f"{plan.title} ({plan.source})")
     data = config.DATA_DIR / f"flow_{plan.archive.count}_{plan.archive.seed}"
-    names = dict.fromkeys(parts(plan, name)[0] for name in (plan.main, *plan.work.runs))
+    names = dict.fromkeys(parts_of(plan, name)[0] for name in (plan.main, *plan.work.runs))
     priors = {name: _prior(plan, name, path.stem, data, folder, train, console) for name in names}
     truths = trajectories(data, plan.archive, plan.split, plan.work.truths, console)
     other = "valid" if plan.split == "test" else "test"
@@ -239,7 +240,7 @@ def _methods(
 ) -> list[tuple[str, Callable[..., Draws], int, float]]:
     """Name, how draws are made of part of the truths, how many at once, and network evaluations of a draw."""
     process, size = problem.process, plan.work.samples
-    prior = priors[parts(plan, plan.main)[0]]
+    prior = priors[parts_of(plan, plan.main)[0]]
     event = process.value is not None
     made: dict[str, Callable[..., Draws]] = {
         "climatology": lambda part, rng: (
@@ -258,7 +259,7 @@ def _methods(
         chosen = []
     methods = [(name, made[name], _TOGETHER if name == "4D-Var" else 1, 0.0) for name in chosen]
     for name in plan.work.runs:
-        draw = partial(_sda, plan, name, priors[parts(plan, name)[0]])
+        draw = partial(_sda, plan, name, priors[parts_of(plan, name)[0]])
         methods.append((name, draw, 1, evaluations(plan, label, name)))
     return methods
 
@@ -267,7 +268,7 @@ def _sda(
     plan: FlowPlan, name: str, prior: Prior, part: Problem, rng: torch.Generator,
     advance: Callable[[int], None] | None = None,
 ) -> Draws:  # fmt: skip
-    _, sampler, guidance = parts(plan, name)
+    _, sampler, guidance = parts_of(plan, name)
     settings = dict(plan.guidances[guidance])
     part = part.told(settings.pop("error", 1.0))
     covariance = prior.covariance(part.process.length)
@@ -352,7 +353,7 @@ def _settings(plan: FlowPlan, label: str, name: str, priors: Mapping[str, Prior]
         "samples": plan.work.samples,
     }
     if "/" in name:
-        net, sampler, guidance = parts(plan, name)
+        net, sampler, guidance = parts_of(plan, name)
         found |= {
             "net": priors[net].fingerprint,
             "sampler": dataclasses.asdict(plan.samplers[sampler]),
@@ -360,7 +361,7 @@ def _settings(plan: FlowPlan, label: str, name: str, priors: Mapping[str, Prior]
         }
     else:
         # baselines take the mean flow and the covariance, which come from the data alone
-        mean = priors[parts(plan, plan.main)[0]].mean.numpy().tobytes()
+        mean = priors[parts_of(plan, plan.main)[0]].mean.numpy().tobytes()
         found |= {"mean": hashlib.sha256(mean).hexdigest()[:16], "climate": plan.climate}
         found |= {"variational": dict(plan.variational)} if name == "4D-Var" else {}
     return found
