@@ -98,6 +98,7 @@ def against_published(
     for k, row in enumerate(rows):
         low, high, value = float(row["low"]), float(row["high"]), float(row["value"])
         fine = row["status"] == "PASS"
+        low = low if np.isfinite(low) else min(value, high) / 2  # a bound from above only
         axis.barh(k, high - low, left=low, height=0.62, color="#d5e6f2", edgecolor="none")
         axis.plot([float(row["expected"])] * 2, [k - 0.31, k + 0.31], color=COLOURS[0], linewidth=1.6)
         bounds = [[value - _or(row["lower"], value)], [_or(row["upper"], value) - value]]
