@@ -124,7 +124,14 @@ class Localization:
 
     @classmethod
     def periodic(
-        cls, size: int, positions: Tensor, radius: float, *, period: float | None = None, cutoff: float = 1e-3
+        cls,
+        size: int,
+        positions: Tensor,
+        radius: float,
+        *,
+        period: float | None = None,
+        block: int = 1,
+        cutoff: float = 1e-3,
     ) -> "Localization":
         """Variables at equal distances on a circle, such as those of Lorenz-96.
 
@@ -133,10 +140,17 @@ class Localization:
             positions: Coordinates of the observations (O).
             radius: Half-width of the taper.
             period: Length of the circle; d by default, so that neighbours are 1 apart.
+            block: Variables one after the other that have the neighbours of their middle, and so share an analysis.
             cutoff: Pairs with a smaller taper are dropped.
+
+        Raises:
+            ValueError: If the variables are no whole number of blocks.
         """
+        if block < 1 or size % block:
+            raise ValueError(f"{size} variables are no whole number of blocks of {block}.")
         length = float(size if period is None else period)
-        points = torch.arange(size, dtype=torch.float64) * (length / size)
+        sites = torch.arange(size) // block * block
+        points = (sites + (block - 1) / 2).double() * (length / size)
         return cls._near(Space((length,)), points[:, None], positions[:, None], radius, cutoff)
 
     @classmethod
@@ -239,6 +253,27 @@ class Localization:
         """For `count` variables at each place, one whole field after the other as in (C, H, W)."""
         index, weight = self.index.repeat(count, 1), self.weight.repeat(count, 1)
         return self._made(index, weight, self.observations, self._among)
+
+    def layered(self, factors: Tensor) -> "Localization":
+        """For fields one above the other, each with these variables and these observations.
+
+        Variables and observations stand one whole field after the other, as in (C, H, W).
+
+        Args:
+            factors: On the taper between variables of field a and observations of field b, (C, C).
+
+        Raises:
+            ValueError: If the factors are no square of numbers in [0, 1].
+        """
+        square = factors.ndim == 2 and len(factors) == factors.shape[1]
+        if not square or not bool(((factors >= 0) & (factors <= 1)).all()):
+            raise ValueError(
+                f"factors between fields are a square of numbers in [0, 1], got {factors.tolist()}."
+            )
+        offsets = self.observations * torch.arange(len(factors), device=self.index.device)
+        index = (self.index.unsqueeze(1) + offsets[:, None]).flatten(1).repeat(len(factors), 1)
+        weight = factors.to(self.weight)[:, None, :, None] * self.weight.unsqueeze(1)
+        return self._made(index, weight.flatten(2).flatten(0, 1), self.observations * len(factors), None)
 
     def domains(self) -> tuple[Tensor, Tensor]:
         """Groups of variables with the same neighbours and weights, which share one local analysis.
