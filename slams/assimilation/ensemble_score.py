@@ -13,6 +13,7 @@ from slams.core.random import Rng, normal
 from slams.diffusion.kernel_mixture import bandwidth
 
 _WIDTHS = 12  # candidates of the kernel's width
+_ONE = 1 - 1e-5  # above this the mixture is N(0, 1) but for a part of 1e-5, without N^2 kernels
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Score:
         score: grad log p: (*B, M, r) -> (*B, M, r).
         log_prob: log p up to a constant, (*B, M, r) -> (*B, M); None where only the score is known.
         both: log p and its gradient at once, for estimates that have both from the same sums.
+        precision: Of the prior in working coordinates, where it is a Gaussian: 1, or 0 for no prior.
         ready: Which replicates have a score, (*B), None for all: the others keep their forecast.
         diagnostics: Numbers (*B).
     """
@@ -47,6 +49,7 @@ class Score:
     score: Callable[[Tensor], Tensor]
     log_prob: Callable[[Tensor], Tensor] | None = None
     both: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    precision: float = 1.0
     ready: Tensor | None = None
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
 
@@ -54,8 +57,9 @@ class Score:
 class EnsembleScore(Protocol):
     """Estimates the score of the law that members are drawn from."""
 
-    #: Whether members are draws of p, so that those of p p(y | x)^beta come from weighting them.
-    draws: bool
+    @property
+    def draws(self) -> bool:
+        """Whether members are draws of p, so that those of p p(y | x)^beta come from weighting them."""
 
     def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> Score:
         """Estimate from members.
@@ -102,6 +106,8 @@ class KernelScore:
     def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> Score:
         """See `EnsembleScore.fit`; diagnostic "kernel", b."""
         b = self._width(z)
+        if bool((b > _ONE).all()):
+            return _gaussian(b)
         wide = b[..., None, None]
         points = (1 - wide * wide).sqrt() * z if self.shrink else z
         square = points.square().sum(-1).unsqueeze(-2)
@@ -124,6 +130,15 @@ class KernelScore:
         narrowest = math.log(bandwidth(z.shape[-2], 1) / 5)
         widths = torch.linspace(narrowest, -1e-6, _WIDTHS, dtype=z.dtype, device=z.device).exp()
         return widths[leave_one_out(z, widths).argmax(-1)]
+
+
+def _gaussian(b: Tensor) -> Score:
+    """N(0, 1) in working coordinates."""
+
+    def density(x: Tensor) -> Tensor:
+        return -0.5 * x.square().sum(-1)
+
+    return Score(torch.neg, density, lambda x: (density(x), -x), diagnostics={"kernel": b})
 
 
 @dataclass(frozen=True)
@@ -157,7 +172,7 @@ class NoScore:
 
     def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> Score:
         """See `EnsembleScore.fit`."""
-        return Score(torch.zeros_like, lambda x: torch.zeros_like(x[..., 0]))
+        return Score(torch.zeros_like, lambda x: torch.zeros_like(x[..., 0]), precision=0.0)
 
 
 @dataclass(frozen=True)
@@ -195,8 +210,20 @@ class NetworkScore:
 
     draws = True
 
+    def __post_init__(self) -> None:
+        if (
+            not self.noise > 0
+            or not self.rate > 0
+            or min(self.hidden, self.first, self.steps, self.batch) < 1
+        ):
+            raise ValueError(f"needs a positive noise and rate, and counts of at least 1, got {self}.")
+
     def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> Score:
-        """See `EnsembleScore.fit`; diagnostics "training_loss", in units of that of f = 0, and "trained", 0 or 1."""
+        """See `EnsembleScore.fit`.
+
+        Diagnostics: "training_loss", in units of that of f = 0, "trained", 0 or 1, and "network_calls", inputs passed
+        through the network, a backward pass counted as two.
+        """
         U, _, V = torch.linalg.svd(frame.W, full_matrices=False)
         turn = U @ V
         x = z @ turn
@@ -209,11 +236,15 @@ class NetworkScore:
         kept = {name: torch.where(_beside(sound, new), new, start[name]) for name, new in weights.items()}
         carry |= {f"score/{name}": value for name, value in kept.items()}
 
-        def score(z: Tensor) -> Tensor:
-            x = z @ turn
-            return self._score(kept, x) @ turn.mT
+        # a gradient costs three passes of its batch; the two that measure the loss are of all members
+        trained = 3 * (self.steps if warm else self.first) * min(self.batch, z.shape[-2]) + 2 * z.shape[-2]
+        calls = torch.full_like(loss, float(trained))
+        diagnostics = {"training_loss": loss, "trained": sound.to(z.dtype), "network_calls": calls}
 
-        diagnostics = {"training_loss": loss, "trained": sound.to(z.dtype)}
+        def score(z: Tensor) -> Tensor:
+            calls.add_(z.shape[-2])
+            return self._score(kept, z @ turn) @ turn.mT
+
         return Score(score, ready=sound, diagnostics=diagnostics)
 
     def _shapes(self, size: int) -> dict[str, tuple[int, int]]:

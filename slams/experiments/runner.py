@@ -12,20 +12,18 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.base import Assimilator, Posterior
-from slams.assimilation.gaussian import normal_crps
+from slams.assimilation.filter import Keep
 from slams.assimilation.linearized import tangents
 from slams.core.files import write_text
 from slams.core.random import fork
+from slams.experiments.exact import exact
 from slams.experiments.methods import Climate, build, entry
-from slams.experiments.monitor import summary
+from slams.experiments.monitor import recovery, summary
 from slams.experiments.setup import Setup, differences
 from slams.experiments.twin import Result, TwinExperiment
 from slams.observation.observation import Observations
-from slams.systems.linear import LinearGaussian
 
 Progress = Callable[[int], None]
-
-_QUANTILE = 1.6448536269514722  # of 0.95
 
 
 class Runner:
@@ -90,6 +88,7 @@ class Runner:
         settings: Mapping[str, Any],
         *,
         label: str | None = None,
+        keep: Keep = "scores",
         progress: Progress | None = None,
     ) -> Result:
         """Run a method, or what is left of its run.
@@ -98,6 +97,7 @@ class Runner:
             name: Of the method.
             settings: Its settings, `size` among them.
             label: Of the run, in `folder`; the method's name if None.
+            keep: What else than scores is kept; see `Filter.assimilate`.
             progress: Called with every step done.
 
         Returns:
@@ -124,6 +124,7 @@ class Runner:
             rng=fork(self.setup.seed, "method", name),
             name=label or name,
             settings=given,
+            keep=keep,
             detail=self.detail,
             checkpoint=checkpoint,
             every=self.every,
@@ -132,36 +133,23 @@ class Runner:
         return _with_setup(result, self.setup)
 
     def exact(self) -> Result:
-        """The Kalman filter of a linear-Gaussian model: the best that any method can do.
+        """The exact filter of the model, where there is one: the best that any method can do.
 
         Raises:
-            ValueError: If the model is none.
+            ValueError: If there is none.
         """
-        model, (truth, observations) = self.experiment.model, self.simulated
-        if not isinstance(model, LinearGaussian):
-            raise ValueError(f"only linear-Gaussian models have an exact filter, not {self.setup.system}.")
+        truth, observations = self.simulated
         begun, clock = time.perf_counter(), time.process_time()
-        believed = model.filter(observations)
-        variance = believed.cov.diagonal(dim1=-2, dim2=-1)
-        error = believed.mean - truth
-        steps, ones = truth.shape[1], torch.ones(truth.shape[:2], dtype=truth.dtype)
-        spent = (time.process_time() - clock) / steps / len(truth)
-        diagnostics = {
-            "squared_error": error.square().mean(-1),
-            "variance": variance.mean(-1),
-            "predictive_variance": variance.mean(-1),
-            "crps": normal_crps(error, variance.sqrt()).mean(-1),
-            "hits": (error.abs() <= _QUANTILE * variance.sqrt()).to(truth).mean(-1),
-            "model_calls": (1 + truth.shape[-1]) * ones,
-            "cpu_seconds": spent * ones,
-        }
+        name, mean, variance, numbers = exact(self.experiment.model, truth, observations)
+        spent = (time.process_time() - clock) / truth.shape[1] / len(truth)
+        numbers["cpu_seconds"] = torch.full_like(numbers["variance"], spent)
         scored = observations.seen_steps[self.setup.burn_in :]
         result = Result(
-            "Kalman",
+            name,
             {},
-            Posterior(None, diagnostics, believed.mean, variance),
-            summary(diagnostics, scored, self.setup.burn_in),
-            dt=model.dt,
+            Posterior(None, numbers, mean, variance),
+            summary(numbers, scored, self.setup.burn_in),
+            dt=self.experiment.model.dt,
             scored=tuple(scored),
             seconds=time.perf_counter() - begun,
         )
@@ -193,4 +181,10 @@ def _warm_up() -> None:
 
 
 def _with_setup(result: Result, setup: Setup) -> Result:
-    return replace(result, setup=setup.plain())
+    """A result that knows its experiment, and how long it was wrong of a truth that jumps."""
+    scores, every = dict(result.scores), int(setup.truth.get("flip_every", 0))
+    wrong = result.posterior.diagnostics.get("wrong_sign")
+    if wrong is not None and every:
+        jumps = [k for k in range(every, wrong.shape[-1], every) if k >= result.scored[0]]
+        scores |= recovery(wrong, jumps)
+    return replace(result, setup=setup.plain(), scores=scores)

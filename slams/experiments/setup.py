@@ -21,6 +21,7 @@ from slams.systems.doublewell import DoubleWell
 from slams.systems.flow import Gaussian
 from slams.systems.linear import LinearGaussian
 from slams.systems.lorenz import Lorenz63, Lorenz96
+from slams.systems.shocks import Shocked, SpunUp
 
 TUNING_SEEDS = range(1000)  # truths on which settings are chosen; those that are tested begin after them
 TEST_SEED = 1000
@@ -44,16 +45,52 @@ def rotating(
     return LinearGaussian(damping * eye.roll(1, 0), variance * eye, eye.new_zeros(size), eye)
 
 
+def lorenz96(  # noqa: PLR0913
+    size: int = 40,
+    forcing: float = 8.0,
+    dt: float = 0.05,
+    *,
+    substeps: int = 1,
+    method: str = "rk4",
+    noise: float = 0.0,
+    start: Gaussian | None = None,
+    spin_up: int = 0,
+    shock_chance: float = 0.0,
+    shock_std: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> Dynamics:
+    """`Lorenz96`, if wanted from its climate on (`SpunUp`) and with shocks (`Shocked`).
+
+    Args:
+        size: See `Lorenz96`, as `forcing`, `dt`, `substeps`, `method`, `noise`, `start` and `dtype`.
+        forcing: See there.
+        dt: See there.
+        substeps: See there.
+        method: See there.
+        noise: See there.
+        start: See there.
+        spin_up: Steps before the start.
+        shock_chance: Of a shock at a step.
+        shock_std: Standard deviation of what it adds to every variable.
+        dtype: See there.
+    """
+    made: Dynamics = Lorenz96(
+        size, forcing, dt, substeps=substeps, method=method, noise=noise, start=start, dtype=dtype
+    )
+    made = Shocked(made, shock_chance, shock_std) if shock_chance else made
+    return SpunUp(made, spin_up) if spin_up else made
+
+
 SYSTEMS: dict[str, Callable[..., Dynamics]] = {
     "lorenz63": Lorenz63,
-    "lorenz96": Lorenz96,
+    "lorenz96": lorenz96,
     "linear": rotating,
     "doublewell": DoubleWell,
 }
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "lorenz63": {"truth": {"dt": 0.25, "substeps": 25}, "observe": {"noise": 2.0}, "burn_in": 64},
-    "lorenz96": {"burn_in": 400},
+    "lorenz96": {"model": {"shock_chance": 0.0}, "burn_in": 400},  # methods foresee no shocks unless told
     "linear": {"observe": {"operator": "stride", "step": 2, "noise": 0.25}, "burn_in": 100},
     "doublewell": {
         "truth": {"flip_every": 20},
@@ -76,6 +113,8 @@ class Seen:
         every: Steps from one observation to the next.
         start: First step observed; `every` if None.
         missing: Chance of a value to be missing.
+        scale: Of the argument of a pointwise function, f(scale x + shift).
+        shift: Added to it.
     """
 
     operator: str = "identity"
@@ -85,6 +124,8 @@ class Seen:
     every: int = 1
     start: int | None = None
     missing: float = 0.0
+    scale: float = 1.0
+    shift: float = 0.0
 
     @property
     def first(self) -> int:
@@ -95,7 +136,7 @@ class Seen:
         """The survey.
 
         Raises:
-            ValueError: If the operator is unknown.
+            ValueError: If the operator is unknown, or scale and shift are given to one that knows none.
         """
         named: dict[str, Callable[[], operators.Operator]] = {
             "identity": operators.Identity,
@@ -104,7 +145,16 @@ class Seen:
         }
         if self.operator not in (*named, *operators.POINTWISE):
             raise ValueError(unknown("operator", self.operator, [*named, *operators.POINTWISE]))
-        made = named[self.operator]() if self.operator in named else operators.Pointwise(self.operator)
+        pointwise = self.operator not in named
+        if not pointwise and (self.scale, self.shift) != (1.0, 0.0):
+            raise ValueError(
+                f"scale and shift are of the argument of a pointwise function, not of {self.operator}; leave them out."
+            )
+        made = (
+            operators.Pointwise(self.operator, scale=self.scale, shift=self.shift)
+            if pointwise
+            else named[self.operator]()
+        )
         return Survey(made, Isotropic(self.noise), every=self.every, start=self.first, missing=self.missing)
 
 

@@ -1,4 +1,4 @@
-"""The notebooks' common parts: coders of states, what decoding leaves, scores side by side, and pictures of flows."""
+"""The notebooks' common parts: coders of states, what decoding leaves, scores side by side, pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from slams.core.covariance import Diagonal
 from slams.core.eof import eof
 from slams.core.torus import clockwise_vorticity
-from slams.evaluation.evaluate import CRPS, RMSE, SPREAD, evaluate
+from slams.evaluation.evaluate import CRPS, RMSE, SPREAD, evaluate, mean_interval
 from slams.evaluation.style import heading, new_figure
+from slams.experiments.twin import Result
 from slams.networks.autoencoder import MultimodalAutoencoder, VectorCoder
 from slams.observation.observation import Observations
 from slams.training.fit import FitSettings, fit
@@ -147,6 +148,77 @@ def scores_side_by_side(
             row[label] = f"{float(score(samples).mean()):.2f}"
         rows.append(row)
     return rows
+
+
+def filters_side_by_side(results: Mapping[str, Result]) -> list[dict[str, Any]]:
+    """A row of scores for each filter, means over truths, the first with its 95 % interval.
+
+    Args:
+        results: Of twin experiments, by the name of the row.
+
+    Returns:
+        "method", "rmse" of the mean, "crps", "spread / skill", "coverage" of the interval of 90 %, processor time of one
+        step, and where the truth jumps the steps until the sign is recovered.
+    """
+    rows = []
+    for name, result in results.items():
+        value, lower, upper = mean_interval(result.scores["rmse"].tolist())
+        means = {key: float(score.mean()) for key, score in result.scores.items()}
+        row: dict[str, Any] = {
+            "method": name,
+            "rmse": f"{value:.3f} [{lower:.3f}, {upper:.3f}]",
+            "crps": f"{means['crps']:.3f}",
+            "spread / skill": f"{means['spread_skill']:.2f}",
+            "coverage": f"{means['coverage90']:.2f}",
+            "ms a step": f"{1000 * means['cpu_seconds']:.2f}",
+        }
+        if "recovery" in means:
+            row["steps to the sign"] = f"{means['recovery']:.1f}"
+        rows.append(row)
+    return rows
+
+
+def belief_figure(
+    points: Tensor,
+    beliefs: Mapping[str, Tensor],
+    truth: Tensor,
+    *,
+    seen: Tensor | None = None,
+    title: str = "",
+) -> Figure:
+    """Densities of one variable in time, one panel a filter, below them the truth and what was seen of it.
+
+    Args:
+        points: Where densities are given, evenly spaced, (G).
+        beliefs: By name a density (L, G), or members (N, L, 1), of which the share in every cell is shown.
+        truth: (L, 1).
+        seen: Observations in units of the variable, (L, 1).
+        title: Of the figure.
+    """
+    figure = new_figure(8.5, 1.7 * len(beliefs) + 0.6)
+    axes = figure.subplots(len(beliefs), 1, sharex=True, squeeze=False)[:, 0]
+    low, high, length = float(points[0]), float(points[-1]), len(truth)
+    for axis, (name, belief) in zip(axes, beliefs.items(), strict=True):
+        cells = belief if belief.ndim == 2 else _shares(belief[..., 0], points)
+        # each step in units of its own largest value: narrow beliefs would hide wide ones
+        cells = (cells / cells.amax(-1, keepdim=True).clamp(min=1e-300)).sqrt()
+        extent = (-0.5, length - 0.5, low, high)
+        axis.imshow(cells.mT.numpy(), origin="lower", aspect="auto", cmap="Blues", extent=extent)
+        if seen is not None:
+            axis.plot(seen[:, 0].numpy(), ".", color="#c04030", markersize=3)
+        axis.plot(truth[:, 0].numpy(), color="#202020", linewidth=0.9)
+        axis.set_ylim(low, high)
+        axis.set_ylabel(name, fontsize=8)
+    axes[-1].set_xlabel("step", fontsize=9)
+    heading(figure, title)
+    return figure
+
+
+def _shares(members: Tensor, points: Tensor) -> Tensor:
+    """Share of members (N, L) in cells of a few grid points, (L, G)."""
+    width = (points[-1] - points[0]) / 75
+    apart = (members.mT.unsqueeze(-1) - points).abs()
+    return (apart < width / 2).to(members).mean(1)
 
 
 def flow_figure(

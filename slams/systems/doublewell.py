@@ -1,5 +1,7 @@
 """Double well: one variable between two stable states."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,8 @@ class DoubleWell(Flow):
         dt: Model time between two states.
         noise: Standard deviation of the noise per square root of model time.
         flip_every: A `trajectory` jumps to -x after every so many steps, as a truth that the model does not
-            foresee; 0 for never. `forward`, the model, never jumps.
+            foresee; 0 for never. `forward`, the model, does not know of these.
+        flip_chance: Probability that a step of `forward` ends at -x: a model that foresees jumps, but not when.
         substeps: Steps of the method in `dt`.
         method: "euler", "heun" or "rk4".
         start: Where `initial` draws from; N(-1, 0.15^2) if None.
@@ -35,6 +38,7 @@ class DoubleWell(Flow):
         dt: float = 0.1,
         noise: float = 0.3,
         flip_every: int = 0,
+        flip_chance: float = 0.0,
         substeps: int = 1,
         method: str = "euler",
         start: Gaussian | None = None,
@@ -52,7 +56,9 @@ class DoubleWell(Flow):
         )
         if flip_every < 0:
             raise ValueError(f"flip_every must be at least 0 (never), got {flip_every}.")
-        self.flip_every = flip_every
+        if not 0 <= flip_chance <= 1:
+            raise ValueError(f"flip_chance is a probability, got {flip_chance}.")
+        self.flip_every, self.flip_chance = flip_every, flip_chance
 
     def tendency(self, x: Tensor, **coefficients: Coefficient) -> Tensor:
         """-U'(x) = 4 x (1 - x^2); see `Flow.tendency`."""
@@ -82,6 +88,23 @@ class DoubleWell(Flow):
             raise ValueError("without noise there is no stationary density; give the system noise > 0.")
         return -2 * self.potential(x) / self.noise**2
 
+    def forward(self, x: Tensor, *, rng: Rng = None, **coefficients: Coefficient) -> Tensor:
+        """See `Flow.forward`; with the jumps of `flip_chance`, which `mean` leaves out."""
+        after = super().forward(x, rng=rng, **coefficients)
+        if not self.flip_chance:
+            return after
+        device = after.device if rng is None else rng.device
+        chance = torch.rand(after.shape, generator=rng, device=device).to(after.device)
+        return torch.where(chance < self.flip_chance, -after, after)
+
+    def log_transition(self, x: Tensor, after: Tensor) -> Tensor:
+        """See `Flow.log_transition`; with the jumps of `flip_chance`."""
+        stay = super().log_transition(x, after)
+        if not self.flip_chance:
+            return stay
+        jump = super().log_transition(x, -after) + math.log(self.flip_chance)
+        return torch.logaddexp(stay + math.log1p(-self.flip_chance), jump) if self.flip_chance < 1 else jump
+
     def trajectory(self, x: Tensor, steps: int, *, rng: Rng = None) -> Tensor:
         """See `Dynamics.trajectory`; with the jumps of `flip_every`."""
         if not self.flip_every:
@@ -95,3 +118,7 @@ class DoubleWell(Flow):
             pieces.append(piece)
             done += length
         return torch.cat(pieces, -2)
+
+    def extra_repr(self) -> str:
+        """See `Flow.extra_repr`."""
+        return f"{super().extra_repr()}, flip_every={self.flip_every}, flip_chance={self.flip_chance}"

@@ -30,7 +30,7 @@ def grid_filter(  # noqa: PLR0913
     system: Flow,
     observations: Seen,
     *,
-    flips: float = 0.0,
+    flips: float | None = None,
     low: float = -3.0,
     high: float = 3.0,
     count: int = 1200,
@@ -45,7 +45,7 @@ def grid_filter(  # noqa: PLR0913
     Args:
         system: One variable, with noise.
         observations: What was seen, values (*B, L, O).
-        flips: f.
+        flips: f; None for the `flip_chance` of a `DoubleWell`, 0 for other systems.
         low: Lower end of the grid.
         high: Upper end.
         count: Number of points.
@@ -57,6 +57,7 @@ def grid_filter(  # noqa: PLR0913
     Source:
         Särkkä (2013), Bayesian Filtering and Smoothing, eqs. 4.11 and 4.12.
     """
+    flips = float(getattr(system, "flip_chance", 0.0)) if flips is None else flips
     width = system.noise * math.sqrt(system.dt)
     step = (high - low) / count
     if system.state_shape != (1,) or not width > 0:

@@ -72,7 +72,33 @@ def test_steps_between_jumps_are_those_of_the_model():
         assert torch.equal(path[:, k], x)
 
 
+def test_a_model_that_foresees_jumps_makes_them_with_their_chance(rng):
+    """Share of 40 000 steps that end in the other well: within 6 binomial standard errors, one false alarm in 5e8."""
+    x = torch.full((40_000, 1), -1.0, dtype=F64)
+    after = DoubleWell(flip_chance=0.05)(x, rng=rng)
+    error = math.sqrt(0.05 * 0.95 / len(x))
+    assert float((after > 0).double().mean()) == pytest.approx(0.05, abs=6 * error)
+    assert torch.equal(DoubleWell(flip_chance=1.0, noise=0.0)(x), -DoubleWell(noise=0.0)(x))
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.05, 1.0])
+def test_the_density_of_a_step_with_jumps_is_one_and_that_of_its_draws(chance, rng):
+    """Integral to 1e-9, and the mean square of 40 000 draws within 6 standard errors of that of the density."""
+    system, x = DoubleWell(flip_chance=chance), torch.tensor([[-0.4]], dtype=F64)
+    grid = torch.linspace(-2, 2, 4001, dtype=F64)[:, None]
+    density = system.log_transition(x.expand_as(grid), grid).exp() * 0.001
+    assert float(density.sum()) == pytest.approx(1.0, abs=1e-9)
+    draws = system(x.expand(40_000, 1), rng=rng)
+    for moment in (1, 2):
+        error = float((draws**moment).std()) / 200
+        assert float((draws**moment).mean()) == pytest.approx(
+            float(density @ grid[:, 0] ** moment), abs=6 * error
+        )
+
+
 def test_wrong_settings_are_refused():
+    with pytest.raises(ValueError, match="probability, got 1.5"):
+        DoubleWell(flip_chance=1.5)
     with pytest.raises(ValueError, match="at least 0"):
         DoubleWell(flip_every=-1)
     with pytest.raises(ValueError, match="noise > 0"):

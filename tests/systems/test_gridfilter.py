@@ -44,7 +44,8 @@ def test_the_density_is_one_and_follows_a_flip_only_where_flips_are_foreseen():
     """With f = 1/2 the forecast from any belief is even, so that the sign comes from the observation alone."""
     system = DoubleWell(dtype=DOUBLE)
     _, observations = observed(system, 3, 0.1, every=3)
-    belief = grid_filter(system, observations, flips=0.5)
+    belief = grid_filter(DoubleWell(flip_chance=0.5, dtype=DOUBLE), observations)
+    assert torch.equal(belief.density, grid_filter(system, observations, flips=0.5).density)
     step = float(belief.points[1] - belief.points[0])
     torch.testing.assert_close(belief.density.sum(-1) * step, torch.ones(2, 3, dtype=DOUBLE))
     torch.testing.assert_close(belief.density[:, 1], belief.density[:, 1].flip(-1), rtol=0, atol=1e-12)
