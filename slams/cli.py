@@ -148,6 +148,20 @@ def _add_twins(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add.add_argument("--out", required=True, metavar="FILE.yaml")
     add.add_argument("settings", nargs="*", metavar="key=value", help=override)
     add.set_defaults(run=_tune)
+    add = commands.add_parser("frontier", help="accuracy against cost, and which method to use when")
+    add.add_argument("folders", nargs="*", metavar="FOLDER", help="results of slams bench, or above some")
+    add.add_argument(
+        "--run",
+        dest="plan",
+        nargs="?",
+        const="quick",
+        metavar="PLAN",
+        help="run set-ups first: quick, full or a YAML file",
+    )
+    add.add_argument("--replicates", type=int, help="truths of each set-up of the plan")
+    add.add_argument("--cycles", type=int, help="scored analyses of each")
+    add.add_argument("--out", metavar="DIR", help="folder of the page (default: logs/frontier[_PLAN])")
+    add.set_defaults(run=_frontier)
     add = commands.add_parser("reproduce", help="published tables beside ours, row by row; 1 if a row fails")
     add.add_argument(
         "name", metavar="NAME", help="a paper such as sakov2008_l96, or how the names of some begin"
@@ -256,6 +270,14 @@ def _tune(parsed: argparse.Namespace) -> int:
 
     names = _names(parsed.methods) or []
     tune(parsed.system, names, parsed.out, budget=parsed.budget, overrides=parsed.settings)
+    return 0
+
+
+def _frontier(parsed: argparse.Namespace) -> int:
+    from slams.experiments.frontier import frontier
+
+    sizes = {"replicates": parsed.replicates, "cycles": parsed.cycles}
+    frontier(parsed.folders, run=parsed.plan, out=parsed.out, **sizes)
     return 0
 
 

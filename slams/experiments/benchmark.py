@@ -31,6 +31,8 @@ METRICS = (
     "spread_a",
     "divergence_rate",
     "lost_share",
+    "recovery",
+    "recovered_in_2",
     "model_calls",
     "network_calls",
     "cpu_seconds",
@@ -41,6 +43,7 @@ _TUNED = Path(__file__).parent / "tuned"
 _STRIDE = 20  # steps between two updates of the bar
 
 Row = dict[str, Any]
+Line = tuple[str, dict[str, Any], str, str]  # method, settings, where these are from, label of the row
 
 
 def bench(
@@ -78,19 +81,33 @@ def bench(
     made = setup({"system": system, **{k: v for k, v in chosen.items() if v is not None}}, overrides)
     plan = _plan(made, methods, settings)
     folder = Path(out) if out else config.LOG_DIR / f"bench_{system}"
+    compare(made, plan, folder, console)
+    return folder
+
+
+def compare(made: Setup, plan: Sequence[Line], folder: Path, console: Console) -> list[Row]:
+    """Run what is planned on one set-up, and write metrics.csv, figures, report and runs.
+
+    Args:
+        made: The set-up.
+        plan: Of every run its method, settings, where these are from, and a label that no other run has.
+        folder: Of the results; the same call goes on where it stopped.
+        console: Where progress is shown.
+
+    Returns:
+        Rows of metrics.csv.
+
+    Raises:
+        ValueError: If a setting is unknown or the folder is of another set-up.
+    """
     runner = Runner(made, folder)
     with console.bar("truths and their climate", 1) as advance:
-        for (
-            name,
-            values,
-            _,
-            _,
-        ) in plan:  # no run begins before the last method's settings are known to be sound
+        for name, values, _, _ in plan:  # none begins before the last method's settings are known to be sound
             runner.method(name, values)
         advance(1, f"{made.replicates} x {runner.experiment.length} steps")
     results = [run_with_bar(runner, console, *line) for line in plan]
     origins = [origin for _, _, origin, _ in plan]
-    if system == "linear":
+    if made.system in ("linear", "doublewell"):
         results.append(runner.exact())
         origins.append("exact")
     rows = [row for result, origin in zip(results, origins, strict=True) for row in rows_of(result, origin)]
@@ -98,12 +115,10 @@ def bench(
     with console.bar("figures and report", 1) as advance:
         write_pages(folder, made, results, rows)
         advance(1, "")
-    table = console_table(
-        overview(rows, _CONSOLE, interval=False), title=f"{system}, truths: {made.replicates}", wrap=False
-    )
-    console.rich.print(table)
+    title = f"{made.system}, truths: {made.replicates}"
+    console.rich.print(console_table(overview(rows, _CONSOLE, interval=False), title=title, wrap=False))
     console.say(f"report: {(folder / 'report.html').resolve()}")
-    return folder
+    return rows
 
 
 def run_with_bar(  # noqa: PLR0913
@@ -133,12 +148,9 @@ def rows_of(result: Result, origin: str) -> list[Row]:
     front = {"system": result.setup["system"], "settings": origin, "method": result.method}
     where = {"variable": "state", "level": "all", "part": "all"}
     for metric in METRICS:
-        if metric == "network_calls":
-            values = [0.0] * int(result.setup["replicates"])
-        elif metric in result.scores:
-            values = result.scores[metric].tolist()
-        else:
+        if metric not in result.scores:
             continue
+        values = result.scores[metric].tolist()
         seed = int(result.setup["seed"])
         for r, value in enumerate(values):
             row = {"value": value, "lower": math.nan, "upper": math.nan, "n": 1}
@@ -147,7 +159,7 @@ def rows_of(result: Result, origin: str) -> list[Row]:
             mean, lower, upper = share_interval(int(sum(values)), len(values))
         else:
             mean, lower, upper = mean_interval(values)
-        if metric in ("lost_share", "coverage90"):  # Student's t knows no bounds
+        if metric in ("lost_share", "coverage90", "recovered_in_2"):  # Student's t knows no bounds
             lower, upper = (
                 (max(lower, 0.0), min(upper, 1.0)) if math.isfinite(lower + upper) else (lower, upper)
             )
@@ -201,10 +213,8 @@ def _tuned(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-def _plan(
-    made: Setup, methods: Sequence[str] | None, settings: str | Path | None
-) -> list[tuple[str, dict[str, Any], str, str]]:
-    """(method, settings, origin, label) of every run."""
+def _plan(made: Setup, methods: Sequence[str] | None, settings: str | Path | None) -> list[Line]:
+    """What is run."""
     given = read_settings(settings, made.system) if settings else {}
     shipped = _TUNED / f"{made.system}.yaml"
     known = read_settings(shipped, made.system) if shipped.exists() else {}
@@ -219,7 +229,7 @@ def _plan(
             ("tuned", _tuned(settings).get("setup") if settings else None),
         )
     )
-    plan = []
+    plan: list[Line] = []
     trivial = [name for name, each in METHODS.items() if each.kind == "trivial"]
     for name in dict.fromkeys([*trivial, *names]):
         origin, values = starting(name, made.system)

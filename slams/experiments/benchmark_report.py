@@ -18,6 +18,7 @@ from slams.experiments.twin import Result
 
 _SCORES = ("rmse", "spread", "spread_skill", "crps", "coverage90", "divergence_rate")
 _FURTHER = ("rmse_a", "spread_a", "lost_share", "model_calls", "network_calls", "cpu_seconds")
+_JUMPS = ("recovery", "recovered_in_2")
 _LABELS = {
     "rmse": "rmse [unit of the state]",
     "crps": "crps [unit of the state]",
@@ -39,8 +40,14 @@ _LOST = (
     "is off the track by that measure although nothing broke."
 )
 _COST = (
-    "model_calls: states advanced by one step, per step and truth. network_calls: evaluations of a network. "
-    "cpu_seconds: of one truth and step, on this machine, all truths at once, scoring left out."
+    "model_calls: states advanced by one step, per step and truth; derivatives of the tendency, which the extended "
+    "filter takes with frozen=true, are in cpu_seconds alone. network_calls: inputs passed through a network, per step "
+    "and truth, a backward pass counted as two. cpu_seconds: of one truth and step, on this machine, all truths at "
+    "once, scoring left out."
+)
+_JUMPING = (
+    "recovery: steps from a jump of the truth to the other sign until the mean has it, 0 where the analysis at the jump "
+    "does, up to the next jump where it never does; recovered_in_2: share of jumps with at most 2."
 )
 _ORACLE = (
     "Climatology, OptInterp and ThreeDVar are given mean and covariance of the truth's own long run: an oracle. "
@@ -94,7 +101,8 @@ def write_pages(
     table = Table(
         overview(rows, _SCORES), "Means over truths; click a header to sort", highlight=best["method"]
     )
-    more = Table(overview(rows, _FURTHER), "Further scores and costs")
+    jumps = _JUMPS if any(row["metric"] in _JUMPS for row in rows) else ()
+    more = Table(overview(rows, (*_FURTHER, *jumps)), "Further scores and costs")
     settings = [
         {"method": r.method, **{k: str(v) for k, v in r.settings.items()}} for r in results if r.settings
     ]
@@ -108,7 +116,9 @@ def write_pages(
             Fact("lost the truth", str(len(lost)), ", ".join(lost) or "no method", good=not lost),
         ],
         [
-            Section("Scores", [table, _ORACLE, _TRUTHFUL, _LOST, _COST, more]),
+            Section(
+                "Scores", [table, _ORACLE, _TRUTHFUL, _LOST, _COST, *([_JUMPING] if jumps else []), more]
+            ),
             *(Section(title, [Picture(figure, title)]) for figure, title in figures.values()),
             Section(
                 "Set-up",

@@ -27,8 +27,16 @@ class TwinScores:
     Numbers of a step, each (*B): "squared_error" of the mean, "variance" of the members (unbiased) and
     "predictive_variance", (N + 1) / N times that (methods that carry a covariance: the same), means over the
     state; with `detail` also "crps" (fair), "hits" (share of the state within the 90 % interval) and "rank" of the
-    truth among the members in one variable, another at every step; "model_calls" and "cpu_seconds" since the step
+    truth among the members in one variable, another at every step; where the state is one variable "wrong_sign", whether
+    the mean's is not the truth's; "model_calls" and "cpu_seconds" since the step
     before, per replicate and without the scoring itself.
+
+    "network_calls" are not counted here: a method with networks puts them into its `memory.diagnostics`, (*B), the
+    number of its step. As a model call is one state of one replicate advanced by one step, a network call is one
+    input of one replicate passed through a network: N members in K steps of a sampler are N K calls, twice as many
+    with guidance that evaluates each input with and without a condition. A backward pass counts as two calls, so a
+    gradient is three for every input of the batch, training within an analysis included; training before the run,
+    on no truth of it, is not in it.
 
     Args:
         truth: (*B, L, *S).
@@ -50,6 +58,7 @@ class TwinScores:
         called, self._counted = self._calls.model - self._counted, self._calls.model
         mean, variance = belief.moments()
         numbers = self._moments(k, mean, variance, belief.x.shape[-1 - self._event])
+        numbers |= wrong_sign(mean, self._truth[k])
         share = torch.full_like(numbers["variance"], 1 / max(numbers["variance"].numel(), 1))
         numbers |= {"model_calls": called * share, "cpu_seconds": spent * share}
         if self._detail:
@@ -96,6 +105,42 @@ class TwinScores:
         }
 
 
+def wrong_sign(mean: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """Whether the mean of a state of one variable is on the other side of 0 than the truth; nothing of longer states.
+
+    Args:
+        mean: (*B, *S).
+        truth: The same.
+
+    Returns:
+        "wrong_sign", 0 or 1, (*B).
+    """
+    return {"wrong_sign": (mean * truth < 0).to(truth).squeeze(-1)} if truth.shape[-1:] == (1,) else {}
+
+
+def recovery(wrong: Tensor, jumps: Sequence[int]) -> dict[str, Tensor]:
+    """How long a mean stays on the wrong side after each jump of the truth.
+
+    The steps from a jump to the first at which the sign is right: 0 where the analysis at the jump has it; the steps to
+    the next jump, or the end, where none has.
+
+    Args:
+        wrong: (*B, L), 0 or 1.
+        jumps: Steps at which the truth is on another side than before.
+
+    Returns:
+        "recovery", the mean over jumps, and "recovered_in_2", the share within two steps, (*B) each; nothing if the
+        truth never jumps.
+    """
+    if not jumps:
+        return {}
+    ends = [*jumps[1:], wrong.shape[-1]]
+    steps = torch.stack(
+        [wrong[..., k:end].cumprod(-1).sum(-1) for k, end in zip(jumps, ends, strict=True)], -1
+    )
+    return {"recovery": steps.mean(-1), "recovered_in_2": (steps <= 2).to(wrong).mean(-1)}
+
+
 def summary(diagnostics: Mapping[str, Tensor], scored: Sequence[int], burn_in: int = 0) -> dict[str, Tensor]:
     """Scores of each replicate from the numbers of its steps.
 
@@ -111,7 +156,8 @@ def summary(diagnostics: Mapping[str, Tensor], scored: Sequence[int], burn_in: i
         steps at which the method was off the track or not finite, of those from the 100th analysis on (of a
         shorter run the last);
         "divergence_rate", 1 where that is more than `LOST_SHARE` (a passing excursion on Lorenz-63 is no loss)
-        or an error is not finite; "model_calls" and "cpu_seconds" per step of the whole run.
+        or an error is not finite; "model_calls", "network_calls" (0 if no step reports any) and "cpu_seconds" per
+        step of the whole run.
     """
     steps = torch.as_tensor(list(scored))
     here = {name: value[..., steps] for name, value in diagnostics.items()}
@@ -134,4 +180,6 @@ def summary(diagnostics: Mapping[str, Tensor], scored: Sequence[int], burn_in: i
             out[name] = here[source].mean(-1)
     for name in ("model_calls", "cpu_seconds"):
         out[name] = diagnostics[name].nansum(-1) / diagnostics[name].shape[-1]
+    networks = diagnostics.get("network_calls", torch.zeros_like(diagnostics["model_calls"]))
+    out["network_calls"] = networks.nansum(-1) / networks.shape[-1]
     return out
