@@ -9,6 +9,8 @@ from torch import Tensor
 from slams.core.random import Rng, normal
 
 _PAIRS = 2**22  # sample-component pairs whose distances are in memory at once
+_SMALLEST = 0.3  # first noise above 0, in widths of the narrowest component: a third of it halves no error
+_ROUNDED = 1e-3  # error of a log-weight that is let pass
 _DIFFERENCES = (
     "donot_use_mm_for_euclid_dist"  # products of norms lose what separates neighbours at little noise
 )
@@ -39,10 +41,15 @@ class KernelMixture:
         v = self.variances + tau**2
         if v.shape[-2] == 1:
             root = v.rsqrt()
-            distances = torch.cdist(x * root, self.means * root, compute_mode=_DIFFERENCES).square()
+            near, centres = x * root, self.means * root
+            apart = float(near.abs().max()) * float(centres.abs().max()) * x.shape[-1]
+            if apart * torch.finfo(x.dtype).eps < _ROUNDED:  # |x|^2 is all components' alike
+                offset = self.logits - 0.5 * centres.square().sum(-1)
+                return (offset.unsqueeze(-2) + near @ centres.mT).softmax(-1)
+            distances = torch.cdist(near, centres, compute_mode=_DIFFERENCES).square()
         else:
-            apart = x.unsqueeze(-2) - self.means.unsqueeze(-3)
-            distances = (apart.square() / v.unsqueeze(-3)).sum(-1) + v.log().sum(-1).unsqueeze(-2)
+            difference = x.unsqueeze(-2) - self.means.unsqueeze(-3)
+            distances = (difference.square() / v.unsqueeze(-3)).sum(-1) + v.log().sum(-1).unsqueeze(-2)
         return (self.logits.unsqueeze(-2) - 0.5 * distances).softmax(-1)
 
     def near(self, x: Tensor, tau: float) -> tuple[Tensor, Tensor]:
@@ -142,7 +149,7 @@ def transport(
     posterior: KernelMixture,
     *,
     steps: int,
-    largest: float = 20.0,
+    largest: float = 10.0,
     rng: Rng = None,
     stochastic: bool = False,
 ) -> Tensor:
@@ -164,12 +171,12 @@ def transport(
     Returns:
         Draws of the posterior, (*B, N, r).
     """
-    floor = 0.1 * math.sqrt(float(posterior.variances.min()))
+    floor = _SMALLEST * math.sqrt(float(posterior.variances.min()))
     down = noise_grid(steps, max(floor, 1e-4), largest)[::-1]
     mean, variance = (value.unsqueeze(-2) for value in posterior.moments())
     if stochastic:
         noise = normal(z.shape, dtype=torch.float32, rng=rng).to(z)
         return posterior.reverse(mean + (variance + largest**2).sqrt() * noise, down, rng=rng)
     width = math.sqrt(float(prior.variances.min()))
-    z = prior.flow(z, noise_grid(steps, 0.1 * width, largest))
+    z = prior.flow(z, noise_grid(steps, _SMALLEST * width, largest))
     return posterior.flow(mean + z * ((variance + largest**2) / (1 + largest**2)).sqrt(), down)

@@ -56,6 +56,8 @@ class Sampler:
         ends: alpha / sigma between which the grid "snr" is even, cut to what the schedule has; a posterior of width w
             needs the second well above 1 / w.
         method: "multistep", or two evaluations a step: "heun" or "exponential" (order 2).
+        stretch: How many times the length of the last step order 2 carries its line on. On the grid "snr" the jump to
+            t = 0 is many times as long as the steps before, and would magnify the noise of the last one.
         batch: Number of leading axes that count samples: sizes of corrections are one for each entry of them.
 
     Raises:
@@ -80,6 +82,7 @@ class Sampler:
     grid: Literal["time", "snr"] = "time"
     ends: tuple[float, float] = (0.05, 60.0)
     method: Literal["multistep", "heun", "exponential"] = "multistep"
+    stretch: float = math.inf
     batch: int = 1
 
     def __post_init__(self) -> None:
@@ -95,9 +98,11 @@ class Sampler:
                 "method is 'multistep', 'heun' or 'exponential' (both of order 2), got "
                 f"{self.method!r} with order {self.order}."
             )
-        if (self.order > 1 or twice) and (self.eta or self.corrections):
+        higher = self.order > 1 or twice
+        if higher and (self.corrections or (self.eta and (twice or self.order == 3))):
             raise ValueError(
-                f"order {max(self.order, 2)} draws without fresh noise; set eta and corrections to 0, or order to 1."
+                f"order {max(self.order, 2)} by {self.method!r} draws without fresh noise, but for eta with the "
+                "multistep method of order 2; set eta and corrections to 0, or order to 1."
             )
         if not 0 <= self.stir <= 1 or (self.stir and (twice or self.eta)):
             raise ValueError(
@@ -140,9 +145,51 @@ class Sampler:
             FloatingPointError: If a draw is not finite; names the step, and the guidance's norm if that was at fault.
         """
         times = self._times(denoiser.schedule).to(noise)
+        return self._along(denoiser, denoiser.schedule(times[0])[1] * noise, times, rng, progress)
+
+    @torch.no_grad()
+    def onward(self, denoiser: Denoiser, x_t: Tensor, *, depth: float = 1.0, rng: Rng = None) -> Tensor:
+        """Draws from x_t at diffusion time `depth` on, by the same number of steps.
+
+        Args:
+            denoiser: What is believed.
+            x_t: Noisy samples, (*B, N, *event).
+            depth: Their time in (0, 1].
+            rng: Generator of the noise added on the way.
+        """
+        return self._along(denoiser, x_t, self._times(denoiser.schedule, depth).to(x_t), rng)
+
+    @torch.no_grad()
+    def invert(self, denoiser: Denoiser, x: Tensor, *, depth: float = 1.0) -> Tensor:
+        """Clean samples carried up the probability flow to x_t at time `depth`, the way that `onward` comes down.
+
+        Args:
+            denoiser: What is believed.
+            x: Clean samples, (*B, N, *event).
+            depth: Time in (0, 1].
+
+        Raises:
+            ValueError: If the sampler adds noise, which cannot be undone.
+
+        Source:
+            Song et al. (2021), arXiv:2010.02502, section 4.3.
+        """
+        if self.eta or self.corrections or self.stir:
+            raise ValueError("noise cannot be undone: set eta, corrections and stir to 0 to invert.")
+        times = self._times(denoiser.schedule, depth).flip(0).to(x)
+        return self._along(denoiser, denoiser.schedule(times[0])[0] * x, times, None)
+
+    def _along(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        times: Tensor,
+        rng: Rng,
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """x carried from the first of `times` to the last."""
         past: list[tuple[Tensor, Tensor]] = []
-        last = normal(noise.shape, like=noise, rng=rng) if self.stir else noise
-        x = denoiser.schedule(times[0])[1] * noise
+        last = normal(x.shape, like=x, rng=rng) if self.stir else x
         for i in range(self.steps):
             before = x
             try:
@@ -178,28 +225,34 @@ class Sampler:
         if self.method != "multistep":
             guess = at.alpha_s * at.mean + at.sigma_s * at.eps
             return _heun(at, denoiser(guess, at.s), exponential=self.method == "exponential")
+        noisy = self.eta > 0 and not at.last
+        kept = fresh = at.sigma_s
+        if noisy:
+            share = (1 - (at.alpha * at.sigma_s / (at.alpha_s * at.sigma)) ** 2).clamp(min=0)
+            fresh = self.eta * at.sigma_s * share.sqrt()
+            kept = (at.sigma_s**2 - fresh**2).sqrt()
         if self.order > 1:
             past.insert(0, (at.mean, ((at.alpha_s * at.sigma) / (at.sigma_s * at.alpha)).log()))
             del past[self.order :]
-            return _multistep(at, past)
-        if self.eta and not at.last:
-            share = (1 - (at.alpha * at.sigma_s / (at.alpha_s * at.sigma)) ** 2).clamp(min=0)
-            fresh = self.eta * at.sigma_s * share.sqrt()
-            rest = (at.sigma_s**2 - fresh**2).sqrt() * at.eps
-            return at.alpha_s * at.mean + rest + fresh * normal(at.x.shape, like=at.x, rng=rng)
-        return at.alpha_s * at.mean + at.sigma_s * at.eps
+            x = _multistep(at, past, kept, self.stretch)
+        else:
+            x = at.alpha_s * at.mean + kept * at.eps
+        return x + fresh * normal(x.shape, like=x, rng=rng) if noisy else x
 
-    def _times(self, schedule: Schedule) -> Tensor:
-        if self.grid == "time" or self.steps == 1:
-            return torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
-        alpha, sigma = schedule(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    def _times(self, schedule: Schedule, start: float = 1.0) -> Tensor:
+        """From `start` down to 0."""
+        if not 0 < start <= 1:
+            raise ValueError(f"draws start from a diffusion time in (0, 1], got {start}.")
+        alpha, sigma = schedule(torch.tensor([start, 0.0], dtype=torch.float64))
         noisiest, cleanest = (alpha / sigma).tolist()
         low, high = max(self.ends[0], noisiest), min(self.ends[1], cleanest)
+        if self.grid == "time" or self.steps == 1 or low >= high:
+            return torch.linspace(start, 0, self.steps + 1, dtype=torch.float64)
         # a grid that reaches the schedule's own end has no jump left to make there
         count = self.steps if high < cleanest else self.steps + 1
         ratios = torch.exp(torch.linspace(math.log(low), math.log(high), count, dtype=torch.float64))
         inner = schedule.time(ratios)[1 : self.steps]
-        return torch.cat([torch.ones(1), inner, torch.zeros(1)])
+        return torch.cat([inner.new_tensor([start]), inner, inner.new_zeros(1)])
 
     def _correct(self, denoiser: Denoiser, x: Tensor, t: Tensor, rng: Rng) -> Tensor:
         alpha, sigma = denoiser.schedule(t)
@@ -242,14 +295,16 @@ def _heun(at: _Step, ahead: Tensor, *, exponential: bool) -> Tensor:
     return at.alpha_s * (at.x / at.alpha + (at.sigma_s / at.alpha_s - at.sigma / at.alpha) * slope)
 
 
-def _multistep(at: _Step, past: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The mean extrapolated from up to three evaluations, by a line or a parabola."""
+def _multistep(at: _Step, past: list[tuple[Tensor, Tensor]], kept: Tensor, stretch: float) -> Tensor:
+    """The mean extrapolated from up to three evaluations, by a line or a parabola, beside `kept` of the noise."""
     mean, stride = past[0]
     # a parabola carried over a much longer step than those it was laid through is worse than a line
     if len(past) == 3 and float(stride) < 1.5 * float(past[1][1]):
         return at.sigma_s / at.sigma * (at.x + at.alpha * _parabola(past))
-    ahead = mean if len(past) == 1 else mean + (mean - past[1][0]) * stride / (2 * past[1][1])
-    return at.sigma_s / at.sigma * at.x + (at.alpha_s - at.alpha * at.sigma_s / at.sigma) * ahead
+    ahead = mean
+    if len(past) > 1:
+        ahead = mean + (mean - past[1][0]) * (stride / past[1][1]).clamp(max=stretch) / 2
+    return kept / at.sigma * at.x + (at.alpha_s - at.alpha * kept / at.sigma) * ahead
 
 
 def _parabola(past: list[tuple[Tensor, Tensor]]) -> Tensor:

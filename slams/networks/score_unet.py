@@ -172,12 +172,13 @@ class ScoreUNet(nn.Module):
         if self.length:
             rows = x_t.reshape(lead.numel(), -1, *grid)
             known = known.reshape(len(rows), self.context, *grid)
-            fixed = self.maps.expand(len(rows), *self.maps.shape)
         else:
             rows = x_t.reshape(lead.numel(), *x_t.shape[-axes:]).movedim(2, 1)
             known = known.reshape(len(rows), steps, self.context, *grid).movedim(2, 1)
-            fixed = self.maps.unsqueeze(1).expand(len(rows), len(self.maps), steps, *grid)
-        out = self._run(torch.cat([rows, fixed.to(rows), known], 1), e)
+        if len(self.maps):  # without, there is no grid to keep to
+            fixed = self.maps if self.length else self.maps.unsqueeze(1).expand(-1, steps, *grid)
+            known = torch.cat([fixed.to(rows).expand(len(rows), *fixed.shape), known], 1)
+        out = self._run(torch.cat([rows, known], 1), e)
         return (out if self.length else out.movedim(1, 2)).reshape(x_t.shape)
 
     def _run(self, x: Tensor, e: Tensor) -> Tensor:
