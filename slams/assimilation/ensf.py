@@ -1,13 +1,21 @@
 """Ensemble score filter: the posterior's score from the forecast as a mixture, no network and no training."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from slams.assimilation.ensemble_mixture import (
+    Conditioning,
+    EachConditioning,
+    coordinates,
+    effective,
+    leave_one_out,
+    projection,
+)
 from slams.assimilation.filter import Failure, Memory
 from slams.assimilation.kalman import Departures
 from slams.assimilation.local import Near, _Localized
@@ -17,7 +25,12 @@ from slams.diffusion.kernel_mixture import KernelMixture, bandwidth, transport
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
 
-_ELEMENTS = 2**21  # of the temporaries of analyses done at once
+__all__ = ["EnSF", "coordinates", "leave_one_out", "refuse_collapsed", "refuse_infinite"]
+
+_ELEMENTS = 2**18  # of the temporaries of analyses done at once: on a CPU they stay in a core's cache
+_ELEMENTS_GPU = 2**26
+_ASKED = 32  # local analyses that the width of the kernel is chosen by
+_ONE = 1 - 1e-5  # width from which on there is one Gaussian
 _WIDTHS = 12  # candidates of the kernel's width
 _COMPONENTS = 4  # effective ones a direction: on Lorenz-63 with 40 members 1 loses most of 8 truths, 4 none
 
@@ -51,6 +64,8 @@ class EnSF(_Localized):
         slopes: "ensemble" for one G by regression over all members, or, for a single variable, "member": one for each
             component, by regression weighted with its kernel, for operators that bend within the ensemble's spread.
         stochastic: Reverse diffusion from fresh noise instead of the flows.
+        iterations: Analyses in turn: where there is one Gaussian, each after the first takes the slopes from the members
+            that the one before arrived at, for operators that bend between forecast and analysis.
         inflation: See `EnsembleKalman`.
         rtps: See `EnsembleKalman`.
         rtpp: See `EnsembleKalman`.
@@ -78,6 +93,7 @@ class EnSF(_Localized):
         steps: int = 12,
         slopes: Literal["ensemble", "member"] = "ensemble",
         stochastic: bool = False,
+        iterations: int = 1,
         inflation: float = 1.0,
         rtps: float = 0.0,
         rtpp: float = 0.0,
@@ -101,6 +117,8 @@ class EnSF(_Localized):
             raise ValueError(f"the kernel's width must lie between 0 and 1, got {kernel}; None chooses it.")
         if steps < 2:
             raise ValueError(f"needs at least 2 levels of noise, got {steps}.")
+        if iterations < 1:
+            raise ValueError(f"needs at least one analysis in turn, got iterations={iterations}.")
         if slopes not in ("ensemble", "member"):
             raise ValueError(f'slopes must be "ensemble" or "member", got {slopes!r}.')
         if slopes == "member" and math.prod(dynamics.state_shape) > 1:
@@ -118,6 +136,7 @@ class EnSF(_Localized):
         self.steps = steps
         self.slopes = slopes
         self.stochastic = stochastic
+        self.iterations = iterations
 
     def update(
         self, E: Tensor, departures: Departures, *, observation: Observation, memory: Memory, rng: Rng = None
@@ -130,56 +149,77 @@ class EnSF(_Localized):
         A = E - E.mean(-2, keepdim=True)
         refuse_collapsed(A, departures, type(self).__name__, memory.step)
         if self.patch is None:
-            z = coordinates(A)
-            b = self._width(A, [(z, departures.Y, departures.d)])
-            change, count = self._analysis(A, z, departures.Y, departures.d, b, rng)
-            memory.diagnostics |= {"effective_size": count, "kernel": b}
-            return E + change
-        near = self._lists(observation, E)
+            near: object = _Neighbours.whole(E.shape[-1], departures.d)
+        else:
+            near = self._lists(observation, E)
         assert isinstance(near, _Neighbours)
-        out, counts = E.clone(), []
-        size = E.shape[-2]
-        cost = E[..., 0, 0].numel() * size * (size + 4 * near.width)
-        domains = torch.arange(E.shape[-1], device=E.device).split(max(1, _ELEMENTS // cost))
-        b = self._width(A, (near.around(A, departures, domain) for domain in domains))
-        for domain in domains:
-            here = A[..., domain].movedim(-1, -2).unsqueeze(-1)
-            change, count = self._analysis(here, *near.around(A, departures, domain), b.unsqueeze(-1), rng)
-            out[..., domain] += change.squeeze(-1).movedim(-2, -1)
-            counts.append(count)
-        memory.diagnostics |= {"effective_size": torch.cat(counts, -1).mean(-1), "kernel": b}
+        seen = _Seen.of(near, A, departures)
+        b = self._width(A, [seen.part(places)[1:] for places in near.asked()])
+        out, count = self._sweep(E, seen, None, b, rng)
+        one = b > _ONE
+        for _ in range(1, self.iterations if bool(one.any()) else 1):
+            state = out.unflatten(-1, self.dynamics.state_shape)
+            moved = _Seen.of(near, out - E.mean(-2, keepdim=True), Departures.of(state, observation))
+            again = self._sweep(E, seen, moved, torch.ones_like(b), rng)[0]
+            out = torch.where(one[..., None, None], again, out)
+        memory.diagnostics |= {"effective_size": count, "kernel": b}
         return out
+
+    def _sweep(
+        self, E: Tensor, seen: "_Seen", moved: "_Seen | None", b: Tensor, rng: Rng
+    ) -> tuple[Tensor, Tensor]:
+        """All local analyses, with slopes from members `moved` if any, and their mean number of components."""
+        near = seen.lists
+        out, counts = E.mT.clone(memory_format=torch.contiguous_format), []
+        for places in near.pieces(E[..., 0, 0].numel(), E.shape[-2], E.device.type):
+            variables = near.variables[places]
+            W, z, Y, d = seen.part(places)
+            after = None
+            if moved is not None:
+                _, _, Y, d = moved.part(places)
+                after = moved.patch(places) @ W
+            change, count = self._analysis(seen.anomalies(variables), z, Y, d, b.unsqueeze(-1), rng, after)
+            out.index_add_(-2, variables.flatten(), change.mT.flatten(-3, -2))
+            counts.append(count)
+        return out.mT.contiguous(), torch.cat(counts, -1).mean(-1)
 
     def _prepare(self, near: Localization, lasting: bool) -> object:
         assert self.patch is not None
-        return _Neighbours(near, self.patch.to(near.weight))
+        return _Neighbours.of(near, self.patch.to(near.weight))
 
-    def _width(self, A: Tensor, parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    def _width(self, A: Tensor, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
         """b of each replicate, (*B): one for all parts (z, Y, d), so that neighbours have it in common."""
         batch, size = A.shape[:-2], A.shape[-2]
         if self.kernel is not None:
             return A.new_full(batch, self.kernel)
         narrowest = math.log(bandwidth(size, 1) / 5)
         widths = torch.linspace(narrowest, -1e-6, _WIDTHS, dtype=A.dtype, device=A.device).exp()
-        likelihood, excess = A.new_zeros(*batch, _WIDTHS), A.new_zeros(*batch, _WIDTHS)
-        for z, Y, d in parts:
-            needed = min(_COMPONENTS * z.shape[-1], size / 2)
-            count = torch.stack([_effective(self._condition(z, Y, d, b)[1]) for b in widths], -1)
-            likelihood = likelihood + _per_replicate(leave_one_out(z, widths), likelihood.ndim)
-            excess = excess + _per_replicate(count - needed, excess.ndim)
+        scores = [_over_domains(leave_one_out(z, widths), len(batch)) for z, _, _ in parts]
+        likelihood = torch.stack(scores).sum(0)
         best = likelihood.argmax(-1, keepdim=True)
         place = torch.arange(_WIDTHS, device=A.device)
+        excess = A.new_zeros(*batch, _WIDTHS)
+        for z, Y, d in parts:
+            needed = min(_COMPONENTS * z.shape[-1], size / 2)
+            for k in range(int(best.min()), _WIDTHS - 1):
+                count = effective(self._condition(z, Y, d, widths[k].view(1, 1))[0]) - needed
+                excess[..., k] += _over_domains(count.unsqueeze(-1), len(batch))[..., 0]
         fit = (place >= best) & (excess >= 0)
         return widths[torch.where(fit, place, _WIDTHS - 1).amin(-1)]
 
     def _condition(
         self, z: Tensor, Y: Tensor, d: Tensor, b: Tensor
     ) -> tuple[KernelMixture, KernelMixture, Tensor]:
-        """Prior and posterior mixtures, and the basis they are in."""
-        return (condition if self.slopes == "ensemble" else condition_each)(z, Y, d, b)
+        """Posterior and prior mixtures, and the basis they are in; b (*B, 1, 1)."""
+        given: Conditioning | EachConditioning
+        if self.slopes == "member":
+            given = EachConditioning(z, Y, d)
+        else:
+            given = Conditioning.of(z, Y, d) if self.patch is None else Conditioning.joint(z, Y, d, b)
+        return given.posterior(b), given.prior(b), given.Q
 
     def _analysis(
-        self, A: Tensor, z: Tensor, Y: Tensor, d: Tensor, b: Tensor, rng: Rng
+        self, A: Tensor, z: Tensor, Y: Tensor, d: Tensor, b: Tensor, rng: Rng, after: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """What an analysis adds to members (*B, N, m), and its effective number of components.
 
@@ -190,149 +230,114 @@ class EnSF(_Localized):
             d: Whitened innovation, (*B, O).
             b: Width of the kernel, (*B) or what broadcasts to it.
             rng: Generator.
+            after: Members that Y and d are of, in the coordinates; None for z.
         """
         size, b = A.shape[-2], b[..., None, None]
-        prior, posterior, Q = self._condition(z, Y, d, b)
+        if after is None:
+            posterior, prior, Q = self._condition(z, Y, d, b)
+        else:
+            given = Conditioning.again(z, after, Y, d)
+            posterior, prior, Q = given.posterior(b), given.prior(b), given.Q
         turned = z @ Q
-        after = transport(turned, prior, posterior, steps=self.steps, rng=rng, stochastic=self.stochastic)
+        if not self.stochastic and bool((b > _ONE).all()):
+            mean, variance = (value.unsqueeze(-2) for value in posterior.moments())
+            carried = mean + variance.sqrt() * turned
+        else:
+            carried = transport(
+                turned, prior, posterior, steps=self.steps, rng=rng, stochastic=self.stochastic
+            )
         regression = turned.mT @ A / (size - 1)
-        return (after - turned) @ regression, _effective(posterior)
+        return (carried - turned) @ regression, effective(posterior)
 
 
 @dataclass(frozen=True)
 class _Neighbours:
-    """Lists of what is near each variable."""
+    """Lists of what is near the variables of each local analysis.
 
-    near: Localization
-    patch: Localization
-
-    @property
-    def width(self) -> int:
-        """Longest list."""
-        return max(self.near.index.shape[1], self.patch.index.shape[1])
-
-    def around(self, A: Tensor, departures: Departures, domain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Near G variables: coordinates of the patches (*B, G, N, r), and Y (*B, G, N, K), d (*B, G, K), tapered."""
-        index, there = self.patch.index[domain], self.patch.weight[domain] > 0
-        patch = A[..., index.flatten()].unflatten(-1, index.shape).movedim(-3, -2) * there.unsqueeze(-2)
-        index, root = self.near.index[domain], self.near.weight[domain].sqrt()
-        Y = departures.Y[..., index.flatten()].unflatten(-1, index.shape).movedim(-3, -2)
-        return coordinates(patch), Y * root.unsqueeze(-2), departures.d[..., index] * root
-
-
-def _effective(mixture: KernelMixture) -> Tensor:
-    """Effective number of components, (*B)."""
-    return 1 / mixture.logits.softmax(-1).square().sum(-1)
-
-
-def _per_replicate(value: Tensor, axes: int) -> Tensor:
-    """Sum over the domains of one part, (*B, [G,] K) -> (*B, K)."""
-    return value.sum(-2) if value.ndim > axes else value
-
-
-def coordinates(A: Tensor) -> Tensor:
-    """Coordinates in which anomalies have covariance 1: A V s^-1/2, 0 along directions without spread.
-
-    Args:
-        A: Anomalies, (*B, N, n).
-
-    Returns:
-        (*B, N, r), r the smaller of n and N - 1.
+    Attributes:
+        near: Observations, (G, K), and the square roots of their weights.
+        root: (G, K).
+        patch: Variables that are the coordinates, (G, n).
+        there: Which of them are no padding, (G, n).
+        variables: What the analysis changes, (G, m).
     """
-    size, n = A.shape[-2:]
-    r = min(n, size - 1)
-    if n < size:
-        s, V = torch.linalg.eigh(A.mT @ A / (size - 1))
-        z = A @ V
-    else:
-        s, U = torch.linalg.eigh(A @ A.mT / (size - 1))
-        s, z = s[..., -r:], U[..., -r:] * s[..., -r:].clamp(min=0).sqrt().unsqueeze(-2) * math.sqrt(size - 1)
-    keep = s > 1e3 * torch.finfo(A.dtype).eps * s[..., -1:]
-    return z * torch.where(keep, s, 1.0).rsqrt().unsqueeze(-2) * keep.unsqueeze(-2)
+
+    near: Tensor
+    root: Tensor
+    patch: Tensor
+    there: Tensor
+    variables: Tensor
+
+    @classmethod
+    def whole(cls, size: int, d: Tensor) -> "_Neighbours":
+        """One analysis of everything."""
+        all_of = torch.arange(size, device=d.device)[None]
+        seen = torch.arange(d.shape[-1], device=d.device)[None]
+        return cls(seen, torch.ones_like(seen, dtype=d.dtype), all_of, torch.ones_like(all_of) > 0, all_of)
+
+    @classmethod
+    def of(cls, near: Localization, patch: Localization) -> "_Neighbours":
+        """Neighbours with the same lists share an analysis if they come in groups of one size."""
+        count, variables = len(near.index), torch.arange(len(near.index), device=near.index.device)[:, None]
+        new = torch.ones(count, dtype=torch.bool, device=near.index.device)
+        for lists in (near, patch):
+            same = (lists.index[1:] == lists.index[:-1]) & (lists.weight[1:] == lists.weight[:-1])
+            new[1:] &= ~same.all(-1)
+        first = new.nonzero()[:, 0]
+        m = count // len(first)
+        if m > 1 and bool((first == torch.arange(0, count, m, device=first.device)[: len(first)]).all()):
+            variables = variables.view(-1, m) if count % m == 0 else variables
+        one = variables[:, 0]
+        there = patch.weight[one] > 0
+        return cls(near.index[one], near.weight[one].sqrt(), patch.index[one], there, variables)
+
+    def pieces(self, replicates: int, size: int, device: str) -> tuple[Tensor, ...]:
+        """Analyses that are done at once."""
+        width = self.near.shape[1] + 4 * self.patch.shape[1] + 3 * size + 2 * self.variables.shape[1]
+        most = _ELEMENTS if device == "cpu" else _ELEMENTS_GPU
+        return torch.arange(len(self.variables), device=self.variables.device).split(
+            max(1, most // (replicates * size * width))
+        )
+
+    def asked(self) -> tuple[Tensor, ...]:
+        """Analyses, evenly spread, that choose the width of the kernel."""
+        count = len(self.variables)
+        places = torch.linspace(0, count - 1, min(count, _ASKED), device=self.variables.device).round().long()
+        return places.split(32)
 
 
-def leave_one_out(z: Tensor, widths: Tensor) -> Tensor:
-    """Log-likelihood of each member under the mixture of the others, summed over members.
+@dataclass(frozen=True)
+class _Seen:
+    """An ensemble and its neighbour lists; members last: what belongs to one variable is one run of memory."""
 
-    sum_i log 1/(N - 1) sum_{j != i} N(z_i; (1 - b^2)^1/2 z_j, b^2 1), up to a constant of b.
+    lists: _Neighbours
+    A: Tensor
+    Y: Tensor
+    d: Tensor
 
-    Args:
-        z: Members in coordinates of unit covariance, (*B, N, r).
-        widths: Candidates of b, (K).
+    @classmethod
+    def of(cls, lists: _Neighbours, A: Tensor, departures: Departures) -> "_Seen":
+        return cls(lists, A.mT.contiguous(), departures.Y.mT.contiguous(), departures.d)
 
-    Returns:
-        (*B, K).
+    def anomalies(self, index: Tensor) -> Tensor:
+        """Of variables (G, n): (*B, G, N, n)."""
+        return self.A.index_select(-2, index.flatten()).unflatten(-2, index.shape).mT
 
-    Source:
-        Habbema, Hermans & van den Broek (1974); Duin (1976), doi:10.1109/TC.1976.1674577.
-    """
-    gram = z @ z.mT
-    square = gram.diagonal(dim1=-2, dim2=-1)
-    rank = (z.abs().amax(-2) > 0).sum(-1)
-    itself = torch.eye(z.shape[-2], dtype=torch.bool, device=z.device)
-    scores = []
-    for b in widths:
-        a = (1 - b * b).sqrt()
-        apart = square.unsqueeze(-1) + a * a * square.unsqueeze(-2) - 2 * a * gram
-        terms = (-0.5 * apart / (b * b)).masked_fill(itself, -math.inf).logsumexp(-1)
-        scores.append(terms.sum(-1) - z.shape[-2] * rank * b.log())
-    return torch.stack(scores, -1)
+    def patch(self, places: Tensor) -> Tensor:
+        """Anomalies of the patches of some analyses, (*B, G, N, n)."""
+        return self.anomalies(self.lists.patch[places]) * self.lists.there[places].unsqueeze(-2)
 
-
-def condition(z: Tensor, Y: Tensor, d: Tensor, b: Tensor) -> tuple[KernelMixture, KernelMixture, Tensor]:
-    """Prior and posterior mixtures of an ensemble.
-
-    With m_j = (1 - b^2)^1/2 z_j, d_j = d - Y_j - G (m_j - z_j) and G^T G = Q diag(g) Q^T, in the basis Q: variances
-    s^2 = b^2 / (1 + b^2 g), means m_j + s^2 Q^T G^T d_j, log w_j = -1/2 (|d_j|^2 - |s Q^T G^T d_j|^2).
-
-    Args:
-        z: Members in coordinates of unit covariance, (*B, N, r).
-        Y: Whitened predicted anomalies, (*B, N, O).
-        d: Whitened innovation, (*B, O).
-        b: Width of the kernel, (*B, 1, 1).
-
-    Returns:
-        Prior and posterior in the basis, and Q (*B, r, r).
-    """
-    size = z.shape[-2]
-    G = Y.mT @ z / (size - 1)
-    g, Q = torch.linalg.eigh(G.mT @ G)
-    m = (1 - b * b).sqrt() * z
-    apart = d.unsqueeze(-2) - Y - (m - z) @ G.mT
-    turned = m @ Q
-    prior = KernelMixture(turned, (b * b).expand_as(turned[..., :1, :]), torch.zeros_like(z[..., 0]))
-    variances = b * b / (1 + b * b * g.clamp(min=0).unsqueeze(-2))
-    pulled = apart @ (G @ Q)
-    logits = -0.5 * (apart.square().sum(-1) - (pulled.square() * variances).sum(-1))
-    return prior, KernelMixture(turned + variances * pulled, variances, logits), Q
+    def part(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Near some analyses: projection to coordinates (*B, G, n, r), coordinates, tapered Y (*B, G, N, K) and d."""
+        patch, index, root = self.patch(places), self.lists.near[places], self.lists.root[places]
+        Y = self.Y.index_select(-2, index.flatten()).unflatten(-2, index.shape) * root.unsqueeze(-1)
+        W = projection(patch)
+        return W, patch @ W, Y.mT, self.d[..., index] * root
 
 
-def condition_each(z: Tensor, Y: Tensor, d: Tensor, b: Tensor) -> tuple[KernelMixture, KernelMixture, Tensor]:
-    """The same of one variable, with a slope G_j for each component.
-
-    G_j is the regression of Y on z with weights exp(-(z - z_j)^2 / (2 b^2)), and the observation of component j is
-    linear about the mean of its weighted members.
-
-    Args:
-        z: Members in coordinates of unit variance, (*B, N, 1).
-        Y: Whitened predicted anomalies, (*B, N, O).
-        d: Whitened innovation, (*B, O).
-        b: Width of the kernel, (*B, 1, 1).
-    """
-    w = torch.softmax(-0.5 * ((z - z.mT) / b).square(), -1)
-    z_near, Y_near = w @ z, w @ Y
-    spread = (w @ z.square() - z_near.square()).clamp(min=torch.finfo(z.dtype).tiny)
-    G = (w @ (z * Y) - z_near * Y_near) / spread
-    m = (1 - b * b).sqrt() * z
-    apart = d.unsqueeze(-2) - Y_near - G * (m - z_near)
-    g = G.square().sum(-1, keepdim=True)
-    variances = b * b / (1 + b * b * g)
-    pulled = (G * apart).sum(-1, keepdim=True)
-    logits = -0.5 * (
-        apart.square().sum(-1, keepdim=True) - pulled.square() * variances + (1 + b * b * g).log()
-    )
-    prior = KernelMixture(m, (b * b).expand_as(m[..., :1, :]), torch.zeros_like(m[..., 0]))
-    return prior, KernelMixture(m + variances * pulled, variances, logits[..., 0]), z.new_ones(1, 1)
+def _over_domains(value: Tensor, axes: int) -> Tensor:
+    """Sum over the analyses of one part, (*B, [G,] K) -> (*B, K)."""
+    return value.sum(-2) if value.ndim > axes + 1 else value
 
 
 def refuse_collapsed(A: Tensor, departures: Departures, name: str, step: int) -> None:
@@ -341,6 +346,11 @@ def refuse_collapsed(A: Tensor, departures: Departures, name: str, step: int) ->
         raise FloatingPointError(
             f"{name}: the ensemble has collapsed to one state at step {step}; inflate it, or start with more spread."
         )
+    refuse_infinite(departures, name, step)
+
+
+def refuse_infinite(departures: Departures, name: str, step: int) -> None:
+    """Stops where there is no likelihood."""
     if not (math.isfinite(departures.d.sum()) and math.isfinite(departures.Y.sum())):
         raise FloatingPointError(
             f"{name}: the likelihood is not finite at step {step}: predictions of the observations overflow; check the "

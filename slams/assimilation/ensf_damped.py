@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from slams.assimilation.ensf import refuse_collapsed
+from slams.assimilation.ensf import refuse_collapsed, refuse_infinite
 from slams.assimilation.filter import Failure, Memory
 from slams.assimilation.kalman import Departures, EnsembleKalman
 from slams.assimilation.likelihood import Likelihood
@@ -266,7 +266,12 @@ class SingleMemberEnSF(EnsembleKalman):
     def update(
         self, E: Tensor, departures: Departures, *, observation: Observation, memory: Memory, rng: Rng = None
     ) -> Tensor:
-        """See `EnsembleKalman.update`."""
+        """See `EnsembleKalman.update`.
+
+        Raises:
+            FloatingPointError: If the likelihood is not finite.
+        """
+        refuse_infinite(departures, type(self).__name__, memory.step)
         zero, one = torch.zeros_like(E[..., :1, :]), torch.ones_like(E[..., :1, :])
         likelihood = Likelihood(observation, self.dynamics.state_shape, zero, one / self.scale)
         factor = 1.0

@@ -164,3 +164,13 @@ def test_a_collapsed_ensemble_is_named():
 def test_wrong_settings_are_refused(method, settings, word):
     with pytest.raises(ValueError, match=word):
         method(Lorenz96(4), **settings)
+
+
+def test_the_single_member_form_names_a_broken_likelihood():
+    class Overflow(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * 1e200).square()
+
+    E = torch.randn(1, 5, 4, dtype=DOUBLE, generator=rng())
+    with pytest.raises(FloatingPointError, match="not finite"):
+        SingleMemberEnSF(still(4)).analyse(E, seen(torch.zeros(1, 4, dtype=DOUBLE), 1.0, Overflow()))
