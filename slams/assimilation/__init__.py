@@ -8,10 +8,12 @@ from slams.assimilation.ensf_damped import DampedEnSF, SingleMemberEnSF
 from slams.assimilation.extended import EKF
 from slams.assimilation.filter import Filter
 from slams.assimilation.finite import EnKFN
+from slams.assimilation.generative import GenerativeEnKF
 from slams.assimilation.kalman import ETKF, DEnKF, EnKF
 from slams.assimilation.latent import Latent
 from slams.assimilation.local import EAKF, LETKF
 from slams.assimilation.particle import AuxiliaryPF, BootstrapPF
+from slams.assimilation.pseudo import PseudoEnKF
 from slams.assimilation.sda import SDA, TrajectorySDA
 from slams.assimilation.smoother import EnKS, IEnKS
 from slams.assimilation.ssls import SSLS
@@ -40,12 +42,14 @@ __all__ = [
     "Filter",
     "FourDVar",
     "FreeRun",
+    "GenerativeEnKF",
     "IEnKS",
     "Latent",
     "Nudging",
     "OptInterp",
     "Persistence",
     "Posterior",
+    "PseudoEnKF",
     "SingleMemberEnSF",
     "ThreeDVar",
     "TrajectorySDA",

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,9 +14,13 @@ from slams import assimilation
 from slams.assimilation.base import Assimilator
 from slams.core.localization import Localization, half_width
 from slams.core.random import fork
+from slams.diffusion.pseudo_ensemble import PseudoEnsemble
+from slams.experiments.generator import GeneratorSettings, load_generator
 from slams.experiments.setup import unknown
 from slams.experiments.twin import TwinExperiment
+from slams.observation.operators import Compose, Operator, Pointwise
 from slams.systems.base import Dynamics
+from slams.systems.lorenz import Lorenz96
 
 Settings = dict[str, Any]
 
@@ -62,6 +67,7 @@ class Entry:
 
 
 _INFLATION = {"inflation": Range(1.0, 1.3)}
+_DENOISED = 6  # steps of a draw: with 8 members more would not be seen
 _LOCAL = {**_INFLATION, "radius": Range(1.0, 12.0, "log")}
 
 METHODS: dict[str, Entry] = {
@@ -86,6 +92,16 @@ METHODS: dict[str, Entry] = {
     "DampedEnSF": Entry(size=100, settings={"rtps": 0.5}, space={"rtps": Range(0.0, 1.0)}),
     "SingleMemberEnSF": Entry(settings={"rtps": 0.5}, space={"rtps": Range(0.0, 1.0)}),
     "SSLS": Entry(size=100, settings={"inflation": 1.02}, space=_INFLATION),
+    "GenerativeEnKF": Entry(
+        size=32,
+        settings={"inflation": 1.05, "radius": 4.0, "rotate": True, "trust": 0.3, "window": 3, "gain": 1.5},
+        space={**_LOCAL, "trust": Range(0.03, 3.0, "log"), "gain": Range(0.5, 8.0, "log")},
+    ),
+    "PseudoEnKF": Entry(
+        size=1,
+        settings={"radius": 4.0, "blend": 0.5},
+        space={"radius": Range(1.0, 12.0, "log"), "blend": Range(0.05, 1.0)},
+    ),
     "EnKS": Entry(
         settings={"inflation": 1.05, "lag": 5},
         space={**_INFLATION, "lag": Range(0, 12, "integer")},
@@ -143,7 +159,7 @@ def entry(name: str) -> Entry:
 _ELSEWISE: dict[str, dict[str, Settings]] = {
     # observed every 0.25: over a longer window the cost has several minima, and 4D-Var takes a wrong one
     "lorenz63": {"FourDVar": {"window": 2}, "EnSF": {"inflation": 1.1}},
-    "lorenz96": {"EnSF": {"radius": 4.0, "reach": 4.0}},
+    "lorenz96": {"EnSF": {"radius": 4.0, "reach": 9.0}},
 }
 
 
@@ -165,7 +181,8 @@ def build(
         name: As in `METHODS`.
         experiment: Gives the model, and the positions of observations.
         settings: Keywords of its class; `radius` is a published localization radius in grid points of a circle, `reach`
-            the distance within which variables are in one `patch`; `size` is passed over.
+            the distance within which variables are in one `patch`; `size` is passed over. Of methods with a generator
+            `sampler` holds settings of its draws, `weights` a file other than that which is shipped.
         climate: Mean and covariance for methods that need them: an oracle, since it is the truth's own.
 
     Raises:
@@ -182,9 +199,13 @@ def build(
         size = experiment.model.state_shape[0]
         reach = float(given.pop("reach"))
         extra["patch"] = Localization.periodic(size, torch.arange(size, dtype=torch.float64), reach / 2)
+    if "generator" in known:
+        extra["generator"] = _generator(
+            name, experiment, given.pop("weights", None), given.pop("sampler", {})
+        )
     for key in given:
         if key not in known:
-            names = [k for k in known if k not in ("dynamics", "localization", "patch")]
+            names = [k for k in known if k not in ("dynamics", "localization", "patch", "generator")]
             raise ValueError(unknown(f"setting of {name}", key, [*names, "size", "radius"]))
     for key, value in (("mean", climate.mean), ("covariance", climate.covariance)):
         # a covariance with a default, as that of the extended filter's start, is not the climate's
@@ -222,5 +243,32 @@ def _localization(experiment: TwinExperiment, radius: float) -> Localization:
     """On a circle of the state's variables, one apart; observations stand where their variable stands."""
     (size,) = experiment.model.state_shape
     (instrument,) = experiment.survey.instruments.values()
-    positions = instrument.operator(torch.arange(size, dtype=torch.float64))
+    positions = _places(instrument.operator, torch.arange(size, dtype=torch.float64))
     return Localization.periodic(size, positions, half_width(radius))
+
+
+def _generator(
+    name: str, experiment: TwinExperiment, weights: str | None, sampler: Mapping[str, Any]
+) -> PseudoEnsemble:
+    """The model that draws Lorenz-96 states of the size that it was trained with."""
+    system, shape = experiment.model, tuple(experiment.model.state_shape)
+    if not isinstance(system, Lorenz96) or shape != (GeneratorSettings.size,):
+        raise ValueError(
+            f"{name} draws states by a network trained on Lorenz-96 with {GeneratorSettings.size} variables, but the "
+            f"model is {type(system).__name__} with states {shape}; take another method, or build it with a generator of "
+            "its own."
+        )
+    known = inspect.signature(PseudoEnsemble).parameters
+    for key in sampler:
+        if key not in known:
+            raise ValueError(unknown(f"setting of {name}'s sampler", key, known))
+    return load_generator(Path(weights) if weights else None, **{"steps": _DENOISED, **sampler})
+
+
+def _places(operator: Operator, sites: Tensor) -> Tensor:
+    """Where the values stand that an operator makes of variables at these sites: a function of each moves none."""
+    if isinstance(operator, Compose):
+        for part in operator.operators:
+            sites = _places(part, sites)
+        return sites
+    return sites if isinstance(operator, Pointwise) else operator(sites)

@@ -27,7 +27,12 @@ from slams.experiments.twin import Result
 
 PAPERS = Path(__file__).parent / "papers"
 EXACT = "exact"  # as a row's method: the exact filter of the set-up's model
-LEARNT = ("sda_l63", "sda_kolmogorov", "sqg", "model_error")  # modules of papers, by `kind` in papers/learnt/*.yaml
+LEARNT = (
+    "sda_l63",
+    "sda_kolmogorov",
+    "sqg",
+    "model_error",
+)  # modules of papers, by `kind` in papers/learnt/*.yaml
 COLUMNS = ("row", "metric", "expected", "low", "high", "value", "lower", "upper", "status")
 
 _TRUTHS = 8  # of every row, unless the paper's file or an override says otherwise

@@ -4,9 +4,13 @@ import pytest
 import torch
 
 from slams.core.covariance import Diagonal
+from slams.experiments.runner import Runner
+from slams.experiments.setup import setup
 from slams.experiments.side_by_side import (
     autoencoder,
+    belief_figure,
     components,
+    filters_side_by_side,
     flow_figure,
     scores_side_by_side,
     seen_from_latent,
@@ -93,3 +97,31 @@ def test_a_picture_has_a_row_a_trajectory_and_a_column_a_step(rng):
     expected = -y.cos() * torch.sin(torch.tensor(torch.pi / 8)) / (torch.pi / 8)
     torch.testing.assert_close(torch.tensor(images[0].data[:, 0]), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(torch.tensor(images[2].data[:, 3]), 2 * expected, rtol=0, atol=1e-5)
+
+
+def test_filters_stand_side_by_side_with_the_scores_of_their_runs_and_their_beliefs_can_be_seen():
+    """A run and the exact filter of a double well: rows are their means, panels are darkest where beliefs are."""
+    tree = {
+        "system": "doublewell",
+        "cycles": 30,
+        "burn_in": 0,
+        "replicates": 2,
+        "model": {"flip_chance": 0.05},
+    }
+    runner = Runner(setup(tree))
+    run, exact = runner.run("EnKF", {"size": 30}, keep="members"), runner.exact()
+    rows = filters_side_by_side({"EnKF": run, "exact": exact})
+    assert [row["method"] for row in rows] == ["EnKF", "exact"]
+    assert float(rows[0]["crps"]) == pytest.approx(float(run.scores["crps"].mean()), abs=5e-4)
+    assert float(rows[1]["steps to the sign"]) == pytest.approx(
+        float(exact.scores["recovery"].mean()), abs=0.05
+    )
+    points = torch.linspace(-1.8, 1.8, 181, dtype=torch.float64)
+    members = run.posterior.samples[0]
+    density = torch.exp(-0.5 * ((points - exact.posterior.mean[0]) / 0.1) ** 2)
+    figure = belief_figure(points, {"members": members, "density": density}, runner.simulated[0][0])
+    for axis, mean in zip(figure.axes, (members.mean(0), exact.posterior.mean[0]), strict=True):
+        (image,) = axis.images
+        cells = torch.as_tensor(image.get_array()).double()
+        centre = (cells * points[:, None]).sum(0) / cells.sum(0)
+        assert (centre - mean[:, 0]).abs().median() < 0.05

@@ -22,6 +22,17 @@ MEAN, B = torch.full((D,), 2.3, dtype=DOUBLE), 13.0 * torch.eye(D, dtype=DOUBLE)
 NEAR = Localization.periodic(D, torch.arange(0, D, 2, dtype=DOUBLE), 2.0)
 PATCH = Localization.periodic(D, torch.arange(D, dtype=DOUBLE), 1.5)
 
+
+class Drawn:
+    """Stands for a generative model: its mean is what was seen last, 2.3 where nothing was."""
+
+    memory, size, evaluations = 3, D, 4
+
+    def draw(self, x: Tensor, values: Tensor, seen: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
+        mean = torch.where(seen, values, 2.3).mean(-2, keepdim=True)
+        return mean + normal(x.shape, like=x, rng=rng)
+
+
 # name -> (constructor, whether it draws random numbers in an analysis)
 METHODS: dict[str, tuple[Callable[[], Filter], bool]] = {
     "Climatology": (lambda: methods.Climatology(SYSTEM, MEAN, B), False),
@@ -45,6 +56,11 @@ METHODS: dict[str, tuple[Callable[[], Filter], bool]] = {
     "DampedEnSF": (lambda: methods.DampedEnSF(SYSTEM, tolerance=0.1, rtps=0.5), True),
     "SingleMemberEnSF": (lambda: methods.SingleMemberEnSF(SYSTEM, error=0.1, rtps=0.5), True),
     "SSLS": (lambda: methods.SSLS(SYSTEM, inflation=1.05), True),
+    "GenerativeEnKF": (
+        lambda: methods.GenerativeEnKF(SYSTEM, generator=Drawn(), localization=NEAR, horizon=5, closure=5),
+        True,
+    ),
+    "PseudoEnKF": (lambda: methods.PseudoEnKF(SYSTEM, generator=Drawn(), localization=NEAR), True),
     "EnKS": (lambda: methods.EnKS(SYSTEM, lag=3), True),
     "EnKS etkf": (lambda: methods.EnKS(SYSTEM, lag=3, variant="etkf"), False),
     "IEnKS": (lambda: methods.IEnKS(SYSTEM, lag=2, iterations=3), False),
