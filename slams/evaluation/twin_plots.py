@@ -14,6 +14,7 @@ from slams.evaluation.style import COLOURS, dress, heading, new_figure
 
 _COLUMNS = 4
 _POINTS = 400  # more would hide each other
+_OF_STATUS = {"PASS": (COLOURS[2], "o"), "FAIL": (COLOURS[1], "X"), "INFO": ("#777777", "o")}
 
 
 def error_and_spread(
@@ -89,7 +90,8 @@ def against_published(
     """Our figures with their intervals on the band that they should lie in, row by row.
 
     Args:
-        rows: With row, expected, low, high, value, lower, upper and status, as in rows.csv.
+        rows: With row, expected, low, high, value, lower, upper and status, as in rows.csv; those of status INFO, which
+            nothing is asked of, have no band.
         title: Title of the figure.
         label: What the numbers are.
     """
@@ -97,19 +99,19 @@ def against_published(
     axis = figure.subplots()
     for k, row in enumerate(rows):
         low, high, value = float(row["low"]), float(row["high"]), float(row["value"])
-        fine = row["status"] == "PASS"
-        low = low if np.isfinite(low) else min(value, high) / 2  # a bound from above only
-        axis.barh(k, high - low, left=low, height=0.62, color="#d5e6f2", edgecolor="none")
+        colour, marker = _OF_STATUS[str(row["status"])]
+        if row["status"] != "INFO":
+            low = low if np.isfinite(low) else min(value, high) / 2  # a bound from above only
+            axis.barh(k, high - low, left=low, height=0.62, color="#d5e6f2", edgecolor="none")
         axis.plot([float(row["expected"])] * 2, [k - 0.31, k + 0.31], color=COLOURS[0], linewidth=1.6)
         bounds = [[value - _or(row["lower"], value)], [_or(row["upper"], value) - value]]
-        colour = COLOURS[2] if fine else COLOURS[1]
-        axis.errorbar(value, k, xerr=np.abs(bounds), fmt="o" if fine else "X", color=colour, capsize=3)
+        axis.errorbar(value, k, xerr=np.abs(bounds), fmt=marker, color=colour, capsize=3)
     axis.set_yticks(range(len(rows)), [str(row["row"]) for row in rows])
     axis.invert_yaxis()
     values = array([float(row["value"]) for row in rows])
     if np.isfinite(values).all() and len(values) and values.min() > 0 and values.max() > 10 * values.min():
         axis.set_xscale("log")
-    dress(axis, f"{label}: band and expected number (blue), ours with its 95 % interval", "", "")
+    dress(axis, f"{label}: band and expected number (blue), ours with its 95 % interval (grey: shown only)", "", "")
     heading(figure, textwrap.fill(title, 90))
     return figure
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from slams.core.files import atomic
 from slams.evaluation.evaluate import mean_interval
@@ -260,12 +261,10 @@ def error_figure(
                     label=label,
                 )
         axis.set_yscale("log")
-        dress(
-            axis,
-            "forcing of the truth",
-            "RMSE of the mean" if stride == strides[0] else "",
-            f"every {stride}",
-        )
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        dress(axis, "forcing of the truth", "RMSE of the mean" if stride == strides[0] else "", _told(stride))
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     heading(figure, title)
@@ -274,24 +273,38 @@ def error_figure(
 
 def gain_figure(plan: Plan, cells: Sequence[Cell], found: Mapping[str, Mapping[str, Result]]) -> Figure:
     """Error of the model as it is estimated along the run, beside the true one."""
-    figure = new_figure(6.4, 3.6)
-    axis = figure.subplots()
-    for k, cell in enumerate(cells):
-        result = found[cell.name][plan.ours]
-        numbers = result.posterior.diagnostics.get("model_error")
-        if numbers is None:
-            continue
-        colour, line = COLOURS[k % len(COLOURS)], "-" if k < len(COLOURS) else "--"
-        y = numbers.mean(0).numpy()
-        axis.plot(
-            torch.arange(len(y)).numpy() * result.dt, y, line, color=colour, linewidth=1.2, label=cell.name
+    strides = sorted({cell.stride for cell in cells})
+    forcings = sorted({cell.forcing for cell in cells})
+    figure = new_figure(3.6 * len(strides) + 0.8, 3.8)
+    for axis, stride in zip(
+        figure.subplots(1, len(strides), squeeze=False, sharey=True)[0], strides, strict=True
+    ):
+        for cell in (cell for cell in cells if cell.stride == stride):
+            result = found[cell.name][plan.ours]
+            numbers = result.posterior.diagnostics.get("model_error")
+            if numbers is None:
+                continue
+            y = numbers.mean(0)[plan.setup["burn_in"] // 4 :].numpy()
+            time = (torch.arange(len(y)) + plan.setup["burn_in"] // 4).numpy() * result.dt
+            colour = COLOURS[forcings.index(cell.forcing) % len(COLOURS)]
+            axis.plot(time, y, color=colour, linewidth=1.2, label=f"F = {cell.forcing:g}")
+            true = result.dt * (cell.forcing - plan.setup["model"]["forcing"])
+            axis.axhline(true, color=colour, linewidth=0.8, linestyle=":", zorder=0)
+        dress(
+            axis, "model time", "error of the model in a step" if stride == strides[0] else "", _told(stride)
         )
-        true = result.dt * (cell.forcing - plan.setup["model"]["forcing"])
-        axis.axhline(true, color="#bbbbbb", linewidth=0.8, zorder=0)
-    dress(axis, "model time", "error of the model in a step", "")
-    figure.legend(frameon=False, fontsize=7, loc="outside right upper")
-    heading(figure, "Estimated error of the model, mean over sites and truths; grey: dt (F - 8)")
+    handles = {
+        label: h for axis in figure.axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc="outside right upper")
+    heading(
+        figure, "Estimated error of the model, mean over sites and truths; dotted: the true one, dt (F - 8)"
+    )
     return figure
+
+
+def _told(stride: int) -> str:
+    return "all variables seen" if stride == 1 else f"1 in {stride} seen"
 
 
 def _weights(folder: Path, train: bool, console: Console) -> Path | None:

@@ -290,7 +290,7 @@ def _reproduce(paper: Paper, folder: Path, overrides: Sequence[str], console: Co
             f"fewer than {_TRUTHS} truths: their scatter makes the bands too wide for PASS to mean much"
         )
     judged = [vars(verdict) for verdict in verdicts if verdict.status != "INFO"]
-    drawn = [row for row in judged if " less " not in row["row"]]
+    drawn = [vars(v) for v in verdicts if v.metric != "lost" and " less " not in v.row]
     with atomic(folder / "rows.png") as temporary:
         against_published(drawn, title=paper.title).savefig(temporary, dpi=120)
     failed = sum(verdict.status == "FAIL" for verdict in verdicts)
