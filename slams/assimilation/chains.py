@@ -92,7 +92,8 @@ class Tempering:
             memory = _correlation(start, x)
             if self.noise and bool((memory < self.forgotten).all()):
                 break
-        carry["step"] = h
+        # a chain that ran away would leave its replicate without a step in all analyses to come
+        carry["step"] = torch.where(torch.isfinite(h), h, self.step)
         mixed = (memory < self.forgotten).to(x.dtype)
         return x, {"stages": count, "acceptance": accepted, "step": h, "correlation": memory, "mixed": mixed}
 
@@ -263,7 +264,7 @@ class FrameLikelihood:
 def _noise(x: Tensor, rng: Rng) -> Tensor:
     """N(0, 1) given that the mean over members is 0, the covariance 1, and the correlation with x none, (*B, N, r).
 
-    With fewer than 2 r + 1 members there is no room for the last, with fewer than r + 1 none for the covariance.
+    With 2 r + 1 members or fewer the last is left out, with r + 1 or fewer the covariance as well: there is no room.
     """
     w = normal(x.shape, like=x, rng=rng)
     w = w - w.mean(-2, keepdim=True)
@@ -274,16 +275,17 @@ def _noise(x: Tensor, rng: Rng) -> Tensor:
         A = x - x.mean(-2, keepdim=True)
         gram = A.mT @ A
         largest = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None].clamp(min=1e-30)
-        ridge = (
-            10 * torch.finfo(x.dtype).eps * largest
-        )  # directions that no member varies in have nothing to solve for
-        w = w - A @ torch.linalg.solve(gram + ridge * torch.eye(r, dtype=x.dtype, device=x.device), A.mT @ w)
-    L = torch.linalg.cholesky(w.mT @ w / (size - 1))
+        # directions that no member varies in have nothing to solve for
+        ridge = 10 * torch.finfo(x.dtype).eps * largest
+        regular = gram + ridge * torch.eye(r, dtype=x.dtype, device=x.device)
+        w = w - A @ torch.linalg.solve_ex(regular, A.mT @ w)[0]
+    # unchecked: a chain that ran away shows in the members, where `Filter` names it
+    L = torch.linalg.cholesky_ex(w.mT @ w / (size - 1))[0]
     return torch.linalg.solve_triangular(L, w.mT, upper=False).mT
 
 
 def _uniform(like: Tensor, rng: Rng) -> Tensor:
-    """Draws of the shape of `like`, in (0, 1)."""
+    """Draws of the shape of `like`, in [0, 1)."""
     device = torch.device("cpu") if rng is None else rng.device
     return torch.rand(like.shape, generator=rng, dtype=like.dtype, device=device).to(like)
 
@@ -299,7 +301,7 @@ def _resampled(x: Tensor, log_weights: Tensor, rng: Rng) -> Tensor:
 
 
 def _correlation(start: Tensor, end: Tensor) -> Tensor:
-    """Correlation over members of where they were and are, averaged over the directions in which they vary, (*B)."""
+    """Correlation over members of where they were and are, averaged over all directions, 0 where none varies, (*B)."""
     a, b = start - start.mean(-2, keepdim=True), end - end.mean(-2, keepdim=True)
     scale = (a.square().sum(-2) * b.square().sum(-2)).sqrt()
     share = (a * b).sum(-2) / scale.clamp(min=torch.finfo(a.dtype).tiny)

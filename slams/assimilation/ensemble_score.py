@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from slams.assimilation.ensf import leave_one_out
+from slams.assimilation.ensemble_mixture import leave_one_out
 from slams.core.random import Rng, normal
 from slams.diffusion.kernel_mixture import bandwidth
 
@@ -106,7 +106,8 @@ class KernelScore:
     def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> Score:
         """See `EnsembleScore.fit`; diagnostic "kernel", b."""
         b = self._width(z)
-        if bool((b > _ONE).all()):
+        # kernels that do not shrink widen the mixture beyond N(0, 1)
+        if self.shrink and bool((b > _ONE).all()):
             return _gaussian(b)
         wide = b[..., None, None]
         points = (1 - wide * wide).sqrt() * z if self.shrink else z

@@ -75,7 +75,8 @@ class EnSF(_Localized):
         bound: See `Filter`.
 
     Raises:
-        ValueError: If a setting is out of range, or patch and localization are not given together.
+        ValueError: If a setting is out of range, patch and localization are not given together, or the patch is of
+            another number of variables.
 
     Source:
         Bao, Zhang & Zhang (2024), doi:10.1016/j.cma.2024.117447, section 3, for the idea and the mixture; the likelihood
@@ -131,6 +132,12 @@ class EnSF(_Localized):
                 "localization and patch belong together: give the variables near each variable, as "
                 "Localization.periodic(size, torch.arange(size), radius), or neither."
             )
+        size = math.prod(dynamics.state_shape)
+        if patch is not None and (len(patch.index), patch.observations) != (size, size):
+            raise ValueError(
+                f"the patch is between {len(patch.index)} and {patch.observations} variables, but the state has {size}; "
+                "build it with the variables in place of the observations."
+            )
         self.patch = patch
         self.kernel = kernel
         self.steps = steps
@@ -159,7 +166,9 @@ class EnSF(_Localized):
         one = b > _ONE
         for _ in range(1, self.iterations if bool(one.any()) else 1):
             state = out.unflatten(-1, self.dynamics.state_shape)
-            moved = _Seen.of(near, out - E.mean(-2, keepdim=True), Departures.of(state, observation))
+            after = Departures.of(state, observation)
+            refuse_infinite(after, type(self).__name__, memory.step)
+            moved = _Seen.of(near, out - E.mean(-2, keepdim=True), after)
             again = self._sweep(E, seen, moved, torch.ones_like(b), rng)[0]
             out = torch.where(one[..., None, None], again, out)
         memory.diagnostics |= {"effective_size": count, "kernel": b}
@@ -176,7 +185,7 @@ class EnSF(_Localized):
             W, z, Y, d = seen.part(places)
             after = None
             if moved is not None:
-                _, _, Y, d = moved.part(places)
+                Y, d = moved.predictions(places)
                 after = moved.patch(places) @ W
             change, count = self._analysis(seen.anomalies(variables), z, Y, d, b.unsqueeze(-1), rng, after)
             out.index_add_(-2, variables.flatten(), change.mT.flatten(-3, -2))
@@ -329,10 +338,15 @@ class _Seen:
 
     def part(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Near some analyses: projection to coordinates (*B, G, n, r), coordinates, tapered Y (*B, G, N, K) and d."""
-        patch, index, root = self.patch(places), self.lists.near[places], self.lists.root[places]
-        Y = self.Y.index_select(-2, index.flatten()).unflatten(-2, index.shape) * root.unsqueeze(-1)
+        patch = self.patch(places)
         W = projection(patch)
-        return W, patch @ W, Y.mT, self.d[..., index] * root
+        return W, patch @ W, *self.predictions(places)
+
+    def predictions(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Tapered Y (*B, G, N, K) and d (*B, G, K) near some analyses."""
+        index, root = self.lists.near[places], self.lists.root[places]
+        Y = self.Y.index_select(-2, index.flatten()).unflatten(-2, index.shape) * root.unsqueeze(-1)
+        return Y.mT, self.d[..., index] * root
 
 
 def _over_domains(value: Tensor, axes: int) -> Tensor:

@@ -141,6 +141,8 @@ class GenerativeEnKF(Told):
 
     def forecast(self, x: Tensor, memory: Memory, *, rng: Rng = None) -> Tensor:
         """See `Filter.forecast`; of both ensembles."""
+        if "age" not in memory.carry:
+            self.start(x, memory)
         carry, size = memory.carry, x.shape[-2]
         both = torch.cat([x, carry["pseudo"]], -2) if self.asks else x
         both = super().forecast(both, memory, rng=rng)
@@ -172,7 +174,9 @@ class GenerativeEnKF(Told):
         if self.closure:
             mean = Mean.get("increments", memory)
             increment = (analysis - merged).mean(-2) / memory.carry["age"].clamp(min=1).unsqueeze(-1)
-            known = seen & (memory.carry["age"] > 0)
+            # one NaN would stay in the mean for good, also after the member was replaced
+            credible = (analysis.abs() < self.bound).all(-1).all(-1)
+            known = seen & credible & (memory.carry["age"] > 0)
             mean.told(mean.mean + increment, known, self.closure).put("increments", memory)
         if self.asks:
             self._draw_anew(analysis, observation, memory, rng)
@@ -266,8 +270,8 @@ def merge(x: Tensor, pseudo: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean, limits = x.mean(-2, keepdim=True), torch.finfo(x.dtype)
     spread = pseudo.var(-2, keepdim=True).clamp(min=limits.tiny)
-    # members all alike, on either side, leave a ratio that is finite
-    ratio = (x.var(-2, keepdim=True) / spread * trust[..., None, None]).clamp(max=1 / limits.eps)
+    # members all alike, on either side, leave a ratio that is finite, before trust 0 could make NaN of it
+    ratio = (x.var(-2, keepdim=True) / spread).clamp(max=1 / limits.eps) * trust[..., None, None]
     share = ratio / (1 + ratio)
     merged = mean + share * (pseudo.mean(-2, keepdim=True) - mean) + (x - mean) * (1 + ratio).rsqrt()
     return merged, share.mean((-2, -1))

@@ -170,7 +170,7 @@ class PseudoEnKF(Told):
         bound: See `Filter`; draws beyond it count as lost.
 
     Raises:
-        ValueError: If the generator or the dynamics do not fit, or `blend` is no such share.
+        ValueError: If the generator or the dynamics do not fit, `blend` is no such share, or inflation is not positive.
 
     Source:
         Asahi et al. (2023), arXiv:2308.06708.
@@ -202,11 +202,15 @@ class PseudoEnKF(Told):
         )
         if not 0 < blend <= 1:
             raise ValueError(f"blend must lie in (0, 1], got {blend}.")
+        if not inflation > 0:
+            raise ValueError(f"inflation must be positive, got {inflation}; 1 inflates nothing.")
         self.blend = blend
         self.stretch = inflation
 
     def forecast(self, x: Tensor, memory: Memory, *, rng: Rng = None) -> Tensor:
         """See `Filter.forecast`."""
+        if "window" not in memory.carry:
+            self.start(x, memory)
         self._shift(memory)
         return super().forecast(x, memory, rng=rng)
 
@@ -219,10 +223,12 @@ class PseudoEnKF(Told):
             self.start(forecast, memory)
         seen = self._note(observation, memory)
         members, sound = self._drawn(forecast, memory, rng, newest=False)
-        members = torch.where(torch.isfinite(members), members, 0.0)
+        members = torch.where(sound[..., None, None], members, 0.0)
         members = members.mean(-2, keepdim=True).lerp(members, self.stretch)
         # its innovation is that of the pseudo-ensemble: the forecasts have no spread of their own
         analysed = super().analyse(members, observation, rng=rng, memory=memory)
+        innovation = memory.diagnostics["innovation"]
+        memory.diagnostics["innovation"] = torch.where(sound, innovation, torch.nan)
         share = self.blend * (sound & seen).to(forecast)[..., None, None]
         return forecast + share * (analysed.mean(-2, keepdim=True) - forecast)
 
@@ -240,7 +246,7 @@ def sites_of(observation: Observation, size: int) -> Tensor:
     Raises:
         ValueError: If it does anything but select sites.
     """
-    numbers = torch.arange(size, dtype=torch.float64, device=observation.value.device)
+    numbers = torch.arange(size, dtype=observation.value.dtype, device=observation.value.device)
     sites = observation.predict(numbers)
     probe = 2.0 + (numbers * _PROBE) % 1.0
     index = sites.round().long().clamp(0, size - 1)

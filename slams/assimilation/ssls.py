@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.chains import FrameLikelihood, Ridge, Target, Tempering
+from slams.assimilation.ensemble_mixture import coordinates
 from slams.assimilation.ensemble_score import EnsembleScore, Frame, KernelScore, NetworkScore, NoScore
-from slams.assimilation.ensf import coordinates, refuse_collapsed
+from slams.assimilation.ensf import refuse_collapsed
 from slams.assimilation.filter import Failure, Memory
 from slams.assimilation.kalman import Departures, EnsembleKalman
 from slams.assimilation.likelihood import Likelihood

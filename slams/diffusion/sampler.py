@@ -62,7 +62,7 @@ class Sampler:
 
     Raises:
         ValueError: If `steps` is below 1, `stir` not in [0, 1], the order, the grid or the method unknown, or a higher
-            order is asked for with noise.
+            order is asked for with noise that it does not go with: all but eta with the multistep method of order 2.
 
     Source:
         Song et al. (2021), arXiv:2010.02502, eq. 12 and 16; orders 2 and 3 after Lu et al. (2022), arXiv:2211.01095,
@@ -299,7 +299,7 @@ def _multistep(at: _Step, past: list[tuple[Tensor, Tensor]], kept: Tensor, stret
     """The mean extrapolated from up to three evaluations, by a line or a parabola, beside `kept` of the noise."""
     mean, stride = past[0]
     # a parabola carried over a much longer step than those it was laid through is worse than a line
-    if len(past) == 3 and float(stride) < 1.5 * float(past[1][1]):
+    if len(past) == 3 and abs(float(stride)) < 1.5 * abs(float(past[1][1])):  # both negative on the way up
         return at.sigma_s / at.sigma * (at.x + at.alpha * _parabola(past))
     ahead = mean
     if len(past) > 1:

@@ -111,7 +111,12 @@ def against_published(
     values = array([float(row["value"]) for row in rows])
     if np.isfinite(values).all() and len(values) and values.min() > 0 and values.max() > 10 * values.min():
         axis.set_xscale("log")
-    dress(axis, f"{label}: band and expected number (blue), ours with its 95 % interval (grey: shown only)", "", "")
+    dress(
+        axis,
+        f"{label}: band and expected number (blue), ours with its 95 % interval (grey: shown only)",
+        "",
+        "",
+    )
     heading(figure, textwrap.fill(title, 90))
     return figure
 

@@ -137,6 +137,7 @@ def read_plan(name: str | Path) -> Plan:
             f"{path} is no plan: expected the keys title, test, tuning, groups and a list of cases."
         )
     _known(tree, ("title", "test", "tuning", "groups", "cases"), path.name)
+    _known(tree.get("groups", {}), tuple(tree.get("groups") or ()), f"{path.name}, groups")
     _known(tree.get("tuning", {}), tuple(_TUNING), f"{path.name}, tuning")
     _known(tree.get("test", {}), ("replicates", "cycles", "burn_in"), f"{path.name}, test")
     groups = {name: _contenders(given, {}, path.name) for name, given in tree.get("groups", {}).items()}
@@ -228,6 +229,8 @@ def _tuned(  # noqa: PLR0913
 def _contenders(given: Any, groups: Mapping[str, Sequence[Contender]], where: str) -> list[Contender]:
     """Methods from a list of names of groups and of settings, or from the name of a group."""
     out: list[Contender] = []
+    if not isinstance(given, str | list):
+        raise ValueError(f"{where}: methods are a list or the name of a group, got {given!r}.")
     for item in [given] if isinstance(given, str) else given:
         if isinstance(item, str):
             if item not in groups:
@@ -235,6 +238,8 @@ def _contenders(given: Any, groups: Mapping[str, Sequence[Contender]], where: st
             out += groups[item]
             continue
         _known(item, tuple(Contender.__dataclass_fields__), f"a method of {where}")
+        if "method" not in item or not isinstance(item.get("sizes", []), list):
+            raise ValueError(f"{where}: a method needs the key method, and sizes as a list, got {item}.")
         out.append(Contender(**item))
         entry(out[-1].method)
     return out

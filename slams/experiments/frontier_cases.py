@@ -245,8 +245,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[Point]]:
 
 def _point(folder: Path, label: str, origin: str, rows: Sequence[Mapping[str, str]], every: int) -> Point:
     """One method from its rows; costs per step become costs per analysis."""
-    path = folder / "runs" / f"{label}.json"
-    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    plain = "".join(c if c.isalnum() or c in "-." else "_" for c in label)  # as slams reproduce names files
+    paths = [folder / "runs" / f"{stem}.json" for stem in (label, plain)]
+    path = next((path for path in paths if path.exists()), None)
+    told = json.loads(path.read_text(encoding="utf-8")) if path else {}
     method = str(told.pop("method", label.split(" ")[0]))
     scores: dict[str, Interval] = {}
     errors: dict[int, float] = {}

@@ -57,7 +57,7 @@ class Cell:
 
     Attributes:
         forcing: F of the truth.
-        stride: Every so manieth variable is seen.
+        stride: Every so many-th variable is seen.
         tuned: Settings by name.
     """
 
@@ -143,6 +143,9 @@ def run(
     Returns:
         Verdicts: where the model is wrong, truth by truth our error less each rival's must be 0 or less on average;
         where it is right, our error at most a bound; the processor time of an analysis at most 2 s.
+
+    Raises:
+        ValueError: If a cell, a grid or a setting is unknown (the nearest is named).
     """
     plan = read_plan(path)
     console.say(f"{plan.title} ({plan.source})")
@@ -150,14 +153,17 @@ def run(
     rest = [text for text in overrides if text not in asked]
     full = "grid=full" in asked
     names = [text.removeprefix("cell=") for text in asked if text.startswith("cell=")]
+    for what, known in (("grid", ["quick", "full"]), ("cell", [c.name for c in plan.cells])):
+        for name in (text.removeprefix(f"{what}=") for text in asked if text.startswith(f"{what}=")):
+            if name not in known:
+                raise ValueError(unknown(what, name, known))
     cells = [c for c in plan.cells if (c.name in names if names else full or c.name in plan.quick)]
-    if not cells:
-        raise ValueError(unknown("cell", ", ".join(names), [c.name for c in plan.cells]))
+    setups = [plan.setup_of(cell, rest) for cell in cells]  # before anything is trained
     weights = _weights(folder, train, console)
     found: dict[str, dict[str, Result]] = {}
     verdicts: list[Verdict] = []
-    for cell in cells:
-        runner = Runner(plan.setup_of(cell, rest), folder / cell.name)
+    for cell, made in zip(cells, setups, strict=True):
+        runner = Runner(made, folder / cell.name)
         found[cell.name] = _run_cell(plan, cell, runner, weights, full, console)
         verdicts = [v for c in cells if c.name in found for v in judge(plan, c, found[c.name])]
         verdicts += won(plan, cells, found)
@@ -192,7 +198,7 @@ def judge(plan: Plan, cell: Cell, results: Mapping[str, Result]) -> list[Verdict
         verdicts.append(
             Verdict(f"{cell.name} {label}", METRIC, math.nan, low, bound, value, lower, upper, status)
         )
-    wrong = cell.forcing != plan.setup["model"]["forcing"]
+    wrong = cell.forcing != _believed(results)
     for label in results:
         if plan.lines[label].rival and wrong:
             apart = mean_interval((ours[METRIC] - results[label].scores[METRIC]).tolist())
@@ -210,7 +216,7 @@ def judge(plan: Plan, cell: Cell, results: Mapping[str, Result]) -> list[Verdict
 
 def won(plan: Plan, cells: Sequence[Cell], found: Mapping[str, Mapping[str, Result]]) -> list[Verdict]:
     """In how many cells with a wrong model ours has the smaller mean error than each rival, and than all."""
-    wrong = [found[c.name] for c in cells if c.name in found and c.forcing != plan.setup["model"]["forcing"]]
+    wrong = [found[c.name] for c in cells if c.name in found and c.forcing != _believed(found[c.name])]
     rivals = [label for label, line in plan.lines.items() if line.rival]
 
     def mean(results: Mapping[str, Result], label: str) -> float:
@@ -284,11 +290,12 @@ def gain_figure(plan: Plan, cells: Sequence[Cell], found: Mapping[str, Mapping[s
             numbers = result.posterior.diagnostics.get("model_error")
             if numbers is None:
                 continue
-            y = numbers.mean(0)[plan.setup["burn_in"] // 4 :].numpy()
-            time = (torch.arange(len(y)) + plan.setup["burn_in"] // 4).numpy() * result.dt
+            settled = int(result.setup["burn_in"]) // 4
+            y = numbers.mean(0)[settled:].numpy()
+            time = (torch.arange(len(y)) + settled).numpy() * result.dt
             colour = COLOURS[forcings.index(cell.forcing) % len(COLOURS)]
             axis.plot(time, y, color=colour, linewidth=1.2, label=f"F = {cell.forcing:g}")
-            true = result.dt * (cell.forcing - plan.setup["model"]["forcing"])
+            true = result.dt * (cell.forcing - _believed(found[cell.name]))
             axis.axhline(true, color=colour, linewidth=0.8, linestyle=":", zorder=0)
         dress(
             axis, "model time", "error of the model in a step" if stride == strides[0] else "", _told(stride)
@@ -297,10 +304,13 @@ def gain_figure(plan: Plan, cells: Sequence[Cell], found: Mapping[str, Mapping[s
         label: h for axis in figure.axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc="outside right upper")
-    heading(
-        figure, "Estimated error of the model, mean over sites and truths; dotted: the true one, dt (F - 8)"
-    )
+    heading(figure, "Estimated error of the model, mean over sites and truths; dotted: the true one")
     return figure
+
+
+def _believed(results: Mapping[str, Result]) -> float:
+    """The model's forcing in a cell."""
+    return float(next(iter(results.values())).setup["model"]["forcing"])
 
 
 def _told(stride: int) -> str:

@@ -3,7 +3,7 @@
 import csv
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -282,7 +282,7 @@ def _reproduce(paper: Paper, folder: Path, overrides: Sequence[str], console: Co
         write_rows(folder / "rows.csv", verdicts)
     if detail:
         for part in parts.values():
-            part.write()
+            part.write({row.row for row in paper.rows if row.method == EXACT})
     lines = [_line(verdict) for verdict in verdicts]
     console.rich.print(console_table(lines, title=paper.name))
     if any(len(part.runner.setup.seeds) < _TRUTHS for part in parts.values()):
@@ -305,11 +305,12 @@ class _Part:
     runner: Runner
     results: dict[str, Result] = field(default_factory=dict)
 
-    def write(self) -> None:
-        """metrics.csv, figures and report, as those of `slams bench`."""
+    def write(self, exact: Set[str]) -> None:
+        """metrics.csv, figures and report, as those of `slams bench`; `exact` names rows of the exact filter."""
         assert self.runner.folder is not None
         results = list(self.results.values())
-        rows = [row for result in results for row in rows_of(result, "published")]
+        origins = ["exact" if name in exact else "published" for name in self.results]
+        rows = [row for each in zip(results, origins, strict=True) for row in rows_of(*each)]
         write_metrics(self.runner.folder / "metrics.csv", rows)
         write_pages(self.runner.folder, self.runner.setup, results, rows)
 

@@ -51,8 +51,8 @@ def grid_filter(  # noqa: PLR0913
         count: Number of points.
 
     Raises:
-        ValueError: If the system has more than one variable or no noise, the grid is too coarse for its noise, or `flips`
-            is no probability.
+        ValueError: If the system has more than one variable or no noise, the grid is too coarse for its noise, `flips` is
+            no probability, or the grid is not symmetric with flips.
 
     Source:
         Särkkä (2013), Bayesian Filtering and Smoothing, eqs. 4.11 and 4.12.
@@ -70,6 +70,8 @@ def grid_filter(  # noqa: PLR0913
             f"needs 0 <= flips <= 1 and a grid step below the noise of a step, {width:g}; got {flips} and {step:g}; "
             "take more points."
         )
+    if flips and low != -high:
+        raise ValueError(f"changes of sign need a grid that is symmetric about 0, got {low} to {high}.")
     points = low + step * (torch.arange(count, dtype=torch.float64) + 0.5)
     # row i: where mass at point i goes; what would leave the grid is lost, and normalised away
     ahead = _normal(points, system.mean(points[:, None])[:, 0], width) * step

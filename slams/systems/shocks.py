@@ -69,7 +69,7 @@ class Shocked(_Around):
         batch = x.shape[: x.ndim - len(self.state_shape)]
         device = x.device if rng is None else rng.device
         drawn = torch.rand(batch, generator=rng, device=device).to(x.device) < self.probability
-        hit = drawn.reshape(*batch, *(1,) * len(self.state_shape))
+        hit = drawn.reshape(*batch, *(1,) * len(self.state_shape)).to(x)
         return x + self.deviation * hit * normal(x.shape, like=x, rng=rng)
 
 

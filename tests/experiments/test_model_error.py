@@ -98,6 +98,7 @@ def test_settings_of_a_line_come_before_what_was_tuned():
 @dataclasses.dataclass
 class Scored:
     scores: dict[str, torch.Tensor]
+    setup: dict[str, dict[str, float]]
 
 
 def test_a_cell_is_won_by_the_mean_over_truths(papers):
@@ -105,7 +106,10 @@ def test_a_cell_is_won_by_the_mean_over_truths(papers):
     cell = plan.cells[0]
 
     def result(*values: float) -> Scored:
-        return Scored({"rmse_a": torch.tensor(values), "cpu_seconds": torch.tensor([3.0, 2.0])})
+        return Scored(
+            {"rmse_a": torch.tensor(values), "cpu_seconds": torch.tensor([3.0, 2.0])},
+            {"model": {"forcing": 8.0}},
+        )
 
     found = {"nudging": result(2.0, 2.0), "letkf": result(1.0, 1.2), "ours": result(0.9, 1.4)}
     verdicts = {(v.row, v.metric): v for v in judge(plan, cell, found)}
