@@ -126,7 +126,7 @@ def test_numbers_without_a_point_are_numbers_in_files_too(tmp_path):
         ("latent.kind=tree", "latent.kind is 'grid', 'vector', 'published' or 'pixel', got 'tree'"),
         ("assimilation.guidance=none", "assimilation.guidance is 'covariance'"),
         ("assimilation.grid=even", "assimilation.grid is 'time' or 'snr', got 'even'"),
-        ("assimilation.eta=0.5", "set eta and corrections to 0, or order to 1"),
+        ("assimilation.corrections=2", "set eta and corrections to 0, or order to 1"),
         ("assimilation.order=4", "order is 1, 2 or 3"),
         ("prior.window=4", "prior.window must be odd .* got 4"),
         ("seed.a=1", "seed must be int, got {'a': 1}"),

@@ -61,10 +61,13 @@ def test_the_map_of_a_window_is_that_of_its_principal_directions(rng):
     assert float(((covariance - sigma) / (scale[:, None] * scale)).abs().max()) < 0.04
 
 
-@pytest.mark.parametrize("settings", [{"eta": 0.5}, {"corrections": 1}])
-def test_second_order_with_fresh_noise_is_refused(settings):
+@pytest.mark.parametrize(
+    "settings",
+    [{"order": 3, "eta": 0.5}, {"order": 2, "eta": 0.5, "method": "heun"}, {"order": 2, "corrections": 1}],
+)
+def test_fresh_noise_that_a_higher_order_cannot_take_is_refused(settings):
     with pytest.raises(ValueError, match="set eta and corrections to 0, or order to 1"):
-        Sampler(24, order=2, **settings)
+        Sampler(24, **settings)
 
 
 @pytest.mark.parametrize("settings", [{"order": 4}, {"order": 0}, {"grid": "even"}])
