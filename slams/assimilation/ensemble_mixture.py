@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slams.diffusion.kernel_mixture import KernelMixture
+from slams.diffusion.kernel_mixture import KernelMixture, bandwidth
+
+ONE = 1 - 1e-5  # width from which on the mixture is one Gaussian but for a part of 1e-5, without N^2 kernels
+WIDTHS = 12  # candidates of a kernel's width
 
 
 def coordinates(A: Tensor) -> Tensor:
@@ -39,6 +42,12 @@ def projection(A: Tensor) -> Tensor:
     if n < size:
         return V * (safe.rsqrt() * keep).unsqueeze(-2)
     return A.mT @ (V * (keep / safe).unsqueeze(-2)) / math.sqrt(size - 1)
+
+
+def candidates(z: Tensor) -> Tensor:
+    """Widths to choose from for members (*B, N, r): at equal ratios up to 1, (WIDTHS)."""
+    narrowest = math.log(bandwidth(z.shape[-2], 1) / 5)
+    return torch.linspace(narrowest, -1e-6, WIDTHS, dtype=z.dtype, device=z.device).exp()
 
 
 def leave_one_out(z: Tensor, widths: Tensor) -> Tensor:
@@ -169,8 +178,13 @@ class Conditioning:
 
     def prior(self, b: Tensor) -> KernelMixture:
         """The same before the observation."""
-        width = (b * b).expand_as(self.z[..., :1, :])
-        return KernelMixture((1 - b * b).sqrt() * self.z, width, torch.zeros_like(self.z[..., 0]))
+        return _kernels(self.z, b)
+
+
+def _kernels(z: Tensor, b: Tensor) -> KernelMixture:
+    """Shrunken kernels of equal weight about members (*B, N, r), for widths b (*B, 1, 1)."""
+    width = (b * b).expand_as(z[..., :1, :])
+    return KernelMixture((1 - b * b).sqrt() * z, width, torch.zeros_like(z[..., 0]))
 
 
 def compressed(Y: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,5 +244,4 @@ class EachConditioning:
 
     def prior(self, b: Tensor) -> KernelMixture:
         """Before the observation."""
-        width = (b * b).expand_as(self.z[..., :1, :])
-        return KernelMixture((1 - b * b).sqrt() * self.z, width, torch.zeros_like(self.z[..., 0]))
+        return _kernels(self.z, b)

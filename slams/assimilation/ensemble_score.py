@@ -8,12 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from slams.assimilation.ensemble_mixture import leave_one_out
+from slams.assimilation.ensemble_mixture import ONE, candidates, leave_one_out
 from slams.core.random import Rng, normal
-from slams.diffusion.kernel_mixture import bandwidth
-
-_WIDTHS = 12  # candidates of the kernel's width
-_ONE = 1 - 1e-5  # above this the mixture is N(0, 1) but for a part of 1e-5, without N^2 kernels
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ class KernelScore:
         """See `EnsembleScore.fit`; diagnostic "kernel", b."""
         b = self._width(z)
         # kernels that do not shrink widen the mixture beyond N(0, 1)
-        if self.shrink and bool((b > _ONE).all()):
+        if self.shrink and bool((b > ONE).all()):
             return _gaussian(b)
         wide = b[..., None, None]
         points = (1 - wide * wide).sqrt() * z if self.shrink else z
@@ -128,8 +124,7 @@ class KernelScore:
         """b, (*B)."""
         if self.width is not None:
             return z.new_full(z.shape[:-2], self.width)
-        narrowest = math.log(bandwidth(z.shape[-2], 1) / 5)
-        widths = torch.linspace(narrowest, -1e-6, _WIDTHS, dtype=z.dtype, device=z.device).exp()
+        widths = candidates(z)
         return widths[leave_one_out(z, widths).argmax(-1)]
 
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.ensemble_mixture import (
+    ONE,
+    WIDTHS,
     Conditioning,
     EachConditioning,
-    coordinates,
+    candidates,
     effective,
     leave_one_out,
     projection,
@@ -21,17 +23,13 @@ from slams.assimilation.kalman import Departures
 from slams.assimilation.local import Near, _Localized
 from slams.core.localization import Localization
 from slams.core.random import Rng
-from slams.diffusion.kernel_mixture import KernelMixture, bandwidth, transport
+from slams.diffusion.kernel_mixture import KernelMixture, transport
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
-
-__all__ = ["EnSF", "coordinates", "leave_one_out", "refuse_collapsed", "refuse_infinite"]
 
 _ELEMENTS = 2**18  # of the temporaries of analyses done at once: on a CPU they stay in a core's cache
 _ELEMENTS_GPU = 2**26
 _ASKED = 32  # local analyses that the width of the kernel is chosen by
-_ONE = 1 - 1e-5  # width from which on there is one Gaussian
-_WIDTHS = 12  # candidates of the kernel's width
 _COMPONENTS = 4  # effective ones a direction: on Lorenz-63 with 40 members 1 loses most of 8 truths, 4 none
 
 
@@ -163,7 +161,7 @@ class EnSF(_Localized):
         seen = _Seen.of(near, A, departures)
         b = self._width(A, [seen.part(places)[1:] for places in near.asked()])
         out, count = self._sweep(E, seen, None, b, rng)
-        one = b > _ONE
+        one = b > ONE
         for _ in range(1, self.iterations if bool(one.any()) else 1):
             state = out.unflatten(-1, self.dynamics.state_shape)
             after = Departures.of(state, observation)
@@ -201,20 +199,19 @@ class EnSF(_Localized):
         batch, size = A.shape[:-2], A.shape[-2]
         if self.kernel is not None:
             return A.new_full(batch, self.kernel)
-        narrowest = math.log(bandwidth(size, 1) / 5)
-        widths = torch.linspace(narrowest, -1e-6, _WIDTHS, dtype=A.dtype, device=A.device).exp()
+        widths = candidates(A)
         scores = [_over_domains(leave_one_out(z, widths), len(batch)) for z, _, _ in parts]
         likelihood = torch.stack(scores).sum(0)
         best = likelihood.argmax(-1, keepdim=True)
-        place = torch.arange(_WIDTHS, device=A.device)
-        excess = A.new_zeros(*batch, _WIDTHS)
+        place = torch.arange(WIDTHS, device=A.device)
+        excess = A.new_zeros(*batch, WIDTHS)
         for z, Y, d in parts:
             needed = min(_COMPONENTS * z.shape[-1], size / 2)
-            for k in range(int(best.min()), _WIDTHS - 1):
+            for k in range(int(best.min()), WIDTHS - 1):
                 count = effective(self._condition(z, Y, d, widths[k].view(1, 1))[0]) - needed
                 excess[..., k] += _over_domains(count.unsqueeze(-1), len(batch))[..., 0]
         fit = (place >= best) & (excess >= 0)
-        return widths[torch.where(fit, place, _WIDTHS - 1).amin(-1)]
+        return widths[torch.where(fit, place, WIDTHS - 1).amin(-1)]
 
     def _condition(
         self, z: Tensor, Y: Tensor, d: Tensor, b: Tensor
@@ -248,7 +245,7 @@ class EnSF(_Localized):
             given = Conditioning.again(z, after, Y, d)
             posterior, prior, Q = given.posterior(b), given.prior(b), given.Q
         turned = z @ Q
-        if not self.stochastic and bool((b > _ONE).all()):
+        if not self.stochastic and bool((b > ONE).all()):
             mean, variance = (value.unsqueeze(-2) for value in posterior.moments())
             carried = mean + variance.sqrt() * turned
         else:

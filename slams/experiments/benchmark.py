@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ def run_with_bar(  # noqa: PLR0913
     """Run a method behind a progress bar; losses of track are said at once."""
     steps = runner.experiment.length
     with console.bar(f"{label} ({origin})", steps) as advance:
-        result = runner.run(name, settings, label=label, progress=_strided(advance, steps))
+        result = runner.run(name, settings, label=label, progress=strided(advance, steps))
         # of a trivial method nobody expects that it keeps to the truth
         lost = int(result.scores["divergence_rate"].sum()) if entry(name).kind != "trivial" else 0
         told = f"{metric} {float(result.scores[metric].mean()):.3f}"
@@ -256,12 +256,12 @@ def _fits(name: str, system: str) -> bool:
     return system in ("lorenz96", "linear") or name not in ("LETKF", "EAKF")
 
 
-def _strided(advance: Any, steps: int) -> Progress:
-    """Tell the bar of every twentieth step: drawing it costs more than a small analysis."""
+def strided(advance: Callable[[int, str], None], steps: int, every: int = _STRIDE) -> Progress:
+    """Tell a bar of some steps alone: drawing it costs more than a small analysis."""
     told = [-1]
 
     def progress(k: int) -> None:
-        if k % _STRIDE == 0 or k == steps - 1:
+        if k % every == 0 or k == steps - 1:
             advance(k - told[0], "")
             told[0] = k
 

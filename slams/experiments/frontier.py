@@ -15,7 +15,7 @@ from slams.experiments.frontier_page import write_page
 from slams.experiments.methods import METHODS, entry, starting
 from slams.experiments.progress import Console
 from slams.experiments.runner import Runner
-from slams.experiments.setup import Setup, setup, unknown
+from slams.experiments.setup import Setup, known_keys, setup, unknown
 from slams.experiments.tune import Trials, proposal, score
 
 PLANS = Path(__file__).parent / "frontiers"
@@ -136,14 +136,14 @@ def read_plan(name: str | Path) -> Plan:
         raise ValueError(
             f"{path} is no plan: expected the keys title, test, tuning, groups and a list of cases."
         )
-    _known(tree, ("title", "test", "tuning", "groups", "cases"), path.name)
-    _known(tree.get("groups", {}), tuple(tree.get("groups") or ()), f"{path.name}, groups")
-    _known(tree.get("tuning", {}), tuple(_TUNING), f"{path.name}, tuning")
-    _known(tree.get("test", {}), ("replicates", "cycles", "burn_in"), f"{path.name}, test")
+    known_keys(tree, ("title", "test", "tuning", "groups", "cases"), path.name)
+    known_keys(tree.get("groups", {}), tuple(tree.get("groups") or ()), f"{path.name}, groups")
+    known_keys(tree.get("tuning", {}), tuple(_TUNING), f"{path.name}, tuning")
+    known_keys(tree.get("test", {}), ("replicates", "cycles", "burn_in"), f"{path.name}, test")
     groups = {name: _contenders(given, {}, path.name) for name, given in tree.get("groups", {}).items()}
     cases = {}
     for case in tree["cases"]:
-        _known(case, _CASE, f"a case of {path.name}")
+        known_keys(case, _CASE, f"a case of {path.name}")
         lacking = [key for key in _CASE if key not in case]
         if lacking or case["name"] in cases:
             wrong = f"lacks {', '.join(lacking)}" if lacking else f"is the second of the name {case['name']}"
@@ -237,17 +237,9 @@ def _contenders(given: Any, groups: Mapping[str, Sequence[Contender]], where: st
                 raise ValueError(f"{where}: {unknown('group', item, groups)}")
             out += groups[item]
             continue
-        _known(item, tuple(Contender.__dataclass_fields__), f"a method of {where}")
+        known_keys(item, tuple(Contender.__dataclass_fields__), f"a method of {where}")
         if "method" not in item or not isinstance(item.get("sizes", []), list):
             raise ValueError(f"{where}: a method needs the key method, and sizes as a list, got {item}.")
         out.append(Contender(**item))
         entry(out[-1].method)
     return out
-
-
-def _known(tree: Any, allowed: Sequence[str], where: str) -> None:
-    if not isinstance(tree, Mapping):
-        raise ValueError(f"{where} holds keys and values, got {type(tree).__name__}.")
-    for key in tree:
-        if key not in allowed:
-            raise ValueError(f"{where}: {unknown('key', key, allowed)}")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from slams.evaluation.frontier import Errors, mean_error, pareto, tied_with_best
 from slams.experiments.benchmark import COLUMNS
 from slams.experiments.methods import METHODS
+from slams.experiments.runner import file_stem
 from slams.experiments.setup import DEFAULTS, SYSTEMS
 
 COSTS = ("cpu_seconds", "model_calls", "network_calls")
@@ -245,7 +246,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[Point]]:
 
 def _point(folder: Path, label: str, origin: str, rows: Sequence[Mapping[str, str]], every: int) -> Point:
     """One method from its rows; costs per step become costs per analysis."""
-    plain = "".join(c if c.isalnum() or c in "-." else "_" for c in label)  # as slams reproduce names files
+    plain = file_stem(label)  # as slams reproduce names files
     paths = [folder / "runs" / f"{stem}.json" for stem in (label, plain)]
     path = next((path for path in paths if path.exists()), None)
     told = json.loads(path.read_text(encoding="utf-8")) if path else {}

@@ -22,7 +22,7 @@ from slams.experiments.benchmark_report import write_pages
 from slams.experiments.generator import FILE, GeneratorSettings, train_generator
 from slams.experiments.progress import Console
 from slams.experiments.reproduce import Verdict, write_rows
-from slams.experiments.runner import Runner
+from slams.experiments.runner import Runner, file_stem
 from slams.experiments.setup import Setup, setup, unknown
 from slams.experiments.twin import Result
 
@@ -333,7 +333,7 @@ def _run_cell(  # noqa: PLR0913
     for label, line in plan.lines.items():
         if line.extra and not full:
             continue
-        stem = "".join(c if c.isalnum() or c in "-." else "_" for c in label)
+        stem = file_stem(label)
         result = run_with_bar(
             runner, console, line.method, settings_of(line, cell, weights), cell.name, stem, metric=METRIC
         )

@@ -21,8 +21,8 @@ from slams.experiments.benchmark import write_rows as write_metrics
 from slams.experiments.benchmark_report import write_pages
 from slams.experiments.methods import entry
 from slams.experiments.progress import Console
-from slams.experiments.runner import Runner
-from slams.experiments.setup import setup, unknown
+from slams.experiments.runner import Runner, file_stem
+from slams.experiments.setup import known_keys, setup, unknown
 from slams.experiments.twin import Result
 
 PAPERS = Path(__file__).parent / "papers"
@@ -166,10 +166,10 @@ def read_paper(path: Path) -> Paper:
         ValueError: If a key or a method is unknown (the nearest is named).
     """
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    _known(tree, ("title", "source", "setup", "rows", "detail"), path.name)
+    known_keys(tree, ("title", "source", "setup", "rows", "detail"), path.name)
     rows = []
     for row in tree["rows"]:
-        _known(row, PaperRow.__dataclass_fields__, f"a row of {path.name}")
+        known_keys(row, PaperRow.__dataclass_fields__, f"a row of {path.name}")
         rows.append(PaperRow(**row))
         if rows[-1].method != EXACT:
             entry(rows[-1].method)
@@ -324,7 +324,7 @@ def _result(runner: Runner, row: PaperRow, console: Console) -> Result:
     if row.method == EXACT:
         return runner.exact()
     settings = {"size": entry(row.method).size, **row.settings}
-    label = "".join(c if c.isalnum() or c in "-." else "_" for c in row.row)
+    label = file_stem(row.row)
     return run_with_bar(runner, console, row.method, settings, "published", label, metric=row.metric)
 
 
@@ -358,14 +358,6 @@ def _line(verdict: Verdict) -> dict[str, Any]:
         "ours": f"{verdict.value:.3f}",
         "status": verdict.status if bounded else "",
     }
-
-
-def _known(tree: Any, allowed: Any, where: str) -> None:
-    if not isinstance(tree, Mapping):
-        raise ValueError(f"{where} holds keys and values, got {type(tree).__name__}.")
-    for key in tree:
-        if key not in allowed:
-            raise ValueError(f"{where}: {unknown('key', key, allowed)}")
 
 
 def _plain(value: float) -> str:

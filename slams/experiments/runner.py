@@ -156,6 +156,15 @@ class Runner:
         return _with_setup(result, self.setup)
 
 
+def file_stem(label: str) -> str:
+    """The name of a run's files, without what file systems may refuse.
+
+    >>> file_stem("EnKF N 50, s 0.5")
+    'EnKF_N_50__s_0.5'
+    """
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in label)
+
+
 def claim(path: Path, settings: Mapping[str, Any]) -> None:
     """Write settings where there are none, or make sure that they are the same.
 

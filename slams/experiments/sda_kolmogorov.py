@@ -48,6 +48,7 @@ from slams.experiments.kolmogorov_report import judge, show, write_pages, write_
 from slams.experiments.kolmogorov_variational import FlowFourDVar
 from slams.experiments.progress import Console
 from slams.experiments.reproduce import Verdict, write_rows
+from slams.experiments.runner import file_stem
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 _SHAPE = (
@@ -300,7 +301,7 @@ def _kept(
 ) -> Outcome:  # fmt: skip
     """Truth after truth, each kept on disk, so that a killed run loses one."""
     digest = json.dumps(_settings(plan, label, name, priors), sort_keys=True)
-    stem = "".join(c if c.isalnum() or c in "-." else "_" for c in f"{label} {name}")
+    stem = file_stem(f"{label} {name}")
     path = folder / "runs" / f"{stem}.safetensors"
     kept, seconds = _read(path, digest)
     done, count = len(kept.get("scores.misfit", ())), len(problem.truth)

@@ -37,6 +37,7 @@ from slams.experiments.chain_smoothing import (
 from slams.experiments.priors import load_net, moments, save_net, train_net
 from slams.experiments.progress import Console
 from slams.experiments.reproduce import Verdict, write_rows
+from slams.experiments.runner import file_stem
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 SMOOTHER = "particle smoother"
@@ -282,7 +283,7 @@ def _kept(
 ) -> Outcome:  # fmt: skip
     """An outcome from disk where its settings are the same, else made and kept."""
     digest = json.dumps({**_problem_settings(plan, label), **settings}, sort_keys=True)
-    stem = "".join(c if c.isalnum() or c in "-." else "_" for c in f"{label} {name}")
+    stem = file_stem(f"{label} {name}")
     path = folder / "runs" / f"{stem}.safetensors"
     if path.exists():
         with safe_open(path, "pt") as file:

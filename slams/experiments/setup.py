@@ -275,6 +275,20 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}; {hint}{'There' if hint else 'there'} are {', '.join(names)}."
 
 
+def known_keys(tree: Any, allowed: Iterable[str], where: str) -> None:
+    """Refuse what is no mapping, or has a key that is not allowed.
+
+    Raises:
+        ValueError: Which says where, and names the nearest key.
+    """
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where} holds keys and values, got {type(tree).__name__}.")
+    allowed = list(allowed)
+    for key in tree:
+        if key not in allowed:
+            raise ValueError(f"{where}: {unknown('key', key, allowed)}")
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
     """What differs between nested settings, one line each.
 

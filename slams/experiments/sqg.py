@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from torch import Tensor
 from slams import config
 from slams.evaluation.evaluate import mean_interval
 from slams.evaluation.tables import console_table
-from slams.experiments.benchmark import rows_of
+from slams.experiments.benchmark import rows_of, strided
 from slams.experiments.benchmark import write_rows as write_metrics
 from slams.experiments.progress import Console
 from slams.experiments.reproduce import Verdict, write_rows
-from slams.experiments.runner import claim
+from slams.experiments.runner import claim, file_stem
 from slams.experiments.sqg_figures import by_method, pages
 from slams.experiments.sqg_methods import LIDS, TRIVIAL, Problem, difference
 from slams.experiments.sqg_methods import run as run_method
@@ -133,31 +133,20 @@ def _runs(plan: Plan, name: str, problem: Problem, folder: Path, console: Consol
     found = {}
     for label, given in plan.experiments[name].runs.items():
         settings = {key: value for key, value in given.items() if key != "method"}
-        stem = folder / "runs" / "".join(c if c.isalnum() or c in "-." else "_" for c in label)
+        stem = folder / "runs" / file_stem(label)
         claim(Path(f"{stem}.json"), given)
         steps = problem.truth.shape[1]
         with console.bar(f"{name} {label}", steps) as advance:
             try:
                 found[label] = run_method(
                     problem, given["method"], settings, seed=plan.seed, checkpoint=Path(f"{stem}.safetensors"),
-                    label=label, plain=facts, progress=_strided(advance, steps),
+                    label=label, plain=facts, progress=strided(advance, steps, every=5),
                 )  # fmt: skip
             except FloatingPointError as error:
                 advance(0, f"lost: {error}")
                 continue
             advance(0, f"rmse {float(found[label].scores['rmse'].mean()):.3f} K")
     return found
-
-
-def _strided(advance: Callable[[int, str], None], steps: int) -> Callable[[int], None]:
-    told = [-1]
-
-    def progress(k: int) -> None:
-        if k % 5 == 0 or k == steps - 1:
-            advance(k - told[0], "")
-            told[0] = k
-
-    return progress
 
 
 def _interval(values: Tensor) -> tuple[float, float, float]:

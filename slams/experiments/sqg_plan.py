@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from slams.experiments.setup import unknown
+from slams.experiments.setup import known_keys, unknown
 from slams.experiments.sqg_methods import FILTERS, TRIVIAL
 from slams.experiments.sqg_problem import Archive, Sensors, Shocks
 from slams.recipe import override
@@ -127,7 +127,7 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
         override(tree, [f"{key}={value}"])
     tree = override(tree, overrides)
     tree.pop("kind", None)
-    _check(tree, Plan, path.name)
+    known_keys(tree, Plan.__dataclass_fields__, path.name)
     try:
         tree["archive"] = _made(Archive, tree.get("archive", {}), "archive")
         tree["bars"] = [_made(Bar, bar, "a bar") for bar in tree.get("bars", [])]
@@ -184,14 +184,8 @@ def _made(kind: Any, tree: Any, where: str) -> Any:
     """A dataclass from its part of the file, keys checked."""
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where} holds keys and values, got {tree!r}.")
-    _check(tree, kind, where)
+    known_keys(tree, kind.__dataclass_fields__, where)
     return kind(**tree)
-
-
-def _check(tree: Mapping[str, Any], kind: Any, where: str) -> None:
-    for key in tree:
-        if key not in kind.__dataclass_fields__:
-            raise ValueError(f"{where}: {unknown('key', key, kind.__dataclass_fields__)}")
 
 
 def _check_numbers(plan: Plan) -> None:

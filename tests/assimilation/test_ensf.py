@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation import ETKF, LETKF, EnKF, EnSF
-from slams.assimilation.ensf import coordinates
+from slams.assimilation.ensemble_mixture import coordinates
 from slams.core.covariance import Diagonal, Isotropic
 from slams.core.localization import Localization
 from slams.observation import Observation, Survey, operators
