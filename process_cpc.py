@@ -2,7 +2,7 @@
 
 import sys
 
-from slams.cli import data
+from slams.cli import main
 
 if __name__ == "__main__":
-    sys.exit(data("cpc"))
+    sys.exit(main(["data", "cpc", *sys.argv[1:]]))

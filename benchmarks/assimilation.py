@@ -12,8 +12,8 @@ import time
 import torch
 
 from benchmarks.planet_sized import PLACES, build
-from slams.assimilation.sda import SDA
-from slams.experiments.observe import observe
+from slams.assimilation.score.sda import SDA
+from slams.pipeline.inputs.observe import observe
 
 WINDOWS, MEMBERS = 2, 8
 

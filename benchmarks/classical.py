@@ -21,11 +21,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor
 
+from slams.assimilation.ensemble.kalman import ETKF, EnKF
+from slams.assimilation.ensemble.local import LETKF
 from slams.assimilation.filter import Belief, Filter
-from slams.assimilation.kalman import ETKF, EnKF
-from slams.assimilation.local import LETKF
 from slams.core.covariance import Isotropic
-from slams.core.localization import Localization, half_width
+from slams.core.geometry.localization import Localization, half_width
 from slams.observation import Survey, operators
 from slams.systems import Dynamics, Lorenz96
 

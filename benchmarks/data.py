@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from slams.config import PRESSURE_LEVELS
-from slams.data.store import FieldStore
+from slams.data.store.store import FieldStore
 from slams.data.windows import WindowDataset
 
 LENGTH, BATCH, WINDOWS, ROUNDS = 5, 4, 160, 3

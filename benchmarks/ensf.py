@@ -25,7 +25,7 @@ from torch import Tensor
 from slams.assimilation import EnSF
 from slams.assimilation.filter import Memory
 from slams.core.covariance import Isotropic
-from slams.core.localization import Localization
+from slams.core.geometry.localization import Localization
 from slams.observation import Observation, operators
 from slams.systems import Lorenz96
 

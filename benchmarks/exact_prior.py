@@ -17,14 +17,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor
 
-from slams.assimilation.sda import TrajectorySDA
+from slams.assimilation.score.sda import TrajectorySDA
 from slams.core.covariance import Dense, Isotropic
-from slams.diffusion.covariance_matching import CovarianceMatching
 from slams.diffusion.denoiser import Denoiser
-from slams.diffusion.dps import PosteriorSampling
-from slams.diffusion.gaussian import GaussianDenoiser
-from slams.diffusion.guidance import GaussianGuidance
-from slams.diffusion.moment_matching import DiagonalMatching, MomentMatching, PseudoInverse
+from slams.diffusion.exact.gaussian import GaussianDenoiser
+from slams.diffusion.guidance.covariance_matching import CovarianceMatching
+from slams.diffusion.guidance.dps import PosteriorSampling
+from slams.diffusion.guidance.moment_matching import DiagonalMatching, MomentMatching, PseudoInverse
+from slams.diffusion.guidance.sda import GaussianGuidance
 from slams.diffusion.precondition import Detached
 from slams.diffusion.sampler import Sampler
 from slams.diffusion.schedule import Schedule, VPCosine

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slams.core.torus import resample
+from slams.core.geometry.torus import resample
 from slams.systems import KolmogorovFlow
 
 REFERENCE = Path(__file__).parent / "kolmogorov_reference.py"

@@ -20,9 +20,9 @@ import xarray as xr
 from torch import Tensor
 
 from benchmarks.planet_sized import PLACES, build
-from slams.data.store import FieldStore
-from slams.experiments.fields import as_tensor, phase_of
-from slams.experiments.model import Model
+from slams.data.store.store import FieldStore
+from slams.pipeline.inputs.fields import as_tensor, phase_of
+from slams.pipeline.model.model import Model
 
 DAYS, BATCH, BATCHES = 365, 32, 6
 

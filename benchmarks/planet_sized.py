@@ -8,10 +8,10 @@ import slams
 from slams.core.codec import SeasonalStandardize
 from slams.diffusion.denoiser import WindowGaussian
 from slams.diffusion.schedule import VPCosine
-from slams.experiments.build import build_denoiser
-from slams.experiments.fields import Place
-from slams.experiments.model import Belief, Codec, Model
-from slams.recipe import Recipe, load
+from slams.pipeline.inputs.fields import Place
+from slams.pipeline.model.build import build_denoiser
+from slams.pipeline.model.model import Belief, Codec, Model
+from slams.pipeline.recipe import Recipe, load
 
 LAT = tuple(float(v) for v in torch.linspace(87.2, -87.2, 32))
 LON = tuple(5.625 * i for i in range(64))

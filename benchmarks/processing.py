@@ -4,9 +4,9 @@
 
 Makes years of rain in the layout of NOAA PSL (360 x 720, float32, deflated, 64 % missing), and then measures, each
 in a process of its own: reading a year's file by xarray, 16 days at a time, and writing fields to a store with the
-same chunks (the floor); and `slams.data.process` of one year and of all (conservative to 1.5 degrees, time bounds,
-statistics, checksums, manifest). Pairs take turns, and CPU seconds count, so that a busy machine matters less. The
-floor writes at the resolution of the result, taken from every third cell: writing the source's would be nine times
+same chunks (the floor); and `slams.data.processing.process` of one year and of all (conservative to 1.5 degrees,
+time bounds, statistics, checksums, manifest). Pairs take turns, and CPU seconds count, so that a busy machine
+matters less. The floor writes at the resolution of the result, taken from every third cell: writing the source's would be nine times
 as much, and flatter the ratio.
 """
 
@@ -54,8 +54,8 @@ def year_of_rain(path: Path, year: int, days: int) -> Path:
 
 def floor(source: Path, out: Path) -> None:
     """Read all of it, missing values as NaN, and write fields of the size of the result."""
-    from slams.data.regrid import Grid
-    from slams.data.store import FieldStore
+    from slams.data.processing.regrid import Grid
+    from slams.data.store.store import FieldStore
 
     grid = Grid.named("1.5deg")
 
@@ -75,7 +75,7 @@ def floor(source: Path, out: Path) -> None:
 def processed(sources: list[Path], out: Path) -> None:
     """The real thing."""
     from slams.data.archives import ARCHIVES
-    from slams.data.process import process
+    from slams.data.processing.process import process
 
     process(ARCHIVES["cpc"], sources, out)
 
@@ -88,7 +88,8 @@ def child(what: str, folder: Path) -> None:
         return
     import netCDF4  # noqa: F401  imports are no part of the work
 
-    from slams.data import archives, process, store  # noqa: F401
+    from slams.data import archives, store  # noqa: F401
+    from slams.data.processing import process  # noqa: F401
 
     xr.DataArray(np.zeros(2)).chunk().compute(
         scheduler="synchronous"

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from slams.assimilation import SSLS, DampedEnSF, EnSF
-from slams.assimilation.ensemble_score import GivenScore
 from slams.assimilation.filter import Filter
+from slams.assimilation.score.ensemble_score import GivenScore
 from slams.core.covariance import Diagonal, Isotropic
 from slams.core.random import fork
 from slams.evaluation.tables import markdown_table

@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from slams.core.covariance import Isotropic
-from slams.diffusion.guidance import GaussianGuidance
+from slams.diffusion.guidance.sda import GaussianGuidance
 from slams.diffusion.precondition import NoisePrediction
 from slams.diffusion.schedule import VPCosine
 from slams.diffusion.trajectory import MarkovBlanket

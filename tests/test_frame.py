@@ -71,8 +71,6 @@ def test_source_file_is_short_and_named_for_one_thing(path: Path) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     """torch alone takes seconds; `--help` must not."""
-    if not (ROOT / "slams" / "cli.py").exists():
-        pytest.skip("there is no command line yet")
     done = run("-X", "importtime", "-m", "slams", "--help")
     assert done.returncode == 0, done.stderr[-2000:]
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slams.recipe import from_tree
+from slams.pipeline.recipe import from_tree
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
@@ -88,26 +88,28 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 def drawn(tree: str) -> Iterator[str]:
-    """Paths of the Python files under slams/ in a drawn tree.
-
-    A line names a folder (`│   ├── core/`), or files side by side.
-    """
-    folder = None
+    """Folders of a drawn tree, as paths; a line names one folder (`│   ├── core/`) or files."""
+    parents: list[str] = []
     for line in tree.splitlines():
         entry = line.lstrip("│├└─ ")
         depth = (len(line) - len(entry)) // 4
-        if depth == 1:
-            folder = "slams/" if entry.startswith("slams/") else None
-        elif depth == 2 and folder:
-            folder = f"slams/{entry.split()[0]}" if entry.split()[0].endswith("/") else "slams/"
-        if folder:
-            yield from (folder + file for file in re.findall(r"[\w/]+\.py\b", entry))
+        name = entry.split()[0]
+        if name.endswith("/"):
+            parents = [*parents[: depth - 1], name.rstrip("/")]
+            yield "/".join(parents)
 
 
 def test_architecture_draws_the_tree_that_is_there() -> None:
-    """Every module of the package is in the tree, and nothing else is."""
+    """Every folder of the package is in the tree, and nothing else is; weights and plans belong to their package."""
     tree = next(block for block in blocks("ARCHITECTURE.md", "text") if "train_da.py" in block)
-    names = list(drawn(tree))
-    there = {str(path.relative_to(ROOT)) for path in (ROOT / "slams").rglob("*.py")}
+    names = [name for name in drawn(tree) if name.startswith("slams")]
+    tracked = subprocess.run(
+        ["git", "ls-files", "slams"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    there = {str(Path(path).parent) for path in tracked}
+    for path in list(there):
+        there |= {str(parent) for parent in Path(path).parents if str(parent) != "."}
     assert len(names) == len(set(names))
-    assert set(names) == {path for path in there if not path.endswith("/__init__.py")} | {"slams/__init__.py"}
+    inner = {name for name in there if name.startswith("slams/weights/") or name.endswith("/plans")}
+    studies = {"slams/papers/rozet2023/lorenz63", "slams/papers/rozet2023/kolmogorov"}
+    assert set(names) == there - inner - studies

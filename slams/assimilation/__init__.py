@@ -1,24 +1,24 @@
 """Belief and observation to posterior: filters, smoothers, variational and score-based methods, and their floor."""
 
-from slams.assimilation.backward import BackwardSimulation
 from slams.assimilation.base import Assimilator, Explanation, Posterior
-from slams.assimilation.baseline import Climatology, FreeRun, Nudging, OptInterp, Persistence
-from slams.assimilation.ensf import EnSF
-from slams.assimilation.ensf_damped import DampedEnSF, SingleMemberEnSF
-from slams.assimilation.extended import EKF
+from slams.assimilation.baseline.filters import Climatology, FreeRun, Nudging, OptInterp, Persistence
+from slams.assimilation.ensemble.finite import EnKFN
+from slams.assimilation.ensemble.generative import GenerativeEnKF
+from slams.assimilation.ensemble.kalman import ETKF, DEnKF, EnKF
+from slams.assimilation.ensemble.local import EAKF, LETKF
+from slams.assimilation.ensemble.pseudo import PseudoEnKF
+from slams.assimilation.ensemble.smoother import EnKS, IEnKS
 from slams.assimilation.filter import Filter
-from slams.assimilation.finite import EnKFN
-from slams.assimilation.generative import GenerativeEnKF
-from slams.assimilation.kalman import ETKF, DEnKF, EnKF
-from slams.assimilation.latent import Latent
-from slams.assimilation.local import EAKF, LETKF
-from slams.assimilation.particle import AuxiliaryPF, BootstrapPF
-from slams.assimilation.pseudo import PseudoEnKF
-from slams.assimilation.sda import SDA, TrajectorySDA
-from slams.assimilation.smoother import EnKS, IEnKS
-from slams.assimilation.ssls import SSLS
-from slams.assimilation.variational import FourDVar, ThreeDVar
-from slams.assimilation.window import weak_constraint
+from slams.assimilation.particle.backward import BackwardSimulation
+from slams.assimilation.particle.bootstrap import AuxiliaryPF, BootstrapPF
+from slams.assimilation.score.ensf import EnSF
+from slams.assimilation.score.ensf_damped import DampedEnSF, SingleMemberEnSF
+from slams.assimilation.score.latent import Latent
+from slams.assimilation.score.sda import SDA, TrajectorySDA
+from slams.assimilation.score.ssls import SSLS
+from slams.assimilation.variational.extended import EKF
+from slams.assimilation.variational.fourdvar import FourDVar, ThreeDVar
+from slams.assimilation.variational.window import weak_constraint
 
 __all__ = [
     "EAKF",

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from slams.data.periods import Rule, match
-from slams.data.store import FieldStore
+from slams.data.files.periods import Rule, match
+from slams.data.store.store import FieldStore
 
 
 def matching_lags(stores: Mapping[str, FieldStore], state: str, rule: Rule) -> tuple[dict[str, int], str]:
@@ -14,7 +14,7 @@ def matching_lags(stores: Mapping[str, FieldStore], state: str, rule: Rule) -> t
     Args:
         stores: By modality.
         state: Which of them is the state.
-        rule: As of `slams.data.periods.match`.
+        rule: As of `slams.data.files.periods.match`.
 
     Returns:
         The lag of each modality, such as -1 for rain that falls on the day before the state at 00 UTC, and the rule in

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from slams.data.grids import describe
-from slams.data.manifest import Row, measure, read_manifest
-from slams.data.store import FieldStore
+from slams.data.files.grids import describe
+from slams.data.store.manifest import Row, measure, read_manifest
+from slams.data.store.store import FieldStore
 from slams.data.windows import find_gaps
 
 _SAMPLED = 60  # days that a range is taken from

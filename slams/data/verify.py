@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from slams.data.archives import REGISTRY
-from slams.data.manifest import Row, read_manifest, sha256_of
-from slams.data.stations import quality, read_table
+from slams.data.files.stations import quality, read_table
+from slams.data.files.units import canonical
 from slams.data.status import changed, data_folders, store_paths
-from slams.data.store import FieldStore
-from slams.data.store_writer import chain, seal
-from slams.data.units import canonical
+from slams.data.store.manifest import Row, read_manifest, sha256_of
+from slams.data.store.store import FieldStore
+from slams.data.store.writer import chain, seal
 
 Progress = Callable[[str], None]
 _DAYS = 32

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from slams.data.mapped import MappedField, Window, map_store
-from slams.data.store import FieldStore
+from slams.data.store.mapped import MappedField, Window, map_store
+from slams.data.store.store import FieldStore
 
 _DAY = np.timedelta64(1, "D")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slams.diffusion.denoiser import Denoiser
-from slams.diffusion.evidence import refuse_broken
+from slams.diffusion.guidance.evidence import refuse_broken
 from slams.observation.observation import Observations
 
 Operator = Callable[[Tensor], Tensor]

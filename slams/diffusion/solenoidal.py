@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slams.core.torus import wavenumbers
+from slams.core.geometry.torus import wavenumbers
 
 _LEAST = 1e-10  # of a wave's largest eigenvalue, and of that of all waves: what rounding leaves of either
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from slams.assimilation.ensemble.finite import EnKFN
+from slams.assimilation.ensemble.kalman import EnKF
+from slams.assimilation.ensemble.smoother import EnKS
 from slams.assimilation.filter import Filter
-from slams.assimilation.finite import EnKFN
-from slams.assimilation.kalman import EnKF
-from slams.assimilation.particle import AuxiliaryPF, BootstrapPF
-from slams.assimilation.smoother import EnKS
+from slams.assimilation.particle.bootstrap import AuxiliaryPF, BootstrapPF
 from slams.observation import Observations
 from slams.systems import LinearGaussian
 from tests.assimilation.twin import Linear

@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 
+from slams.assimilation.ensemble.kalman import ETKF, DEnKF, EnKF
+from slams.assimilation.ensemble.smoother import EnKS
 from slams.assimilation.filter import Filter
-from slams.assimilation.kalman import ETKF, DEnKF, EnKF
-from slams.assimilation.particle import AuxiliaryPF, BootstrapPF
-from slams.assimilation.smoother import EnKS
+from slams.assimilation.particle.bootstrap import AuxiliaryPF, BootstrapPF
 from slams.core.covariance import Isotropic
 from slams.core.random import normal
 from slams.observation import Survey, operators

@@ -2,7 +2,7 @@
 
 import torch
 
-from slams.assimilation.kalman import ETKF
+from slams.assimilation.ensemble.kalman import ETKF
 from slams.core.random import normal
 from slams.observation import Survey, operators
 from slams.systems import AugmentedParameters, Lorenz96

@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
-from slams.data.fetch import Fetched, Item, fetch
-from slams.data.manifest import read_manifest, sha256_of
+from slams.data.download.fetch import Fetched, Item, fetch
+from slams.data.store.manifest import read_manifest, sha256_of
 from tests.data.server import Archive, serving
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from slams.data import store_writer
-from slams.data.fetch import Item, fetch
-from slams.data.manifest import write_manifest
-from slams.data.periods import RAIN_DAY
-from slams.data.process import process
-from slams.data.regrid import Grid
-from slams.data.store import FieldStore
-from slams.data.unpack import unpack
+from slams.data.download.fetch import Item, fetch
+from slams.data.download.unpack import unpack
+from slams.data.files.periods import RAIN_DAY
+from slams.data.processing.process import process
+from slams.data.processing.regrid import Grid
+from slams.data.store import writer as store_writer
+from slams.data.store.manifest import write_manifest
+from slams.data.store.store import FieldStore
 
 CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
 

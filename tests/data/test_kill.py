@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from tests.data.download.test_unpack import as_zip
 from tests.data.server import serving
-from tests.data.test_unpack import as_zip
 
 STAGES = ["download", "extract", "append", "process"]
 TIMES = {"date", "mtime_ns"}

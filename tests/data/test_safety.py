@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from slams.data.archives import REGISTRY
-from slams.data.canonical import open_dataset
-from slams.data.fetch import FetchError, Item, fetch
+from slams.data.download.fetch import FetchError, Item, fetch
+from slams.data.files.canonical import open_dataset
 from slams.data.safety import contained, is_address, refuse_pickles
-from slams.data.store import FieldStore
+from slams.data.store.store import FieldStore
+from tests.data.download.test_unpack import as_zip, evil_files
 from tests.data.server import serving, status
-from tests.data.test_store import field
-from tests.data.test_unpack import as_zip, evil_files
+from tests.data.store.test_store import field
 
 SCHEMES = [
     "ftp://x.org/a",

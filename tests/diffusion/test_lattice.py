@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from slams.core.covariance import Isotropic
-from slams.diffusion.covariance_matching import CovarianceMatching
 from slams.diffusion.denoiser import Denoiser
+from slams.diffusion.guidance.covariance_matching import CovarianceMatching
+from slams.diffusion.guidance.moment_matching import MomentMatching
 from slams.diffusion.lattice import LatticeMatching, LatticeSystem
-from slams.diffusion.moment_matching import MomentMatching
 from slams.diffusion.schedule import VPCosine
 from slams.diffusion.solenoidal import FlowCovariance, flow_moments
 from slams.diffusion.solenoidal_denoiser import SolenoidalDenoiser
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import AvgPool, Box, Compose, Stride
-from slams.systems.kolmogorov import KolmogorovFlow
+from slams.systems.flows.kolmogorov import KolmogorovFlow
 
 N, L, STEPS, STD = 16, 4, [0, 3], 0.1
 SENSORS = {

@@ -5,8 +5,8 @@ import torch
 
 from slams.core.covariance import Diagonal
 from slams.diffusion.denoiser import Denoiser, WindowGaussian
-from slams.diffusion.gaussian import GaussianDenoiser
-from slams.diffusion.mixture import MixtureDenoiser
+from slams.diffusion.exact.gaussian import GaussianDenoiser
+from slams.diffusion.exact.mixture import MixtureDenoiser
 from slams.diffusion.sampler import Sampler
 from slams.diffusion.schedule import EnsembleLinear, Rectified, SubVP, VarianceExploding, VPCosine, VPLinear
 from tests.diffusion.gaussian import ddim_std, law, lost_std, prior

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from slams.core.covariance import Diagonal
-from slams.diffusion.covariance_matching import CovarianceMatching
+from slams.diffusion.guidance.covariance_matching import CovarianceMatching
 from slams.diffusion.schedule import VPCosine
 from slams.diffusion.solenoidal import FlowCovariance, FlowMoments, Solenoidal, extended, flow_moments
 from slams.diffusion.solenoidal_denoiser import SolenoidalDenoiser

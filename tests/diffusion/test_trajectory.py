@@ -5,7 +5,7 @@ import torch
 
 from slams.core.covariance import Diagonal
 from slams.diffusion.denoiser import Denoiser, WindowGaussian
-from slams.diffusion.guidance import CovarianceGuidance, GaussianGuidance
+from slams.diffusion.guidance.sda import CovarianceGuidance, GaussianGuidance
 from slams.diffusion.schedule import VPCosine
 from slams.diffusion.trajectory import MarkovBlanket
 from slams.networks.score_mlp import ScoreMLP

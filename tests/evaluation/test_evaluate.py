@@ -15,8 +15,8 @@ from slams.evaluation.evaluate import (
     share_interval,
     squared_error,
 )
+from slams.evaluation.figures.twin_plots import error_and_spread, rank_grid
 from slams.evaluation.metrics import window_statistics
-from slams.evaluation.twin_plots import error_and_spread, rank_grid
 
 
 def ensemble(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from slams.evaluation import plots
-from slams.evaluation.cartography import aspect, coastlines, common_range, edges, extent
+from slams.evaluation.figures import maps, plots
+from slams.evaluation.figures.cartography import aspect, coastlines, common_range, edges, extent
 
 LAT, LON = np.arange(44, 34.9, -0.5), np.arange(-10, 4.1, 0.5)
 NAMES = (
@@ -30,7 +30,7 @@ def five_maps(**keywords) -> Figure:
     points = ([37.0, 40.0, 41.0], [354.1, -3.7, -8.0], [15.0, np.nan, 11.0])
     truth, mean = field(0), field(1)
     arguments = {"points": points, "coastlines": True} | keywords
-    return plots.maps(truth, None, mean, abs(mean), mean - truth, LAT, LON, "tas", "°C", **arguments)
+    return maps.maps(truth, None, mean, abs(mean), mean - truth, LAT, LON, "tas", "°C", **arguments)
 
 
 @functools.cache
@@ -44,10 +44,10 @@ def all_figures() -> dict[str, Figure]:
     spectrum = (np.arange(33), 1.0 / (1 + np.arange(33)) ** 3)
     return {
         "maps": five_maps(),
-        "maps without spread": plots.maps(
+        "maps without spread": maps.maps(
             field(), field(), field(), None, field(), LAT, LON, "t", "K", coastlines=False, land=field() > 10
         ),
-        "profiles": plots.profiles(
+        "profiles": maps.profiles(
             levels, score, intervals={"analysis": (score["prior"], score["prior"] + 1)}
         ),
         "ranks": plots.rank_histogram(
@@ -131,7 +131,7 @@ def test_points_stand_where_they_are_and_missing_ones_do_not():
 
 def test_a_field_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="lat and lon are of lengths"):
-        plots.maps(field().T, None, field(), None, field(), LAT, LON, "t", "K", coastlines=False)
+        maps.maps(field().T, None, field(), None, field(), LAT, LON, "t", "K", coastlines=False)
 
 
 def test_coastline_is_the_earths():

@@ -11,7 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from slams.evaluation import plots, report
+from slams.evaluation import report
+from slams.evaluation.figures import plots
 from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, write_report
 
 ROW = {

@@ -10,7 +10,7 @@ from torch import Tensor
 import slams.assimilation as methods
 from slams.assimilation import Filter
 from slams.core.covariance import Diagonal
-from slams.core.localization import Localization
+from slams.core.geometry.localization import Localization
 from slams.core.random import normal
 from slams.observation import Observations, Survey, operators
 from slams.systems import Lorenz96

@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from slams.data import axes, era5, units
 from slams.data.archives.local import fields_under, has, years_in
-from slams.data.canonical import calendar_days, canonical, find_variable, open_dataset
-from slams.data.fetch import Item, fetch
-from slams.data.periods import Period, standard_times
-from slams.data.plan import PIECE_BYTES
+from slams.data.download.fetch import Item, fetch
+from slams.data.files import axes, era5, units
+from slams.data.files.canonical import calendar_days, canonical, find_variable, open_dataset
+from slams.data.files.periods import Period, standard_times
+from slams.data.processing.plan import PIECE_BYTES
 
 Report = Callable[[str, int, int | None, str], None]
 
@@ -100,7 +100,7 @@ class Archive(ABC):
             source: Base address or local folder; None takes the address in slams/config.py.
 
         Returns:
-            Files for `slams.data.fetch.fetch`, each with the check of its header.
+            Files for `slams.data.download.fetch.fetch`, each with the check of its header.
 
         Raises:
             ValueError: If a year is out of the archive's range, or a local folder holds nothing of it.

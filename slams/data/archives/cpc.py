@@ -7,11 +7,11 @@ import numpy as np
 import xarray as xr
 
 from slams import config
-from slams.data import cpc, units
 from slams.data.archives.base import Archive, Quantity, within
 from slams.data.archives.local import is_local
-from slams.data.fetch import Item
-from slams.data.periods import RAIN_DAY
+from slams.data.download.fetch import Item
+from slams.data.files import cpc, units
+from slams.data.files.periods import RAIN_DAY
 
 _FIRST_YEAR = 1979
 _GLOBAL_CELLS = 10_000  # somewhere on a field of so many it rains

@@ -9,14 +9,14 @@ import numpy as np
 import xarray as xr
 
 from slams import config
-from slams.data import era5
 from slams.data.archives import cds, weatherbench
 from slams.data.archives.base import Archive, Quantity, Report, within
 from slams.data.archives.local import is_local, years_in
-from slams.data.canonical import open_dataset
-from slams.data.fetch import Item, fetch
-from slams.data.periods import SNAPSHOT
-from slams.data.unpack import parts_of, unpack
+from slams.data.download.fetch import Item, fetch
+from slams.data.download.unpack import parts_of, unpack
+from slams.data.files import era5
+from slams.data.files.canonical import open_dataset
+from slams.data.files.periods import SNAPSHOT
 
 _FIRST_YEAR = 1940
 _ARCHIVE = "era5_chunks.zip"

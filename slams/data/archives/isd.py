@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from slams.data.stations import BAD, GOOD, SUSPECT, assemble, error_std, wind_components
+from slams.data.files.stations import BAD, GOOD, SUSPECT, assemble, error_std, wind_components
 
 # Columns counted from 0 after the documentation's 1: station, stamp, place, kind, and the mandatory section.
 _STATION, _STAMP, _LAT, _LON, _TYPE = slice(4, 15), slice(15, 27), slice(28, 34), slice(34, 41), slice(41, 46)

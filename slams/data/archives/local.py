@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from slams.data import axes, cpc
-from slams.data.canonical import calendar_days, open_dataset
+from slams.data.files import axes, cpc
+from slams.data.files.canonical import calendar_days, open_dataset
 from slams.data.safety import is_address
 
 _SUFFIXES = (".nc", ".nc4", ".zarr")  # and the raw binary of CPC, by its whole name

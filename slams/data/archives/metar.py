@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from slams.data.files.stations import BAD, GOOD, SUSPECT, assemble, error_std, wind_components
 from slams.data.safety import refuse_pickles
-from slams.data.stations import BAD, GOOD, SUSPECT, assemble, error_std, wind_components
 
 _PLACE = {"stationName": "station", "latitude": "lat", "longitude": "lon", "timeObs": "time"}
 _COLUMNS = {  # column, scale to our unit, unit of the last digit

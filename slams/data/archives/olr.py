@@ -6,11 +6,11 @@ from pathlib import Path
 import xarray as xr
 
 from slams import config
-from slams.data import olr
 from slams.data.archives.base import Archive, Quantity, within
 from slams.data.archives.local import is_local
-from slams.data.fetch import Item
-from slams.data.periods import DAILY_MEAN
+from slams.data.download.fetch import Item
+from slams.data.files import olr
+from slams.data.files.periods import DAILY_MEAN
 
 _FIRST_YEAR = 1974
 _FILE = "olr.day.mean.nc"

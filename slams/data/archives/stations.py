@@ -10,8 +10,8 @@ from slams import config
 from slams.data.archives import isd, metar
 from slams.data.archives.base import Report, span, within
 from slams.data.archives.local import is_local
-from slams.data.fetch import Item, fetch
-from slams.data.stations import quality, read_table, write_table
+from slams.data.download.fetch import Item, fetch
+from slams.data.files.stations import quality, read_table, write_table
 
 _FIRST_YEAR = 1901
 

@@ -12,8 +12,8 @@ import xarray as xr
 
 from slams.core.files import write_text
 from slams.data.archives.base import Report, span
-from slams.data.era5 import aliases
-from slams.data.fetch import Item, fetch
+from slams.data.download.fetch import Item, fetch
+from slams.data.files.era5 import aliases
 from slams.data.safety import refuse_pickles
 
 _METADATA = ".zmetadata"

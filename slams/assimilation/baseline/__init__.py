@@ -1,0 +1,1 @@
+"""Reference methods: climatology, persistence, interpolation, the closed-form Gaussian."""

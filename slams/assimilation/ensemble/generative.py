@@ -1,0 +1,305 @@
+"""The generative ensemble Kalman filter: a LETKF with a pseudo-ensemble beside it, for models that are wrong.
+
+A model with a wrong coefficient makes forecasts that are wrong in the same way at every step, which no covariance of its
+own members shows. A generative model of the state given the last observations cannot drift away with it: its members
+are a second opinion, and what the forecasts of these members miss is a sample of the model's error.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slams.assimilation.ensemble.local import Near
+from slams.assimilation.ensemble.pseudo import Generator, Told
+from slams.assimilation.filter import Failure, Memory
+from slams.core.random import Rng
+from slams.observation.observation import Observation
+from slams.systems.base import Dynamics
+
+_SETTLED = 10  # analyses before an estimate of the model's error is believed
+
+
+class GenerativeEnKF(Told):
+    """LETKF with a pseudo-ensemble as its second opinion and as a measure of the model's error.
+
+    Beside its members x_i the filter carries pseudo-members g_j, drawn after each analysis from p(g | y_k, y_{k-1}, ...)
+    by the generative model. The model forecasts both, and both are corrected by its estimated error e:
+
+        x_i <- M(x_i) + e,    p_j = M(g_j) + e.
+
+    The forecasts are merged at each site, with variances s^2 of the members and q^2 of the pseudo-members,
+
+        r = trust s^2 / q^2,   mean <- mean + r / (1 + r) (mean p - mean),   anomalies <- anomalies / sqrt(1 + r),
+
+    and analysed as by the `LETKF`. Members that have gone astray, with a spread that shows it, are so brought back;
+    sharp ones hardly notice. The observations that g knows are older than the one assimilated, which no member is told
+    twice; that both ensembles know the same older ones is what `trust` below 1 is for.
+
+    The error is e = gain u + v. With n steps since the last draw and new draws g',
+
+        u averages (mean g' - mean p) / n + e            over `horizon` analyses,
+        v averages (analysis - merged forecast) / n + v   over `closure` analyses.
+
+    u needs no filter that keeps to the truth. In the long run it is the mean of g - M(g): 0 if the draws follow the law
+    of the model's own states, and the whole error if they follow that of the truth. The fewer observations, the more they
+    follow the former, for which `gain` makes up. v, the mean increment, is what a filter without a generator has to go
+    by. Site by site both are drawn towards their mean over the sites by the factor of Efron and Morris (see
+    `shrunk`): an error that is the same everywhere is averaged over all sites, one that is not stays what it is.
+
+    With trust, horizon and closure 0 nothing is drawn and the filter is the `LETKF`; with trust and horizon 0 it is a
+    `LETKF` with a corrected model, without draws. A draw that is not finite leaves the pseudo-members the forecast that
+    they were (diagnostic "draws_lost", 1 at such steps); an observation without a value leaves them, too. "model_error"
+    is the mean of e over the sites, "trusted" the mean of r / (1 + r).
+
+    Args:
+        dynamics: The model, of states (d).
+        generator: Draws members given observations of single sites, with the errors that it was trained with.
+        draws: Pseudo-members.
+        window: See `Told`.
+        trust: Weight of the pseudo-members' forecast over what their variance says; 0 for none.
+        horizon: Analyses over which u is averaged; 0 for none.
+        gain: Factor on u.
+        closure: Analyses over which v is averaged; 0 for none.
+        uniform: Whether the error is known to be the same at all sites. Where only some are observed, draws are nearer to
+            the model's law at the others, which a `gain` would take for differences between sites.
+        localization: See `LETKF`.
+        inflation: See `LETKF`.
+        rtps: See `LETKF`.
+        rtpp: See `LETKF`.
+        adaptive: See `LETKF`.
+        rotate: See `LETKF`.
+        failure: See `Filter`.
+        bound: See `Filter`; draws beyond it count as lost.
+
+    Raises:
+        ValueError: If the generator or the dynamics do not fit, or trust, horizon, gain or closure are negative.
+
+    Source:
+        Pseudo-ensembles: Asahi et al. (2023), arXiv:2308.06708. Error of the model from mean increments: Dee & da Silva
+        (1998), doi:10.1002/qj.49712454512.
+    """
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        *,
+        generator: Generator,
+        draws: int = 8,
+        window: int | None = None,
+        trust: float = 1.0,
+        horizon: int = 200,
+        gain: float = 1.0,
+        closure: int = 0,
+        uniform: bool = False,
+        localization: Near | None = None,
+        inflation: float = 1.0,
+        rtps: float = 0.0,
+        rtpp: float = 0.0,
+        adaptive: bool = False,
+        rotate: bool = False,
+        failure: Failure = "stop",
+        bound: float = float("inf"),
+    ) -> None:
+        super().__init__(
+            dynamics,
+            generator=generator,
+            draws=draws,
+            window=window,
+            localization=localization,
+            inflation=inflation,
+            rtps=rtps,
+            rtpp=rtpp,
+            adaptive=adaptive,
+            rotate=rotate,
+            failure=failure,
+            bound=bound,
+        )
+        if min(trust, horizon, gain, closure) < 0:
+            raise ValueError(
+                f"trust, horizon, gain and closure must not be negative, got {trust}, {horizon}, {gain} and {closure}; "
+                "0 leaves each out."
+            )
+        self.trust, self.horizon, self.gain, self.closure = trust, horizon, gain, closure
+        self.uniform = uniform
+
+    @property
+    def asks(self) -> bool:
+        """Whether the generator is asked at all."""
+        return self.trust > 0 or self.horizon > 0
+
+    def start(self, x: Tensor, memory: Memory) -> Tensor:
+        """See `Filter.start`."""
+        memory.carry["age"] = torch.zeros_like(x[..., 0, 0])  # steps since the last analysis
+        for name in ("draws", "increments"):
+            Mean.blank(x[..., 0, :]).put(name, memory)
+        if not self.asks:
+            return x
+        memory.carry["pseudo"] = x[..., torch.arange(self.draws, device=x.device) % x.shape[-2], :].clone()
+        memory.carry["told"] = torch.zeros_like(x[..., 0, 0])  # 1 where the pseudo-members come from draws
+        return super().start(x, memory)
+
+    def forecast(self, x: Tensor, memory: Memory, *, rng: Rng = None) -> Tensor:
+        """See `Filter.forecast`; of both ensembles."""
+        if "age" not in memory.carry:
+            self.start(x, memory)
+        carry, size = memory.carry, x.shape[-2]
+        both = torch.cat([x, carry["pseudo"]], -2) if self.asks else x
+        both = super().forecast(both, memory, rng=rng)
+        if self.horizon or self.closure:
+            both = both + self._error(memory).unsqueeze(-2)
+        carry["age"] = carry["age"] + 1
+        if not self.asks:
+            return both
+        x, pseudo = both[..., :size, :], both[..., size:, :]
+        sound = (pseudo.abs() < self.bound).all(-1).all(-1)
+        carry["pseudo"] = torch.where(sound[..., None, None], pseudo, carry["pseudo"])
+        carry["told"] = carry["told"] * sound
+        self._shift(memory)
+        return x
+
+    def analyse(
+        self, forecast: Tensor, observation: Observation, *, rng: Rng = None, memory: Memory | None = None
+    ) -> Tensor:
+        """See `Filter.analyse`."""
+        memory = Memory() if memory is None else memory
+        if "age" not in memory.carry:
+            self.start(forecast, memory)
+        merged = forecast
+        if self.trust:
+            trust = self.trust * memory.carry["told"]
+            merged, memory.diagnostics["trusted"] = merge(forecast, memory.carry["pseudo"], trust)
+        analysis = super().analyse(merged, observation, rng=rng, memory=memory)
+        seen = observation.seen.any(-1).expand(forecast.shape[:-2])
+        if self.closure:
+            mean = Mean.get("increments", memory)
+            increment = (analysis - merged).mean(-2) / memory.carry["age"].clamp(min=1).unsqueeze(-1)
+            # one NaN would stay in the mean for good, also after the member was replaced
+            credible = (analysis.abs() < self.bound).all(-1).all(-1)
+            known = seen & credible & (memory.carry["age"] > 0)
+            mean.told(mean.mean + increment, known, self.closure).put("increments", memory)
+        if self.asks:
+            self._draw_anew(analysis, observation, memory, rng)
+        if self.horizon or self.closure:
+            memory.diagnostics["model_error"] = self._error(memory).mean(-1)
+        memory.carry["age"] = memory.carry["age"] * ~seen
+        return analysis
+
+    def _draw_anew(self, analysis: Tensor, observation: Observation, memory: Memory, rng: Rng) -> None:
+        """New pseudo-members, and what the forecast of the old ones missed."""
+        carry = memory.carry
+        seen = self._note(observation, memory)
+        members, sound = self._drawn(analysis, memory, rng)
+        fresh = sound & seen
+        if self.horizon:
+            missed = (members - carry["pseudo"]).mean(-2) / carry["age"].clamp(min=1).unsqueeze(-1)
+            known = fresh & (carry["told"] > 0) & (carry["age"] > 0)
+            sample = missed + self._error(memory)
+            Mean.get("draws", memory).told(sample, known, self.horizon).put("draws", memory)
+        carry["pseudo"] = torch.where(fresh[..., None, None], members, carry["pseudo"])
+        carry["told"] = torch.maximum(carry["told"], fresh.to(analysis))
+
+    def _error(self, memory: Memory) -> Tensor:
+        """The model's error in one step as it is believed, (*B, d)."""
+        missed = Mean.get("draws", memory).believed(self.horizon)
+        error = self.gain * missed + Mean.get("increments", memory).believed(self.closure)
+        return error.mean(-1, keepdim=True).expand_as(error) if self.uniform else error
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A running mean of samples at d sites.
+
+    Attributes:
+        mean: (*B, d).
+        square: Of their squares, (*B, d).
+        count: Samples, (*B).
+    """
+
+    mean: Tensor
+    square: Tensor
+    count: Tensor
+
+    @classmethod
+    def blank(cls, like: Tensor) -> "Mean":
+        """Of no samples of the shape (*B, d)."""
+        return cls(torch.zeros_like(like), torch.zeros_like(like), torch.zeros_like(like[..., 0]))
+
+    @classmethod
+    def get(cls, name: str, memory: Memory) -> "Mean":
+        """What a filter carries under a name."""
+        return cls(*(memory.carry[f"{name}_{part}"] for part in ("mean", "square", "count")))
+
+    def put(self, name: str, memory: Memory) -> None:
+        """Carry it on."""
+        memory.carry |= {f"{name}_{part}": value for part, value in vars(self).items()}
+
+    def told(self, sample: Tensor, known: Tensor, horizon: int) -> "Mean":
+        """With another sample (*B, d), where it is `known` (*B); the mean of the last `horizon`, roughly."""
+        count = self.count + known
+        rate = (known / count.clamp(1, horizon)).unsqueeze(-1)
+        sample = torch.where(known.unsqueeze(-1), sample, 0.0)
+        return Mean(
+            self.mean + rate * (sample - self.mean),
+            self.square + rate * (sample.square() - self.square),
+            count,
+        )
+
+    def believed(self, horizon: int) -> Tensor:
+        """The mean, shrunk over the sites, (*B, d); 0 as long as the samples are few."""
+        enough = (self.count >= _SETTLED).to(self.mean).unsqueeze(-1)
+        return enough * shrunk(self.mean, self.square, self.count.clamp(1, max(horizon, 1)))
+
+
+def merge(x: Tensor, pseudo: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
+    """Two forecasts made one, site by site, weighted by their precision.
+
+    mean <- mean + r / (1 + r) (mean p - mean), anomalies <- anomalies / sqrt(1 + r), r = trust s^2 / q^2: the Kalman
+    update by an observation mean p of the mean with variance q^2 / trust.
+
+    Args:
+        x: Members, (*B, N, d).
+        pseudo: Members of the other, (*B, N', d).
+        trust: (*B).
+
+    Returns:
+        (*B, N, d), and the mean of r / (1 + r) over the sites, (*B).
+
+    >>> merge(torch.tensor([[0.0], [2.0]]), torch.tensor([[4.0], [6.0]]), torch.tensor(1.0))[0].mean(0)
+    tensor([3.])
+    """
+    mean, limits = x.mean(-2, keepdim=True), torch.finfo(x.dtype)
+    spread = pseudo.var(-2, keepdim=True).clamp(min=limits.tiny)
+    # members all alike, on either side, leave a ratio that is finite, before trust 0 could make NaN of it
+    ratio = (x.var(-2, keepdim=True) / spread).clamp(max=1 / limits.eps) * trust[..., None, None]
+    share = ratio / (1 + ratio)
+    merged = mean + share * (pseudo.mean(-2, keepdim=True) - mean) + (x - mean) * (1 + ratio).rsqrt()
+    return merged, share.mean((-2, -1))
+
+
+def shrunk(mean: Tensor, square: Tensor, count: Tensor) -> Tensor:
+    """Means of noisy samples at d sites, drawn towards their common mean as far as chance explains their differences.
+
+    m + B (mean_i - m),   B = max(0, 1 - v / s^2),  v = mean over sites of (square - mean^2) / count,
+
+    m and s^2 mean and variance of the means over the sites.
+
+    Args:
+        mean: Running means, (*B, d).
+        square: Running means of squares, (*B, d).
+        count: Samples that they are worth, (*B).
+
+    Returns:
+        (*B, d).
+
+    Source:
+        Efron & Morris (1975), doi:10.1080/01621459.1975.10479864, with d - 1 in place of d - 3.
+
+    >>> shrunk(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 9.0]), torch.tensor(5.0))
+    tensor([1., 3.])
+    """
+    common = mean.mean(-1, keepdim=True)
+    chance = (square - mean.square()).mean(-1).clamp(min=0) / count
+    between = mean.var(-1) if mean.shape[-1] > 1 else torch.zeros_like(chance)
+    kept = (1 - chance / between.clamp(min=torch.finfo(mean.dtype).tiny)).clamp(0, 1)
+    return common + kept.unsqueeze(-1) * (mean - common)

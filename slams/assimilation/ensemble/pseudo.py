@@ -1,0 +1,258 @@
+"""Pseudo-ensembles: members that a generative model draws from observations alone, as the prior of an analysis."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from slams.assimilation.ensemble.local import LETKF, Near
+from slams.assimilation.filter import Failure, Memory
+from slams.core.random import Rng
+from slams.observation.observation import Observation
+from slams.systems.base import Dynamics
+
+_PROBE = 0.7548776662466927  # an irrational step: no two sites of the probe have the same value
+
+
+class Generator(Protocol):
+    """What draws members, such as `slams.diffusion.pseudo_ensemble.PseudoEnsemble`.
+
+    Attributes:
+        memory: Times of which it can be told observations.
+    """
+
+    memory: int
+
+    def draw(self, x: Tensor, values: Tensor, seen: Tensor, *, rng: Rng = None) -> Tensor:
+        """Members (*B, N, d) given values (*B, m, d), newest first, where `seen`; x may be passed over."""
+
+
+class Told(LETKF):
+    """What filters with a generator share: the window of past observations, and draws that are checked.
+
+    Args:
+        dynamics: The model, of states (d).
+        generator: Draws members given observations.
+        draws: How many at each analysis.
+        window: Times of which the generator is told observations, the newest included; all it can take if None, nothing
+            at all if 0.
+        localization: See `LETKF`.
+        inflation: See `LETKF`.
+        rtps: See `LETKF`.
+        rtpp: See `LETKF`.
+        adaptive: See `LETKF`.
+        rotate: See `LETKF`.
+        failure: See `Filter`.
+        bound: See `Filter`.
+
+    Raises:
+        ValueError: If states have more than one axis, the generator makes states of another size, or there are fewer than
+            two draws, or the window is not one that it can be told.
+    """
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        *,
+        generator: Generator,
+        draws: int,
+        window: int | None = None,
+        localization: Near | None = None,
+        inflation: float = 1.0,
+        rtps: float = 0.0,
+        rtpp: float = 0.0,
+        adaptive: bool = False,
+        rotate: bool = False,
+        failure: Failure = "stop",
+        bound: float = float("inf"),
+    ) -> None:
+        super().__init__(
+            dynamics,
+            localization=localization,
+            inflation=inflation,
+            rtps=rtps,
+            rtpp=rtpp,
+            adaptive=adaptive,
+            rotate=rotate,
+            failure=failure,
+            bound=bound,
+        )
+        shape, size = tuple(dynamics.state_shape), getattr(generator, "size", None)
+        if len(shape) != 1 or (size is not None and size != shape[0]):
+            raise ValueError(
+                f"the generator draws states ({'d' if size is None else size}), but those of the dynamics are {shape}; "
+                "train one for this system."
+            )
+        if draws < 2:
+            raise ValueError(f"a pseudo-ensemble needs at least 2 draws, got {draws}.")
+        window = generator.memory if window is None else window
+        if not 0 <= window <= generator.memory:
+            raise ValueError(
+                f"the generator is told 0 to {generator.memory} times, got a window of {window}."
+            )
+        self.generator = generator
+        self.draws = draws
+        self.window = window
+
+    def start(self, x: Tensor, memory: Memory) -> Tensor:
+        """See `Filter.start`; nothing is known of the past."""
+        shape = (*x.shape[:-2], max(self.window, 1), x.shape[-1])
+        memory.carry["window"] = torch.full(shape, torch.nan, dtype=x.dtype, device=x.device)
+        return x
+
+    def _shift(self, memory: Memory) -> None:
+        """One step on, nothing seen yet."""
+        window = memory.carry["window"].roll(1, -2)
+        window[..., 0, :] = torch.nan
+        memory.carry["window"] = window
+
+    def _note(self, observation: Observation, memory: Memory) -> Tensor:
+        """Write what is seen into the newest row; which replicates saw anything, bool (*B)."""
+        window = memory.carry["window"]
+        sites = sites_of(observation, window.shape[-1]).to(window.device)
+        values = torch.where(observation.seen, observation.filled, torch.nan).to(window)
+        row = torch.full_like(window[..., 0, :], torch.nan)
+        row[..., sites] = values.expand(*row.shape[:-1], len(sites))
+        memory.carry["window"] = torch.cat([row.unsqueeze(-2), window[..., 1:, :]], -2)
+        return observation.seen.any(-1).expand(row.shape[:-1])
+
+    def _drawn(self, x: Tensor, memory: Memory, rng: Rng, *, newest: bool = True) -> tuple[Tensor, Tensor]:
+        """Pseudo-members given the window, and which replicates have sound ones.
+
+        Args:
+            x: Members (*B, N, d) that the generator may start from.
+            memory: Holds the window.
+            rng: Generator.
+            newest: Whether the newest observation is told.
+
+        Returns:
+            (*B, draws, d), and bool (*B).
+        """
+        window = memory.carry["window"]
+        seen = torch.isfinite(window) & (self.window > 0)
+        if not newest:
+            seen[..., 0, :] = False
+        of = torch.arange(self.draws, device=x.device) % x.shape[-2]
+        start, values = x[..., of, :].float(), torch.where(seen, window, 0.0).float()
+        try:
+            members = self.generator.draw(start, values, seen, rng=rng).to(x)
+        except FloatingPointError:  # of some replicate, so of none it is known to be sound
+            members = torch.full_like(x[..., of, :], torch.nan)
+        sound = (members.abs() < self.bound).all(-1).all(-1)  # NaN compares as False
+        calls = float(getattr(self.generator, "evaluations", 0) * self.draws)
+        memory.diagnostics["network_calls"] = torch.full_like(members[..., 0, 0], calls)
+        memory.diagnostics["draws_lost"] = (~sound).to(x.dtype)
+        return members, sound
+
+
+class PseudoEnKF(Told):
+    """One forecast, corrected by the analysis of a pseudo-ensemble: the published form, done right.
+
+    At every analysis the generator draws members from the observations before the newest, which are the prior of a LETKF
+    with the newest; every forecast is drawn towards the mean of its analysis,
+
+        x_i <- (1 - blend) x_i + blend mean(analysis).
+
+    The covariances are those of the generative model, so that one forecast is enough. In the released code the members
+    also know the newest observation, which the LETKF then assimilates a second time. Where several forecasts run they are
+    all drawn to the same states, and their spread says little. Draws that are not finite leave the forecast as it is
+    ("draws_lost").
+
+    Args:
+        dynamics: The model, of states (d).
+        generator: See `GenerativeEnKF`.
+        draws: Members of the pseudo-ensemble.
+        window: See `Told`.
+        blend: Share of the analysis, in (0, 1].
+        localization: See `LETKF`.
+        inflation: Factor on the pseudo-ensemble's anomalies before the analysis.
+        failure: See `Filter`.
+        bound: See `Filter`; draws beyond it count as lost.
+
+    Raises:
+        ValueError: If the generator or the dynamics do not fit, `blend` is no such share, or inflation is not positive.
+
+    Source:
+        Asahi et al. (2023), arXiv:2308.06708.
+    """
+
+    least = 1
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        *,
+        generator: Generator,
+        draws: int = 32,
+        window: int | None = None,
+        blend: float = 0.5,
+        localization: Near | None = None,
+        inflation: float = 1.0,
+        failure: Failure = "stop",
+        bound: float = float("inf"),
+    ) -> None:
+        super().__init__(
+            dynamics,
+            generator=generator,
+            draws=draws,
+            window=window,
+            localization=localization,
+            failure=failure,
+            bound=bound,
+        )
+        if not 0 < blend <= 1:
+            raise ValueError(f"blend must lie in (0, 1], got {blend}.")
+        if not inflation > 0:
+            raise ValueError(f"inflation must be positive, got {inflation}; 1 inflates nothing.")
+        self.blend = blend
+        self.stretch = inflation
+
+    def forecast(self, x: Tensor, memory: Memory, *, rng: Rng = None) -> Tensor:
+        """See `Filter.forecast`."""
+        if "window" not in memory.carry:
+            self.start(x, memory)
+        self._shift(memory)
+        return super().forecast(x, memory, rng=rng)
+
+    def analyse(
+        self, forecast: Tensor, observation: Observation, *, rng: Rng = None, memory: Memory | None = None
+    ) -> Tensor:
+        """See `Filter.analyse`."""
+        memory = Memory() if memory is None else memory
+        if "window" not in memory.carry:
+            self.start(forecast, memory)
+        seen = self._note(observation, memory)
+        members, sound = self._drawn(forecast, memory, rng, newest=False)
+        members = torch.where(sound[..., None, None], members, 0.0)
+        members = members.mean(-2, keepdim=True).lerp(members, self.stretch)
+        # its innovation is that of the pseudo-ensemble: the forecasts have no spread of their own
+        analysed = super().analyse(members, observation, rng=rng, memory=memory)
+        innovation = memory.diagnostics["innovation"]
+        memory.diagnostics["innovation"] = torch.where(sound, innovation, torch.nan)
+        share = self.blend * (sound & seen).to(forecast)[..., None, None]
+        return forecast + share * (analysed.mean(-2, keepdim=True) - forecast)
+
+
+def sites_of(observation: Observation, size: int) -> Tensor:
+    """Which sites an operator selects, in the order of its values.
+
+    Args:
+        observation: Its operator is asked.
+        size: Of the state.
+
+    Returns:
+        Indices, (O).
+
+    Raises:
+        ValueError: If it does anything but select sites.
+    """
+    numbers = torch.arange(size, dtype=observation.value.dtype, device=observation.value.device)
+    sites = observation.predict(numbers)
+    probe = 2.0 + (numbers * _PROBE) % 1.0
+    index = sites.round().long().clamp(0, size - 1)
+    if not (torch.equal(sites, index.to(sites)) and torch.equal(observation.predict(probe), probe[index])):
+        raise ValueError(
+            f"the generator is told values at sites of the state, but {observation.operator} makes others of it; observe "
+            "with Identity, Stride, Mask or Select."
+        )
+    return index

@@ -1,0 +1,1 @@
+"""Score-based filters and smoothers, in state space and in a latent space."""

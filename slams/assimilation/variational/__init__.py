@@ -1,0 +1,1 @@
+"""Variational methods and the extended Kalman filter."""

@@ -1,0 +1,161 @@
+"""Least squares with a standard normal prior, by Gauss-Newton steps that only go downhill."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from slams.assimilation.variational.linearized import basis, jacobian, tangents
+
+Solver = Literal["auto", "direct", "cg"]
+Residual = Callable[[Tensor], Tensor]
+
+_DIRECT = 300  # largest control solved with its matrix: beyond, its tangents cost more than CG's products
+_FRACTIONS = 8  # a step is tried at 1, 1/2, ... 1/128 of its length, and not at all
+
+
+class Minimum(NamedTuple):
+    """Where the cost is lowest.
+
+    Attributes:
+        control: (*B, K).
+        cost: J there, (*B).
+        iterations: Gauss-Newton steps made.
+    """
+
+    control: Tensor
+    cost: Tensor
+    iterations: int
+
+
+def cost(control: Tensor, residual: Tensor) -> Tensor:
+    """J = 1/2 |c|^2 + 1/2 |r|^2 over the last axes."""
+    return (control.square().sum(-1) + residual.square().sum(-1)) / 2
+
+
+def gauss_newton(
+    residual: Residual, control: Tensor, *, iterations: int = 10, solver: Solver = "auto"
+) -> Minimum:
+    """Minimise J(c) = 1/2 |c|^2 + 1/2 |r(c)|^2, each replicate on its own.
+
+    Each step minimises J with r replaced by its tangent, (I + G^T G) dc = G^T r - c with G = -dr/dc; of that step
+    halved up to seven times, each replicate takes the length that lowers J most, or none. Ends when r turned out to be
+    linear along the steps, or no replicate moves.
+
+    Args:
+        residual: r, members to members: (*B, M, K) -> (*B, M, P).
+        control: Where to start, (*B, K).
+        iterations: Most steps.
+        solver: "direct" makes the matrix from K tangents; "cg" needs only products with G and G^T; "auto" takes the
+            former for up to 300 controls.
+
+    Returns:
+        The minimum.
+
+    Source:
+        Courtier, Thepaut & Hollingsworth (1994), doi:10.1002/qj.49712051912, eqs. 3-5 (incremental form);
+        Gratton, Lawless & Nichols (2007), doi:10.1137/050624935 (as Gauss-Newton).
+    """
+    direct = solver == "direct" or (solver == "auto" and control.shape[-1] <= _DIRECT)
+    step = _direct_step if direct else _conjugate_step
+    halves = 0.5 ** torch.arange(_FRACTIONS + 1, dtype=control.dtype, device=control.device)
+    halves[-1] = 0
+    eps = torch.finfo(control.dtype).eps
+    lowest = cost(control, residual(control.unsqueeze(-2)).squeeze(-2))
+    for done in range(iterations):
+        increment, r, change = step(residual, control)
+        candidates = control.unsqueeze(-2) + halves.unsqueeze(-1) * increment.unsqueeze(-2)
+        tried = residual(candidates)
+        costs = torch.nan_to_num(cost(candidates, tried), nan=torch.inf)
+        lowest, best = costs.min(-1)
+        control = control + halves[best].unsqueeze(-1) * increment
+        full = torch.linalg.vector_norm(tried[..., 0, :] - r - change, dim=-1)
+        straight = full <= 100 * eps * (1 + torch.linalg.vector_norm(r, dim=-1))
+        moved, size = torch.linalg.vector_norm(increment, dim=-1), torch.linalg.vector_norm(control, dim=-1)
+        still = moved <= eps**0.6 * (1 + size)
+        if bool((straight | still | (best == _FRACTIONS)).all()):
+            return Minimum(control, lowest, done + 1)
+    return Minimum(control, lowest, iterations)
+
+
+def hessian_factor(residual: Residual, control: Tensor) -> Tensor:
+    """Cholesky factor L of the Gauss-Newton Hessian I + G^T G at c; its inverse is the posterior covariance.
+
+    Args:
+        residual: As of `gauss_newton`.
+        control: c, (*B, K).
+
+    Returns:
+        L, (*B, K, K).
+    """
+    return _normal_matrix(residual, control)[0]
+
+
+def _normal_matrix(residual: Residual, control: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Factor of I + G^T G, r, and dr/dc^T (*B, K, P)."""
+    c = control.unsqueeze(-2)
+    count = residual(c).shape[-1]
+    if not count:  # a window in which nothing was seen
+        r, change = c[..., :0], c.new_zeros(*control.shape, 0)
+    elif count <= 4 * c.shape[-1]:
+        r, change = jacobian(residual, c, count, 1)
+    else:
+        r, change = tangents(residual, c, basis(c, 1), 1)
+    matrix = change @ change.mT
+    matrix.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    return torch.linalg.cholesky_ex(matrix).L, r.squeeze(-2), change
+
+
+def _direct_step(residual: Residual, control: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Increment, r, and the change of r that the tangent promises."""
+    factor, r, change = _normal_matrix(residual, control)
+    slope = control.unsqueeze(-1) + change @ r.unsqueeze(-1)
+    increment = -torch.cholesky_solve(slope, factor).squeeze(-1)
+    return increment, r, (increment.unsqueeze(-2) @ change).squeeze(-2)
+
+
+def _conjugate_step(residual: Residual, control: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_direct_step`, by conjugate gradients; the prior already is the preconditioner.
+
+    Source:
+        Hestenes & Stiefel (1952), doi:10.6028/jres.049.044, eq. 3:1.
+    """
+    r, tangent, pullback = _products(residual, control)
+    gradient = control + pullback(r)
+    x, p, rest = torch.zeros_like(control), -gradient, -gradient
+    norm = first = rest.square().sum(-1, keepdim=True)
+    floor = torch.finfo(control.dtype).eps ** 2 * first
+    for _ in range(min(2 * control.shape[-1], 500)):
+        Ap = p + pullback(tangent(p))
+        curvature = (p * Ap).sum(-1, keepdim=True)
+        alpha = torch.where(
+            norm > floor, norm / curvature, 0.0
+        )  # a replicate that is done must not divide 0 by 0
+        x, rest = x + alpha * p, rest - alpha * Ap
+        after = rest.square().sum(-1, keepdim=True)
+        p = rest + torch.where(norm > floor, after / norm, 0.0) * p
+        norm = after
+        if not bool((norm > floor).any()):
+            break
+    return x, r, tangent(x)
+
+
+def _products(residual: Residual, control: Tensor) -> tuple[Tensor, Residual, Residual]:
+    """r (*B, P), v -> (dr/dc) v and u -> (dr/dc)^T u, from one run of the model.
+
+    The tangent is the derivative of the adjoint u -> (dr/dc)^T u, which is linear in u.
+    """
+    with torch.enable_grad():
+        c = control.detach().requires_grad_()
+        r = residual(c.unsqueeze(-2)).squeeze(-2)
+        u = torch.zeros_like(r, requires_grad=True)
+        (adjoint,) = torch.autograd.grad(r, c, u, create_graph=True)
+
+    def tangent(v: Tensor) -> Tensor:
+        return torch.autograd.grad(adjoint, u, v, retain_graph=True)[0]
+
+    def pullback(s: Tensor) -> Tensor:
+        return torch.autograd.grad(r, c, s, retain_graph=True)[0]
+
+    return r.detach(), tangent, pullback

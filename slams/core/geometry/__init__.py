@@ -1,0 +1,1 @@
+"""Where values lie: distances, localization tapers, the torus and the sphere."""

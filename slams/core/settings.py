@@ -1,0 +1,298 @@
+"""Settings: YAML and overrides to typed dataclasses; an unknown key is an error that names the nearest."""
+
+import dataclasses
+import datetime
+import difflib
+import re
+import types
+import typing
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text.
+
+    Args:
+        text: The text.
+        where: Its origin, for the message.
+
+    Raises:
+        ValueError: If the text is no YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} cannot be read as YAML: {' '.join(str(error).split())}.") from error
+
+
+def read_tree(path: str | Path, what: str = "file of settings") -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Args:
+        path: The file.
+        what: Its kind, for the message.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is no YAML, or no mapping.
+    """
+    tree = read_yaml(Path(path).read_text(encoding="utf-8"), str(path))
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} is no {what}: expected keys and values, got {type(tree).__name__}.")
+    return tree
+
+
+def override(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """The tree with "a.b=c" settings put in; c is read as YAML.
+
+    Raises:
+        ValueError: If a setting has another form, or its key goes into a plain value.
+    """
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise ValueError(f"an override looks like a.b=c, got {setting!r}.")
+        node = tree
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{key!r} goes into {parent!r}, which is a value and holds nothing.")
+        node[last] = read_yaml(text, setting)
+    return tree
+
+
+def sized(tree: dict[str, Any], overrides: Sequence[str] = (), *, default: str = "quick") -> dict[str, Any]:
+    """The tree at the size that `size=NAME` asks for, with the overrides put in.
+
+    A file has one set of settings and, under `sizes`, what differs in each named size; keys there are dotted. The
+    overrides come last.
+
+    Args:
+        tree: Nested settings; `size` and `sizes` are taken out.
+        overrides: Such as "size=full" or "archive.count=8".
+        default: Size without an entry of its own.
+
+    Returns:
+        The nested settings, `size` among them.
+
+    Raises:
+        ValueError: If the size is unknown (the nearest is named).
+
+    >>> sized({"truths": 2, "sizes": {"full": {"truths": 16}}}, ["size=full"])
+    {'truths': 16, 'size': 'full'}
+    """
+    tree = dict(tree)
+    sizes = tree.pop("sizes", None) or {}
+    asked = override(
+        {"size": tree.pop("size", default)}, [text for text in overrides if text.startswith("size=")]
+    )
+    size = str(asked["size"])
+    names = list(dict.fromkeys([default, *sizes]))
+    if size not in names:
+        raise ValueError(unknown("size", size, names))
+    for key, value in (sizes.get(size) or {}).items():
+        *parents, last = str(key).split(".")
+        node = tree
+        for parent in parents:
+            node[parent] = dict(node.get(parent) or {})
+            node = node[parent]
+        node[last] = value
+    rest = [text for text in overrides if not text.startswith("size=")]
+    return {**override(tree, rest), "size": size}
+
+
+def build(cls: type, tree: Any, where: str = "", *, kind: str = "key") -> Any:
+    """A dataclass from nested plain values, each converted to the type of its field.
+
+    Args:
+        cls: The dataclass; its fields may be dataclasses, tuples, mappings, optional or plain values.
+        tree: Keys and values.
+        where: Dotted name of the tree, ending in a dot unless empty, for messages.
+        kind: What a key is called in messages.
+
+    Returns:
+        An instance.
+
+    Raises:
+        ValueError: If a key is unknown (the nearest is named), is lacking, or a value has the wrong type.
+    """
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where[:-1] or 'the tree'} holds settings of its own, got {tree!r}.")
+    kinds = typing.get_type_hints(cls)
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    known_settings(tree, [field.name for field in fields], where, kind=kind)
+    lacking = [
+        field.name
+        for field in fields
+        if field.name not in tree
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if lacking:
+        raise ValueError(f"{where[:-1] or 'the file'} needs {', '.join(lacking)} too.")
+    return cls(**{key: convert(kinds[key], value, f"{where}{key}") for key, value in tree.items()})
+
+
+def convert(kind: Any, value: Any, where: str) -> Any:
+    """A plain value as the type that a setting has.
+
+    Args:
+        kind: A dataclass, a tuple, sequence or mapping of types, X | None, Literal, or a plain type.
+        value: What a file or an override holds.
+        where: Dotted name of the setting, for messages.
+
+    Raises:
+        ValueError: If the value has another type.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        assert isinstance(kind, type)
+        return value if isinstance(value, kind) else build(kind, value, where + ".")
+    if origin in (types.UnionType, typing.Union):
+        return _union(arguments, value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ValueError(f"{where} is {' or '.join(map(repr, arguments))}, got {value!r}.")
+        return value
+    if origin is tuple or (isinstance(origin, type) and issubclass(origin, Sequence)):
+        return _sequence(arguments, value, where)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} is a mapping, got {value!r}.")
+        inner = arguments[1]
+        return {str(k): v if inner is Any else convert(inner, v, f"{where}.{k}") for k, v in value.items()}
+    return _plain_value(kind, value, where)
+
+
+def _union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in arguments:
+        return None
+    kinds = [kind for kind in arguments if kind is not type(None)]
+    for kind in kinds[:-1]:
+        try:
+            return convert(kind, value, where)
+        except ValueError:
+            continue
+    return convert(kinds[-1], value, where)
+
+
+def _sequence(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(f"{where} is a list, got {value!r}.")
+    repeated = len(arguments) == 1 or arguments[-1] is Ellipsis
+    kinds = [arguments[0]] * len(value) if repeated else list(arguments)
+    if len(kinds) != len(value):
+        raise ValueError(f"{where} needs {len(kinds)} entries, got {value!r}.")
+    return tuple(convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _plain_value(kind: Any, value: Any, where: str) -> Any:
+    if kind is Any:
+        return value
+    if kind is str and isinstance(value, (str, int, float, datetime.date)) and not isinstance(value, bool):
+        return str(value)
+    if kind in (float, int) and isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
+        value = float(value)  # YAML 1.1 reads 1e-3 as text
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{where} must be {kind.__name__}, got {value!r}.")
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Nested dicts, lists and plain values of nested dataclasses, mappings and sequences, as `build` reads them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> str:
+    """A message that names the nearest known name.
+
+    Args:
+        kind: What it is the name of.
+        name: The unknown name.
+        known: The known ones.
+        where: Dotted name in front of all of them, ending in a dot unless empty.
+
+    >>> unknown("method", "EnFK", ["EnKF", "ETKF"])
+    "unknown method 'EnFK'; did you mean EnKF? There are EnKF, ETKF."
+    """
+    names = list(known)
+    letters = Counter(name.lower())
+
+    def likeness(other: str) -> tuple[float, int]:
+        same = difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
+        return same, (letters & Counter(other.lower())).total()  # of equals the one with letters swapped
+
+    nearest = max(names, key=likeness, default="")
+    near = likeness(nearest)[0] >= 0.5
+    hint = f"did you mean {where}{nearest}? " if near else ""
+    return f"unknown {kind} {where + name!r}; {hint}{'There' if hint else 'there'} are {', '.join(names)}."
+
+
+def known_settings(
+    tree: Mapping[str, Any], allowed: Iterable[str], where: str = "", *, kind: str = "setting"
+) -> None:
+    """Refuse a key that is not allowed.
+
+    Args:
+        tree: Keys and values.
+        allowed: The keys that exist.
+        where: Dotted name of the tree, ending in a dot unless empty.
+        kind: What a key is called in the message.
+
+    Raises:
+        ValueError: Which names the dotted key and the nearest one.
+    """
+    allowed = list(allowed)
+    for key in tree:
+        if key not in allowed:
+            raise ValueError(unknown(kind, str(key), allowed, where))
+
+
+def known_keys(tree: Any, allowed: Iterable[str], where: str) -> None:
+    """Refuse what is no mapping, or has a key that is not allowed.
+
+    Raises:
+        ValueError: Which says where, and names the nearest key.
+    """
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where} holds keys and values, got {type(tree).__name__}.")
+    allowed = list(allowed)
+    for key in tree:
+        if key not in allowed:
+            raise ValueError(f"{where}: {unknown('key', str(key), allowed)}")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
+    """What differs between nested settings, one line each.
+
+    >>> differences({"a": {"b": 1}}, {"a": {"b": 2}})
+    ['a.b: 1 there, 2 here']
+    """
+    lines = []
+    for key in sorted({*before, *now}):
+        one, other = before.get(key, "absent"), now.get(key, "absent")
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            lines += differences(one, other, f"{where}{key}.")
+        elif one != other:
+            lines.append(f"{where}{key}: {one} there, {other} here")
+    return lines

@@ -1,0 +1,1 @@
+"""Transfer of remote files, resumable and checksummed."""

@@ -1,0 +1,265 @@
+"""From the files of a modality to one labelled array, joined by date."""
+
+import difflib
+import glob
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from slams.core.files import atomic
+from slams.data.files import cpc, era5, olr, units
+from slams.data.files.canonical import calendar_days, canonical, find_variable, open_dataset
+from slams.data.files.grids import align, describe
+from slams.data.files.modality import Modality
+
+__all__ = ["align", "describe", "find", "read", "write_netcdf"]
+
+_ARCHIVES: dict[str, ModuleType] = {"era5": era5, "cpc": cpc, "olr": olr}
+
+
+def read(
+    modality: Modality, dates: np.ndarray | None = None, *, allow_empty_days: bool = False
+) -> xr.DataArray:
+    """The field of a modality in physical units, before its transform.
+
+    Time stamps keep their calendar day and lose the hour. A day of a calendar without leap years keeps its
+    label, so that 29 February is a gap there; a day that doesn't exist (30 February) is refused.
+
+    Args:
+        modality: What to read.
+        dates: Days wanted (anything that becomes datetime64[D]); those that the files hold are returned. None
+            reads all.
+        allow_empty_days: Accept days without any value, as when no station reported.
+
+    Returns:
+        float32, (time[, level], lat, lon) with lat descending and lon ascending in the file's own convention,
+        or (time[, level], station) with coordinates lat and lon; level in hPa; NaN where missing; attributes
+        source_name, units.
+
+    Raises:
+        FileNotFoundError: If a path or glob matches nothing; similar names are listed.
+        ValueError: If variable, levels or units aren't there, times are unsorted or repeated, files disagree
+            on their grid, a day is empty, or no day of `dates` is there.
+    """
+    paths = find(modality.files)
+    wanted = None if dates is None else np.unique(np.asarray(dates, dtype="datetime64[D]"))
+    parts, spans = [], []
+    for path in paths:
+        part, span = _read_file(path, modality, wanted)
+        spans.append(span)
+        if part.sizes["time"]:
+            parts.append((path, part))
+    if not parts:
+        first, last = min(span[0] for span in spans), max(span[1] for span in spans)
+        asked = "at least one" if wanted is None or not wanted.size else f"{wanted[0]} to {wanted[-1]}"
+        raise ValueError(
+            f"modality {modality.name!r} has no day in common with the dates asked for: its files hold "
+            f"{first} to {last}, asked "
+            f"were {asked}; change the dates or add files."
+        )
+    array = _join(parts, modality)
+    if not allow_empty_days:
+        _refuse_empty_days(array, modality, paths)
+    return array
+
+
+def find(patterns: tuple[str, ...]) -> list[Path]:
+    """Files of paths and globs, each once.
+
+    Args:
+        patterns: Paths or globs.
+
+    Returns:
+        Paths; those of one glob are sorted by name.
+
+    Raises:
+        FileNotFoundError: If one matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        matches = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+        if not matches:
+            raise FileNotFoundError(_not_found(path))
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def write_netcdf(
+    dataset: xr.Dataset | xr.DataTree | xr.DataArray,
+    path: str | os.PathLike[str],
+    encoding: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a netCDF-4 file atomically: a kill, an interrupt or a full disk leaves what was there.
+
+    Args:
+        dataset: A dataset, or a tree of them for a file with groups.
+        path: The file.
+        encoding: As of `xarray.Dataset.to_netcdf`.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    target = Path(path).expanduser()
+    with atomic(target) as temporary:
+        whole = dataset.to_dataset() if isinstance(dataset, xr.DataArray) else dataset
+        whole.to_netcdf(temporary, encoding=dict(encoding) if encoding else None, engine="netcdf4")
+    return target
+
+
+def _not_found(path: Path) -> str:
+    """What to say when nothing matches: the names nearest to it, or the part of the path that exists."""
+    folder = path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    if folder == path.parent:
+        near = difflib.get_close_matches(path.name, names, n=5, cutoff=0.4) or names[:5]
+        there = f"the folder holds {', '.join(near)}" if near else "the folder is empty"
+    else:
+        there = f"the folder {path.parent} doesn't exist either, {folder} does"
+    return f"no file matches {path}: {there}. Correct the path, or write the file first."
+
+
+def _read_file(
+    path: Path, modality: Modality, wanted: np.ndarray | None
+) -> tuple[xr.DataArray, tuple[str, str]]:
+    """The part of one file that is wanted, canonical, and the first and last day the file holds."""
+    subject = f"modality {modality.name!r}, variable {modality.variable!r} in {path}"
+    with open_dataset(path) as dataset:
+        name = find_variable(dataset, modality.variable, path, f"modality {modality.name!r}")
+        archive = _archive(dataset, name, modality)
+        array = canonical(dataset, name, modality.kind, modality.name, subject)
+        days = calendar_days(array.time, subject)
+        backwards = np.flatnonzero(np.diff(days) < np.timedelta64(0))
+        if backwards.size:
+            first = int(backwards[0])
+            raise ValueError(
+                f"{subject}: times aren't sorted, {days[first + 1]} follows {days[first]} "
+                f"({backwards.size} such steps); sort "
+                "the file, e.g. with xarray's dataset.sortby('time')."
+            )
+        span = (str(days[0]), str(days[-1])) if days.size else ("nothing", "nothing")
+        if wanted is not None:
+            array = array.isel(time=np.flatnonzero(np.isin(days, wanted)))
+        array = _select_levels(array, modality, subject).load()
+    values = array.values.astype(np.float64) if array.dtype.kind in "iu" else array.values
+    if np.isposinf(values).any() or np.isneginf(values).any():
+        raise ValueError(
+            f"{subject} holds infinite values; mark missing values as NaN and write the file again."
+        )
+    array = array.copy(data=np.where(np.abs(values) < units.IMPOSSIBLE, values, np.nan))
+    if archive is not None and array.sizes["time"]:
+        array = archive.decode(array, days[-1])
+    array = array.assign_coords(time=calendar_days(array.time, subject))
+    _refuse_repeated_days(array.time.values, [path] * array.sizes["time"], modality)
+    return _convert(array, modality, subject).astype(np.float32), span
+
+
+def _archive(dataset: xr.Dataset, name: str, modality: Modality) -> ModuleType | None:
+    """The conventions that apply to a file."""
+    if modality.source != "auto":
+        return _ARCHIVES[modality.source]
+    return next((archive for archive in _ARCHIVES.values() if archive.recognises(dataset, name)), None)
+
+
+def _select_levels(array: xr.DataArray, modality: Modality, subject: str) -> xr.DataArray:
+    """The levels asked for, by label."""
+    if modality.levels is None:
+        return array
+    if "level" not in array.dims:
+        raise ValueError(
+            f"{subject} has no level, but levels {modality.levels} were asked for; leave `levels` out."
+        )
+    available = array.level.values
+    positions = []
+    for level in modality.levels:
+        nearest = int(np.abs(available - level).argmin())
+        if abs(available[nearest] - level) > 1e-3 * level:
+            raise ValueError(
+                f"{subject} has no level {level:g} hPa; the nearest is {available[nearest]:g}, available are "
+                f"{[float(f'{value:g}') for value in available]}."
+            )
+        positions.append(nearest)
+    return array.isel(level=positions).assign_coords(level=list(modality.levels))
+
+
+def _convert(array: xr.DataArray, modality: Modality, subject: str) -> xr.DataArray:
+    """Values in the unit asked for."""
+    if modality.units is None:
+        return array
+    scale, offset = units.conversion(array.attrs.get("units"), modality.units, subject)
+    converted = array if (scale, offset) == (1.0, 0.0) else array.astype(np.float64) * scale + offset
+    return converted.assign_attrs(array.attrs | {"units": modality.units})
+
+
+def _join(parts: list[tuple[Path, xr.DataArray]], modality: Modality) -> xr.DataArray:
+    """Files one after the other in time, all on the grid of the first."""
+    parts.sort(key=lambda part: part[1].time.values[0])
+    _, first = parts[0]
+    aligned = [first]
+    for path, part in parts[1:]:
+        same = all(
+            part.sizes[dim] == first.sizes[dim] for dim in first.dims if dim != "time" and dim in part.dims
+        )
+        if part.dims != first.dims or not same or part.attrs["units"] != first.attrs["units"]:
+            raise ValueError(
+                f"modality {modality.name!r}: {path} holds {describe(part)} {dict(part.sizes)} in "
+                f"{part.attrs['units']!r}, but "
+                f"{parts[0][0]} holds {describe(first)} {dict(first.sizes)} in {first.attrs['units']!r}; "
+                "give them to two modalities, "
+                "or regrid one."
+            )
+        aligned.append(align(part, first))
+    joined = (
+        aligned[0]
+        if len(aligned) == 1
+        else xr.concat(aligned, "time", coords="minimal", compat="override", join="override")
+    )
+    order = np.argsort(joined.time.values, kind="stable")
+    owners = [path for path, part in parts for _ in range(part.sizes["time"])]
+    _refuse_repeated_days(joined.time.values[order], [owners[i] for i in order], modality)
+    return joined if (order == np.arange(order.size)).all() else joined.isel(time=order)
+
+
+def _refuse_repeated_days(times: np.ndarray, owners: list[Path], modality: Modality) -> None:
+    """Two fields on one day are hours of a day, or files that overlap."""
+    days = times.astype("datetime64[D]")
+    repeated = np.flatnonzero(np.diff(days) == np.timedelta64(0))
+    if not repeated.size:
+        return
+    one, two = owners[repeated[0]], owners[repeated[0] + 1]
+    where = f"in {one}" if one == two else f"in {one} and {two}"
+    names = ", ".join(str(day) for day in days[repeated[:3]])
+    raise ValueError(
+        f"modality {modality.name!r}: {repeated.size} days come more than once "
+        f"({names}{', ...' if repeated.size > 3 else ''}) "
+        f"{where}; average to one field a day (xarray: resample(time='1D').mean()), or name files that "
+        "don't overlap."
+    )
+
+
+def _refuse_empty_days(array: xr.DataArray, modality: Modality, paths: list[Path]) -> None:
+    """A day (or a level of it) without a single value is a fault of the file, not weather."""
+    space = [dim for dim in array.dims if dim not in ("time", "level")]
+    empty = array.isnull().all(space)
+    if "level" in empty.dims:
+        empty = empty.any("level")
+    days = array.time.values[empty.values].astype("datetime64[D]")
+    if days.size:
+        names = ", ".join(map(str, days[:5])) + (", ..." if days.size > 5 else "")
+        raise ValueError(
+            f"modality {modality.name!r} has {days.size} days without a single value ({names}), in "
+            f"{', '.join(map(str, paths[:3]))}"
+            f"{', ...' if len(paths) > 3 else ''}; leave these days out of the dates, mend the file, or "
+            "read it with "
+            "allow_empty_days=True if nothing was seen then."
+        )

@@ -1,0 +1,1 @@
+"""Stores of daily fields and of their statistics."""

@@ -1,0 +1,1 @@
+"""Posterior means E[x | x_t, y] of a denoiser given observations."""

@@ -1,0 +1,1 @@
+"""Figures of fields, twin experiments and frontiers, in one style."""

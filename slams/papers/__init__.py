@@ -1,0 +1,1 @@
+"""Published experiments and their numbers: `slams reproduce`."""

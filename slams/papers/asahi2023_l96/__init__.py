@@ -1,0 +1,1 @@
+"""Generative EnKF on Lorenz-96 with model error (Asahi et al. 2023)."""

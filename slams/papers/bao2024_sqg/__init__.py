@@ -1,0 +1,1 @@
+"""EnSF on surface quasi-geostrophic turbulence (Bao et al. 2024)."""

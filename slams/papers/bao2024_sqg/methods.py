@@ -1,0 +1,361 @@
+"""Methods on surface quasi-geostrophic turbulence, those that are trivial among them, and their scores by lid."""
+
+import inspect
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slams import assimilation
+from slams.assimilation.base import Posterior
+from slams.assimilation.baseline.filters import FreeRun
+from slams.assimilation.filter import Belief, Filter, Memory
+from slams.core.covariance import Isotropic
+from slams.core.geometry.torus import energy_spectrum
+from slams.core.random import Rng, fork, normal
+from slams.core.settings import unknown
+from slams.evaluation.evaluate import fair_crps, inside90
+from slams.observation.observation import Observation, Observations
+from slams.observation.operators import Flatten
+from slams.papers.bao2024_sqg.problem import Sensors, moments, nearby
+from slams.systems.flows.surface_qg import SurfaceQG
+from slams.twin.experiment import Result, counted
+from slams.twin.scores import Calls, TwinScores, summary
+
+LIDS = ("lower", "upper")
+SHELLS_EVERY = 5  # times between two spectra, which cost as much as a tenth of a forecast
+LOST = 0.7  # of the climate's standard deviation: whoever errs by more over the run has lost the truth
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Truths, what is seen of them and where every method begins.
+
+    Attributes:
+        system: The model, which the truths follow.
+        sensors: What is seen.
+        truth: (B, L, 2, N, N).
+        first: Ensembles at the first time, (B, J, 2, N, N).
+        states: Of the climate, (n, 2, N, N).
+        seeds: Of the truths.
+        burn_in: Analyses that no score counts.
+    """
+
+    system: SurfaceQG
+    sensors: Sensors
+    truth: Tensor
+    first: Tensor
+    states: Tensor
+    seeds: Sequence[int]
+    burn_in: int
+
+    @cached_property
+    def observations(self) -> Observations:
+        """What is seen of every truth."""
+        return self.sensors.observations(self.truth, self.seeds)
+
+    @cached_property
+    def climate(self) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of the climate."""
+        return moments(self.states)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the climate [K]."""
+        return float((self.states - self.states.mean((0, 2), keepdim=True)).square().mean().sqrt())
+
+    def believed(self, error: float = 1.0, retrieved: float = 0.0) -> Observations:
+        """The values as a method takes them.
+
+        Args:
+            error: Factor on the standard deviation of the errors, for methods that are to trust the values less.
+            retrieved: If not 0, values are temperatures first, by the inverse of the sensors' function and at most three
+                standard deviations of the climate from its mean, with errors of this standard deviation [K].
+        """
+        if not error > 0 or not retrieved >= 0:
+            raise ValueError(
+                f"error must be positive and retrieved not negative, got {error} and {retrieved}."
+            )
+        (name, part), *_ = self.observations.items()
+        if retrieved:
+            made = Observation(self.retrieve(part.value), Flatten(3), Isotropic((error * retrieved) ** 2))
+        else:
+            made = Observation(part.value, part.operator, Isotropic((error * self.sensors.std) ** 2))
+        return Observations({name: made})
+
+    def retrieve(self, values: Tensor) -> Tensor:
+        """Temperatures that have these values [K]; of an arc tangent, none beyond what the climate makes credible."""
+        if self.sensors.operator == "identity":
+            return values
+        mean, most = self.climate[0].flatten(), 3 * self.deviation
+        return self.sensors.inverse(values).clamp(mean - most, mean + most)
+
+
+class Climatology(FreeRun):
+    """The first ensemble, states of the climate, at all times."""
+
+    def forecast(self, x: Tensor, memory: Memory, *, rng: Rng = None) -> Tensor:
+        """See `Filter.forecast`; nothing moves."""
+        return x
+
+
+class RawObservation(Climatology):
+    """The observation of this time, or of some times before, with draws of its error; no model.
+
+    Temperatures are those that have these values exactly, of an arc tangent at most three standard deviations of the
+    climate from its mean; where nothing is seen the climate's mean stands.
+
+    Args:
+        problem: Gives sensors and climate.
+        age: Times since the observation.
+    """
+
+    def __init__(self, problem: Problem, *, age: int = 0) -> None:
+        super().__init__(problem.system)
+        self.sensors, self.age = problem.sensors, age
+        self.mean = problem.climate[0]
+        self._retrieve = problem.retrieve
+
+    def analyse(
+        self, forecast: Tensor, observation: Observation, *, rng: Rng = None, memory: Memory | None = None
+    ) -> Tensor:
+        """See `Filter.analyse`."""
+        memory = Memory() if memory is None else memory
+        super().analyse(forecast, observation, rng=rng, memory=memory)
+        kept = [memory.carry.get(f"seen_{k}", observation.value) for k in range(self.age)]
+        kept = [observation.value, *kept]
+        memory.carry |= {f"seen_{k}": value for k, value in enumerate(kept[:-1])}
+        value = kept[-1].unsqueeze(-2)
+        size = forecast.shape[self._axis]
+        noise = normal((*value.shape[:-2], size, value.shape[-1]), like=value, rng=rng)
+        values = value + self.sensors.std * (noise - noise.mean(-2, keepdim=True))
+        x = torch.where(torch.isfinite(values), self._retrieve(values), self.mean.flatten())
+        return x.reshape(forecast.shape)
+
+
+class OptimalInterpolation(Climatology):
+    """Each complete linear observation alone, joined with the climate: m + B (B + R)^-1 (y - m), and draws of its error.
+
+    Args:
+        problem: Gives sensors and climate, whose mean and covariance are the truth's own: an oracle.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.system)
+        if problem.sensors.operator != "identity" or problem.sensors.seen < 1:
+            raise ValueError("OptimalInterpolation is for complete linear observations; leave its row out.")
+        mean, B = problem.climate
+        variance = problem.sensors.std**2
+        s, V = torch.linalg.eigh(B.double())
+        share = s.clamp(min=0) / (s.clamp(min=0) + variance)
+        self.mean = mean.flatten()
+        self.gain = ((V * share) @ V.mT).to(mean)
+        self.root = (V * (variance * share).sqrt()).to(mean)
+
+    def analyse(
+        self, forecast: Tensor, observation: Observation, *, rng: Rng = None, memory: Memory | None = None
+    ) -> Tensor:
+        """See `Filter.analyse`."""
+        super().analyse(forecast, observation, rng=rng, memory=memory)
+        mean = self.mean + (observation.filled - self.mean) @ self.gain
+        draws = normal((*forecast.shape[: self._axis + 1], len(self.root)), like=forecast, rng=rng)
+        spread = (draws - draws.mean(-2, keepdim=True)) @ self.root.mT
+        return (mean.unsqueeze(-2) + spread).reshape(forecast.shape)
+
+
+TRIVIAL = ("Climatology", "FreeRun", "RawObservation", "Persistence", "OptimalInterpolation")
+_OURS = ("radius", "reach", "error", "retrieved")
+FILTERS = ("LETKF", "EnSF", "ETKF", "DampedEnSF", "SingleMemberEnSF")
+
+
+def build(problem: Problem, name: str, settings: Settings) -> Filter:
+    """A method for a problem.
+
+    Args:
+        problem: Which.
+        name: One of `TRIVIAL` or `FILTERS`.
+        settings: Keywords of its class; `radius` is where the taper vanishes [km], `reach` the distance up to which
+            variables of both lids are in one patch [km]; for `error` and `retrieved` see `Problem.believed`.
+
+    Raises:
+        ValueError: If the method or a setting is unknown (the nearest is named).
+    """
+    trivial = {
+        "Climatology": lambda: Climatology(problem.system),
+        "FreeRun": lambda: FreeRun(problem.system),
+        "RawObservation": lambda: RawObservation(problem),
+        "Persistence": lambda: RawObservation(problem, age=1),
+        "OptimalInterpolation": lambda: OptimalInterpolation(problem),
+    }
+    if name in trivial:
+        if settings:
+            raise ValueError(f"{name} has no settings, got {', '.join(settings)}.")
+        return trivial[name]()
+    if name not in FILTERS:
+        raise ValueError(unknown("method", name, (*TRIVIAL, *FILTERS)))
+    cls = getattr(assimilation, name)
+    given = {key: value for key, value in settings.items() if key not in _OURS}
+    known = [
+        key for key in inspect.signature(cls).parameters if key not in ("dynamics", "localization", "patch")
+    ]
+    local = "localization" in inspect.signature(cls).parameters
+    allowed = [
+        *known,
+        "error",
+        "retrieved",
+        *(("radius",) if local else ()),
+        *(("reach",) if name == "EnSF" else ()),
+    ]
+    for key in settings:
+        if key not in allowed:
+            raise ValueError(unknown(f"setting of {name}", key, allowed))
+    bound = 10 * float(problem.states.abs().max())
+    if "radius" in settings:
+        given["localization"] = nearby(problem.system.size, float(settings["radius"]))
+    if "reach" in settings:
+        given["patch"] = nearby(problem.system.size, float(settings["reach"]), vertical=False)
+    return cls(problem.system, failure="replace", bound=bound, **given)
+
+
+class LidScores(TwinScores):
+    """`TwinScores`, the same by lid, and the members' spread by wavenumber.
+
+    Args:
+        problem: Gives the truth.
+        calls: Counter of the model's calls.
+    """
+
+    def __init__(self, problem: Problem, calls: Calls) -> None:
+        super().__init__(problem.truth, event=3, calls=calls)
+        self._system = problem.system
+
+    def __call__(self, k: int, belief: Belief) -> dict[str, Tensor]:
+        """The numbers of step k."""
+        numbers = super().__call__(k, belief)
+        y, members = self._truth[k], belief.members()
+        mean, size = members.mean(-4), members.shape[-4]
+        ahead = members.movedim(-4, 0)
+        fields = {
+            "squared_error": (mean - y).square(),
+            "predictive_variance": members.var(-4) * ((size + 1) / size),
+            "crps": fair_crps(ahead, y),
+            "hits": inside90(ahead, y),
+        }
+        for name, values in fields.items():
+            for lid, value in zip(LIDS, values.mean((-2, -1)).unbind(-1), strict=True):
+                numbers[f"{name}_{lid}"] = value
+        if k % SHELLS_EVERY:
+            self._clock = time.process_time()
+            return numbers
+        error = self._system.energy_spectrum(mean - y).mean(-2)
+        spread = self._system.energy_spectrum(members - mean.unsqueeze(-4)).mean(-2).sum(-2)
+        spread = spread * ((size + 1) / (size * (size - 1)))
+        for name, shells in (("error", error), ("spread", spread)):
+            for shell, value in enumerate(shells.unbind(-1)):
+                numbers[f"{name}_{shell:03d}"] = value
+        self._clock = time.process_time()
+        return numbers
+
+
+def run(
+    problem: Problem, name: str, settings: Settings, *, seed: int = 0, checkpoint: Path | None = None, every: int = 20,
+    label: str = "", plain: Mapping[str, Any] | None = None, progress: Any = None,
+) -> Result:  # fmt: skip
+    """A method's run over all truths of a problem, or what is left of it.
+
+    Args:
+        problem: Which.
+        name: Of the method.
+        settings: Its settings.
+        seed: Of its random numbers.
+        checkpoint: File from which a killed run goes on.
+        every: Steps between two saves.
+        label: In tables; the name if empty.
+        plain: The experiment as plain values, for the result.
+        progress: Called with every step done.
+
+    Returns:
+        Scores by truth, "rmse" and the like also by lid, "rmse_lower" and "rmse_upper".
+
+    Raises:
+        FloatingPointError: If the ensemble collapses.
+    """
+    method = build(problem, name, settings)
+    given = {key: float(settings[key]) for key in ("error", "retrieved") if key in settings}
+    begun = time.perf_counter()
+    size = problem.first.shape[1]
+    with counted(method) as calls:
+        posterior = method.assimilate(
+            problem.believed(**given), size, x0=problem.first, keep="moments",
+            monitor=LidScores(problem, calls), checkpoint=checkpoint, every=every, progress=progress,
+            rng=fork(seed, "method", label or name),
+        )  # fmt: skip
+    scored = range(problem.burn_in, problem.truth.shape[1])
+    scores = scores_of(posterior, scored, problem.deviation)
+    facts = {
+        "system": "surface_qg",
+        "replicates": len(problem.seeds),
+        "seed": problem.seeds[0],
+        **(plain or {}),
+    }
+    told = {"size": size, **settings}
+    return Result(
+        label or name, told, posterior, scores, dt=problem.system.dt, scored=tuple(scored),
+        seconds=time.perf_counter() - begun, setup=facts,
+    )  # fmt: skip
+
+
+def scores_of(posterior: Posterior, scored: Sequence[int], deviation: float) -> dict[str, Tensor]:
+    """Scores of each truth, over all and by lid.
+
+    A truth is lost where the error over the run is more than 0.7 standard deviations of the climate, or not finite:
+    shocks make innovations large that tell nothing of the method.
+
+    Args:
+        posterior: With the numbers of `LidScores`.
+        scored: Steps that count.
+        deviation: Standard deviation of the climate [K].
+    """
+    numbers = {key: value for key, value in posterior.diagnostics.items() if key != "lost"}
+    scores = summary(numbers, scored)
+    lost = ~(scores["rmse"] < LOST * deviation)
+    scores["divergence_rate"] = lost.to(scores["rmse"].dtype)
+    scores["lost_share"] = (
+        (~(numbers["squared_error"][..., list(scored)].sqrt() < LOST * deviation)).float().mean(-1)
+    )
+    for lid in LIDS:
+        here = {
+            key: numbers[f"{key}_{lid}"][..., list(scored)].mean(-1)
+            for key in ("squared_error", "crps", "hits")
+        }
+        spread = numbers[f"predictive_variance_{lid}"][..., list(scored)].mean(-1).sqrt()
+        rmse = here["squared_error"].sqrt()
+        scores |= {f"rmse_{lid}": rmse, f"spread_{lid}": spread, f"spread_skill_{lid}": spread / rmse}
+        scores |= {f"crps_{lid}": here["crps"], f"coverage90_{lid}": here["hits"]}
+    return scores
+
+
+def spectrum(posterior: Posterior, name: str, scored: Sequence[int]) -> Tensor:
+    """Kinetic energy of "error" or "spread" by wavenumber, mean over lids, times and truths, (shells) [m^2/s^2]."""
+    keys = sorted(key for key in posterior.diagnostics if key.startswith(f"{name}_") and key[-3:].isdigit())
+    return torch.stack([posterior.diagnostics[key][..., list(scored)].nanmean() for key in keys])
+
+
+def truth_spectrum(problem: Problem) -> Tensor:
+    """The same of the truths, (shells)."""
+    shells = energy_spectrum(problem.system.velocity(problem.truth[:, problem.burn_in :: 5]))
+    return shells.mean((0, 1, 2)) if shells.ndim == 4 else shells.flatten(0, -2).mean(0)
+
+
+def difference(one: Result, other: Result, metric: str) -> Tensor:
+    """Of two methods on the same truths, truth by truth; a lost number counts as infinite."""
+    a, b = one.scores[metric], other.scores[metric]
+    return torch.where(torch.isfinite(a), a, math.inf) - torch.where(torch.isfinite(b), b, math.inf)

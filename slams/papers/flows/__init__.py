@@ -1,0 +1,1 @@
+"""Archive and score prior of the Kolmogorov flow."""

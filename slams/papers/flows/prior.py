@@ -1,0 +1,355 @@
+"""Score priors of Kolmogorov flows: what a net is, how it is trained, and how its weights travel."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slams.core.console import Console
+from slams.core.random import fork, normal
+from slams.core.tensorfile import read_weights, write_weights
+from slams.diffusion.denoiser import Denoiser
+from slams.diffusion.precondition import NoisePrediction
+from slams.diffusion.schedule import VPCosine
+from slams.diffusion.solenoidal import FlowCovariance, FlowMoments, flow_moments
+from slams.diffusion.solenoidal_denoiser import SolenoidalDenoiser
+from slams.diffusion.trajectory import MarkovBlanket
+from slams.networks.score_flow import FlowUNet
+from slams.networks.score_unet import ScoreUNet, forcing_map
+from slams.papers.rozet2023.prior import draw_pieces
+from slams.training.fit import FitSettings, History, fit
+
+RATIOS = (5e-3, 50.0)  # sigma / alpha between which training times lie
+WAVES = 4  # of the force along y: fields a quarter turn apart are alike
+
+
+@dataclass(frozen=True)
+class FlowNet:
+    """A score net of windows of velocities and its training.
+
+    Attributes:
+        order: k, of windows of 2 k + 1 states.
+        size: Cells along a side.
+        hidden: Channels of each level; none for the Gaussian alone.
+        blocks: Residual blocks of each level, down and again up.
+        patch: Cells along the side of what the first level takes as one.
+        embedding: Features of diffusion time.
+        published: Whether to take the published network instead, which predicts the noise from the noisy velocities and
+            the force: channels (96, 192, 384), 3 blocks a level, 22.9 million parameters.
+        lags: States of which a covariance is kept, for guidance of longer trajectories.
+        steps: Training steps.
+        batch: Windows a step.
+        learning_rate: Peak of it.
+        ema: Decay of the averaged weights.
+        balance: From 0, where an error of the noise counts alike at all noise levels, to 1, where the Gaussian's does.
+        seed: Of weights, batches, times and noise.
+    """
+
+    order: int = 2
+    size: int = 64
+    hidden: Sequence[int] = (40, 80, 96)
+    blocks: Sequence[int] = (1, 2, 2)
+    patch: int = 2
+    embedding: int = 32
+    published: bool = False
+    lags: int = 12
+    steps: int = 3000
+    batch: int = 8
+    learning_rate: float = 1.5e-3
+    ema: float = 0.995
+    balance: float = 0.75
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.order < 1 or self.lags < self.window:
+            raise ValueError(
+                f"a net is of order 1 or more, and covariances of at least its windows; got {self.order} and "
+                f"{self.lags} states."
+            )
+
+    @property
+    def window(self) -> int:
+        """Steps of a window."""
+        return 2 * self.order + 1
+
+
+def build(net: FlowNet, moments: FlowMoments) -> Denoiser:
+    """An untrained denoiser of trajectories (N, T, 2, size, size) of any length T >= 2 k + 1.
+
+    Args:
+        net: What it is.
+        moments: Of `net.lags` states.
+    """
+    schedule = VPCosine()
+    network: nn.Module | None = None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(net.seed)
+        if net.published:
+            network = ScoreUNet(
+                (2, net.size, net.size),
+                length=net.window,
+                hidden=(96, 192, 384),
+                padding="circular",
+                embedding=64,
+                maps=forcing_map(net.size),
+            )
+            return MarkovBlanket(NoisePrediction(network, schedule), net.window)
+        if net.hidden:
+            network = FlowUNet(
+                net.size,
+                net.window,
+                hidden=net.hidden,
+                blocks=net.blocks,
+                patch=net.patch,
+                embedding=net.embedding,
+            )
+    covariance = FlowCovariance(moments, net.window)
+    return MarkovBlanket(
+        SolenoidalDenoiser(network, moments.mean, covariance, schedule, trained=RATIOS), net.window
+    )
+
+
+def moments_of(x: Tensor, lags: int) -> FlowMoments:
+    """Mean velocity, of which symmetry leaves u along y, and covariances of `lags` states.
+
+    Args:
+        x: Velocities (n, T, 2, N, N).
+        lags: States.
+    """
+    profile = x[:, :, 0].double().mean((0, 1, 2)).reshape(WAVES, 2, -1).mean(0)
+    wave = (profile[0] - profile[1]) / 2  # half a wave on, all is mirrored
+    wave = (wave + wave.flip(0)) / 2
+    mean = torch.zeros_like(x[0, 0])
+    mean[0] = torch.cat([wave, -wave]).repeat(WAVES).to(x)
+    return flow_moments(x, mean, lags)
+
+
+def symmetric(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Fields as likely as those given: moved, mirrored and turned at random, each on its own.
+
+    The force sin(4 y) along x allows any shift along x, shifts of a quarter turn along y, half a turn of the plane, and
+    (u, v)(x, y) -> (-u, v)(-x, y + 1/8 turn).
+
+    Args:
+        x: Velocities (b, *S, 2, N, N), N a multiple of 8.
+        rng: Source of the choice.
+    """
+    size = x.shape[-1]
+    draws = torch.stack([torch.randint(n, (len(x),), generator=rng) for n in (size, WAVES, 2, 2)], 1).tolist()
+    moved = []
+    for field, (shift, quarter, turned, mirrored) in zip(x, draws, strict=True):
+        y = quarter * size // WAVES
+        if turned:
+            field = -field.flip(-1, -2)
+        if mirrored:
+            field = field.flip(-2) * field.new_tensor([-1.0, 1.0])[:, None, None]
+            y += size // (2 * WAVES)
+        moved.append(field.roll((shift, y), (-2, -1)))
+    return torch.stack(moved)
+
+
+class Objective:
+    """Error of the noise at times even in log(sigma / alpha), see `FlowNet.balance`.
+
+    Args:
+        net: What is trained.
+        moments: Of which the Gaussian's expected error comes.
+    """
+
+    def __init__(self, net: FlowNet, moments: FlowMoments) -> None:
+        self.balance = net.balance
+        self.schedule = VPCosine()
+        values = FlowCovariance(moments, net.window, torch.float64).values
+        values = torch.cat([values, values[:, 1:-1]], 1).flatten()
+        self.values = torch.cat(
+            [values[values > 0], values.new_full((2 * len(values) - int((values > 0).sum()),), moments.rest)]
+        )
+
+    def gaussian(self, t: Tensor) -> Tensor:
+        """Mean squared error of the noise that the Gaussian is expected to make, shape of t."""
+        alpha, sigma = (v.double().reshape(-1, 1) for v in self.schedule(t))
+        share = (alpha**2 * self.values / (alpha**2 * self.values + sigma**2)).mean(1)
+        return share.reshape(t.shape).to(t)
+
+    def times(self, rows: int, rng: torch.Generator) -> Tensor:
+        """One in each of `rows` intervals, (rows)."""
+        low, high = torch.tensor(RATIOS).log().tolist()
+        place = (torch.arange(rows) + torch.rand(rows, generator=rng)) / rows
+        return self.schedule.time(torch.exp(-(low + (high - low) * place)))
+
+    def errors(self, denoiser: nn.Module, x: Tensor, times: Tensor, rng: torch.Generator) -> Tensor:
+        """Mean squared error of the noise of each window, (b)."""
+        t = times.to(x).reshape(-1, *([1] * (x.ndim - 1)))
+        alpha, sigma = self.schedule(t)
+        noisy = alpha * x + sigma * normal(x.shape, like=x, rng=rng)
+        return ((alpha / sigma) * (denoiser(noisy, t) - x)).square().flatten(1).mean(1)
+
+    def __call__(self, denoiser: nn.Module, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Scalar; 1 is about the Gaussian's where `balance` is 1."""
+        times = self.times(len(x), rng).to(x)
+        weight = self.gaussian(times) ** -self.balance
+        return (weight * self.errors(denoiser, x, times, rng)).mean()
+
+
+def train_prior(
+    net: FlowNet,
+    data: dict[str, Tensor],
+    checkpoint: Path | None = None,
+    *,
+    name: str = "net",
+    console: Console | None = None,
+    snapshot: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Denoiser, FlowMoments, History]:
+    """Train a net on velocities; a killed run goes on from its checkpoint.
+
+    Args:
+        net: What and how.
+        data: "train" and "valid", (n, T, 2, size, size).
+        checkpoint: File of the resume state.
+        name: For messages and random numbers.
+        console: Where progress is shown.
+        snapshot: Where averaged weights are written at each validation, to be looked at before the end.
+        device: Where the net is trained.
+
+    Returns:
+        The denoiser, what to save with it, and the losses.
+    """
+    moments = moments_of(data["train"], net.lags)
+    denoiser = build(net, moments).to(device)
+    objective = Objective(net, moments)
+
+    def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
+        x = symmetric(draw_pieces(data["train"], net.batch, net.window, rng), rng)
+        return objective(module, x.to(device), rng)
+
+    fixed = draw_pieces(data["valid"], 64, net.window, fork(net.seed, "valid"))
+
+    @torch.no_grad()
+    def validate(module: nn.Module) -> float:
+        value = sum(
+            float(objective(module, part.to(device), fork(net.seed, "validation", i)))
+            for i, part in enumerate(fixed.split(16))
+        )
+        if snapshot is not None:
+            save_prior(snapshot, net, module, moments, valid=value / 4)
+        return value / 4
+
+    settings = FitSettings(
+        steps=net.steps,
+        batch=net.batch,
+        learning_rate=net.learning_rate,
+        weight_decay=1e-3,
+        ema=net.ema,
+        clip=1.0,
+        every=max(net.steps // 20, 1),
+    )
+    console = console or Console(quiet=True)
+    with console.bar(f"train {name}", net.steps) as advance:
+        history = fit(
+            denoiser,
+            loss,
+            validate,
+            settings,
+            seed=net.seed,
+            name=name,
+            checkpoint=checkpoint,
+            progress=advance,
+        )
+    return denoiser, moments, history
+
+
+@torch.no_grad()
+def share_of_gaussian(
+    net: FlowNet,
+    denoiser: Denoiser,
+    moments: FlowMoments,
+    x: Tensor,
+    *,
+    ratios: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+) -> dict[float, float]:
+    """Mean squared error of a net as a share of the Gaussian's on the same noise: what training was worth.
+
+    Args:
+        net: Its settings.
+        denoiser: Trained.
+        moments: The Gaussian's.
+        x: Velocities that were not trained on, (n, T, 2, size, size); one window of each is taken.
+        ratios: Noise levels sigma / alpha.
+
+    Returns:
+        Shares by noise level.
+    """
+    gaussian = build(dataclasses.replace(net, hidden=(), published=False), moments)
+    objective = Objective(net, moments)
+    windows = draw_pieces(x, 32, net.window, fork(net.seed, "share"))
+    shares = {}
+    for ratio in ratios:
+        time = objective.schedule.time(torch.tensor(1 / ratio)).expand(len(windows))
+        errors = [
+            float(objective.errors(d, windows, time, fork(net.seed, "share", str(ratio))).mean())
+            for d in (denoiser, gaussian)
+        ]
+        shares[ratio] = errors[0] / errors[1]
+    return shares
+
+
+def save_prior(path: Path, net: FlowNet, denoiser: nn.Module, moments: FlowMoments, **facts: Any) -> None:
+    """Weights in half precision and moments, with settings and facts (numbers and words) in the metadata."""
+    tensors = {name: value.detach().cpu().half() for name, value in denoiser.state_dict().items()}
+    rows, columns = torch.triu_indices(net.lags, net.lags)
+    tensors |= {
+        "moments.mean": moments.mean[0, 0],
+        "moments.covariance": moments.quarter[:, :, rows, columns],
+        "moments.rest": torch.tensor(moments.rest, dtype=torch.float64),
+    }
+    write_weights(path, tensors, {"net": dataclasses.asdict(net), **facts})
+
+
+def load_prior(path: Path) -> tuple[Denoiser, dict[str, Any]]:
+    """A trained denoiser of trajectories (N, T, 2, size, size), and what its file says of it.
+
+    Args:
+        path: Written by `save_prior`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds other weights than its settings ask for.
+    """
+    tensors, meta = read_weights(path)
+    try:
+        net = FlowNet(**meta["net"])
+        denoiser = build(net, _moments(tensors, net))
+        weights = {name: value.float() for name, value in tensors.items() if not name.startswith("moments.")}
+        denoiser.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"{path} does not hold the weights that its settings ask for ({error}); restore it or train again."
+        ) from error
+    return denoiser.eval(), meta
+
+
+def load_covariance(path: Path, length: int) -> FlowCovariance:
+    """The covariance of trajectories that guidance takes beside a trained denoiser.
+
+    Args:
+        path: Written by `save_prior`.
+        length: Of the trajectories.
+    """
+    tensors, meta = read_weights(path)
+    return FlowCovariance(_moments(tensors, FlowNet(**meta["net"])), length)
+
+
+def _moments(tensors: dict[str, Tensor], net: FlowNet) -> FlowMoments:
+    rows, columns = torch.triu_indices(net.lags, net.lags)
+    upper = tensors["moments.covariance"]
+    quarter = upper.new_zeros(*upper.shape[:2], net.lags, net.lags)
+    quarter[:, :, rows, columns] = upper
+    quarter[:, :, columns, rows] = upper
+    mean = torch.zeros(2, net.size, net.size)
+    mean[0] = tensors["moments.mean"]
+    return FlowMoments(mean, quarter, float(tensors["moments.rest"]))

@@ -1,0 +1,1 @@
+"""Score-based data assimilation (Rozet & Louppe 2023)."""

@@ -1,0 +1,218 @@
+"""Score priors of trajectories: what a net is, how it is trained, and how its weights travel."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from slams.core.console import Console
+from slams.core.random import fork
+from slams.core.tensorfile import read_weights, write_weights
+from slams.diffusion.denoiser import Denoiser
+from slams.diffusion.loss import denoising_loss
+from slams.diffusion.precondition import NoisePrediction
+from slams.diffusion.schedule import Schedule, VPCosine
+from slams.diffusion.trajectory import MarkovBlanket
+from slams.diffusion.whitened import WhitenedDenoiser
+from slams.networks.score_gated import ScoreGated
+from slams.networks.score_mlp import ScoreMLP
+from slams.networks.score_unet import ScoreUNet
+from slams.training.fit import FitSettings, History, fit
+
+
+@dataclass(frozen=True)
+class NetSettings:
+    """A score net and its training.
+
+    Attributes:
+        kind: "local" sees windows of 2 `order` + 1 states; in "global", windows see their neighbours too.
+        order: k.
+        width: Features of a `ScoreGated` network, or the widths of the published one.
+        gates: Its products in a block.
+        dilations: Its blocks; 0 in all of a local net's.
+        published: Whether to take the published networks instead, `ScoreMLP` of five layers of `width` and `ScoreUNet`
+            of one level, which predict the noise; without, networks correct the Gaussian of the windows, see
+            `WhitenedDenoiser`.
+        steps: Training steps.
+        batch: Trajectories or windows a step.
+        span: Length of the trajectories that a global net is trained on.
+        learning_rate: Peak of it.
+        ratios: sigma / alpha between which training times lie.
+        ema: Decay of the averaged weights.
+        seed: Of weights, batches, times and noise.
+    """
+
+    kind: Literal["local", "global"] = "local"
+    order: int = 4
+    width: int = 96
+    gates: int = 128
+    dilations: Sequence[int] = (0, 0, 0, 0, 0)
+    published: bool = False
+    steps: int = 10_000
+    batch: int = 512
+    span: int = 32
+    learning_rate: float = 1e-3
+    ratios: Sequence[float] = (2e-3, 60.0)
+    ema: float = 0.999
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("local", "global") or self.order < 1:
+            raise ValueError(
+                f"a net is local or global, of order 1 or more; got {self.kind!r}, {self.order}."
+            )
+        if not 0 < self.ratios[0] < self.ratios[1]:
+            raise ValueError(f"training times lie between two positive, growing ratios; got {self.ratios}.")
+        if self.kind == "local" and any(self.dilations):
+            raise ValueError(
+                f"windows of a local net do not see each other: its dilations are 0, got {self.dilations}."
+            )
+
+    @property
+    def window(self) -> int:
+        """Steps of a window."""
+        return 2 * self.order + 1
+
+    @property
+    def span_trained(self) -> int:
+        """Steps of what one item of a training batch holds."""
+        return self.window if self.kind == "local" else self.span
+
+
+def build(net: NetSettings, mean: Tensor, covariance: Tensor, schedule: Schedule | None = None) -> Denoiser:
+    """An untrained denoiser of trajectories (N, T, *Z) of any length T >= 2 k + 1.
+
+    Args:
+        net: What it is.
+        mean: Of windows, (2 k + 1, *Z).
+        covariance: Of windows, (n, n).
+        schedule: SDA's cosine if None.
+    """
+    schedule = schedule or VPCosine()
+    trained = (net.ratios[0], net.ratios[1])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(net.seed)
+        network: nn.Module
+        if not net.published:
+            network = ScoreGated(mean.numel(), width=net.width, gates=net.gates, dilations=net.dilations)
+            return MarkovBlanket(
+                WhitenedDenoiser(network, mean, covariance, schedule, trained=trained), net.window
+            )
+        if net.kind == "local":
+            network = ScoreMLP(net.window, mean.shape[1:], hidden=(net.width,) * 5)
+            return MarkovBlanket(NoisePrediction(network, schedule), net.window)
+        network = ScoreUNet(mean.shape[1:], hidden=(net.width,))
+        return NoisePrediction(network, schedule)
+
+
+def moments(x: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Mean (L, *Z) and covariance (n, n) of the windows of trajectories (b, T, *Z)."""
+    windows = x.unfold(1, length, 1).movedim(-1, 2).flatten(0, 1)
+    size, count = windows[0].numel(), len(windows)
+    total, square = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
+    for part in windows.split(65536):
+        flat = part.flatten(1).double()
+        total, square = total + flat.sum(0), square + flat.mT @ flat
+    mean = total / count
+    covariance = square / count - mean[:, None] * mean
+    return mean.reshape(windows.shape[1:]).to(x), covariance
+
+
+def train_net(
+    net: NetSettings,
+    data: dict[str, Tensor],
+    checkpoint: Path | None = None,
+    *,
+    name: str = "net",
+    console: Console | None = None,
+) -> tuple[Denoiser, History]:
+    """Train a net on normalised trajectories; a killed run goes on from its checkpoint.
+
+    Times are spread evenly over log(sigma / alpha), stratified in each batch, and the error is that of the noise: the
+    mean is then the likelihood's bound, up to a constant.
+
+    Args:
+        net: What and how.
+        data: "train" and "valid", (b, T, *Z).
+        checkpoint: File of the resume state.
+        name: For messages and random numbers.
+        console: Where progress is shown.
+    """
+    denoiser = build(net, *moments(data["train"], net.window))
+    low, high = (math.log(ratio) for ratio in net.ratios)
+
+    def times(rows: int, rng: torch.Generator) -> Tensor:
+        place = (torch.arange(rows) + torch.rand(rows, generator=rng)) / rows
+        return denoiser.schedule.time(torch.exp(-(low + (high - low) * place)))
+
+    def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
+        x = draw_pieces(data["train"], net.batch, net.span_trained, rng)
+        return denoising_loss(module, x, times=times(len(x), rng), rng=rng)  # type: ignore[arg-type]
+
+    fixed = draw_pieces(
+        data["valid"], 65536 // net.span_trained // 8, net.span_trained, fork(net.seed, "valid")
+    )
+
+    @torch.no_grad()
+    def validate(module: nn.Module) -> float:
+        rng = fork(net.seed, "validation noise")
+        return float(denoising_loss(module, fixed, times=times(len(fixed), rng), rng=rng))  # type: ignore[arg-type]
+
+    every = max(net.steps // 20, 1)
+    settings = FitSettings(
+        net.steps, net.batch, net.learning_rate, weight_decay=1e-3, ema=net.ema, clip=1.0, every=every
+    )
+    console = console or Console(quiet=True)
+    with console.bar(f"train {name}", net.steps) as advance:
+        history = fit(
+            denoiser,
+            loss,
+            validate,
+            settings,
+            seed=net.seed,
+            name=name,
+            checkpoint=checkpoint,
+            progress=advance,
+        )
+    return denoiser, history
+
+
+def save_net(path: Path, net: NetSettings, denoiser: Denoiser, **facts: Any) -> None:
+    """Weights, with settings and facts (numbers and words) in the metadata."""
+    write_weights(path, denoiser.state_dict(), {"net": dataclasses.asdict(net), **facts})
+
+
+def load_net(path: Path, channels: int = 3) -> tuple[Denoiser, dict[str, Any]]:
+    """A trained denoiser of trajectories, and what its file says of it.
+
+    Args:
+        path: Written by `save_net`.
+        channels: Of a state.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds other weights than its settings ask for.
+    """
+    tensors, meta = read_weights(path)
+    try:
+        net = NetSettings(**meta["net"])
+        size = net.window * channels
+        denoiser = build(net, torch.zeros(net.window, channels), torch.eye(size))
+        denoiser.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} does not hold the weights that its settings ask for ({error}); restore it or train again."
+        ) from error
+    return denoiser.eval(), meta
+
+
+def draw_pieces(x: Tensor, count: int, length: int, rng: torch.Generator) -> Tensor:
+    """Random pieces of trajectories, (count, length, *Z)."""
+    rows = torch.randint(len(x), (count,), generator=rng)
+    starts = torch.randint(x.shape[1] - length + 1, (count,), generator=rng)
+    return x[rows[:, None], starts[:, None] + torch.arange(length)]

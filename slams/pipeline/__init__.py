@@ -1,0 +1,1 @@
+"""From files to a report: recipe, training, assimilation, evaluation."""

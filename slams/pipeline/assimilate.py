@@ -1,0 +1,349 @@
+"""A trained run on files that training never saw: `slams assimilate`."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slams.core.console import Console
+from slams.core.device import computing_device
+from slams.core.random import fork
+from slams.core.settings import override
+from slams.pipeline.baselines import members as baseline_members
+from slams.pipeline.baselines.file import FILE_NAME, load_baselines
+from slams.pipeline.baselines.fit import Baselines, decoded, posterior, state_names
+from slams.pipeline.inputs.fields import phase_of, read_file
+from slams.pipeline.inputs.named_files import Source, match
+from slams.pipeline.inputs.operators import operators_of, thinned
+from slams.pipeline.inputs.segments import Piece, pieces_of, seen_on
+from slams.pipeline.model.model import Model
+from slams.pipeline.recipe import Recipe, from_tree, to_tree
+from slams.pipeline.results.analysis_file import provenance, write_analysis
+
+_SETTABLE = re.compile(
+    r"device|assimilation\.\w+|assimilation\.operators\.[^.]+|experiment\.withhold\.[^.]+|data\.modalities\.[^.]+\.error_std"
+)
+_VALUES = 2**24  # of all windows of all members in one piece: it bounds the memory to about 2 GB
+_BATCH = 8  # short runs drawn together
+
+
+@dataclass
+class Record:
+    """What was observed, on every day that any of the files has.
+
+    Attributes:
+        dates: datetime64[D], (T).
+        values: Anomalies (T, *S) as the files have them, NaN where missing.
+        seen: The same without what is withheld.
+    """
+
+    dates: np.ndarray
+    values: dict[str, Tensor]
+    seen: dict[str, Tensor]
+
+
+def assimilate(
+    run: str | Path,
+    observations: Sequence[str],
+    out: str | Path,
+    *,
+    members: int | None = None,
+    modalities: Sequence[str] | None = None,
+    dates: str | None = None,
+    seed: int = 0,
+    baselines: bool = False,
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+) -> Path:
+    """Analyse every day of the observations.
+
+    Each run of consecutive days is one trajectory; very long ones are drawn in pieces, across whose seams
+    members have no continuity. A state variable is read only if NAME=FILE or `modalities` names it; all its
+    values then count as observed.
+
+    Args:
+        run: Folder of a trained run; nothing outside it is needed.
+        observations: Files, as FILE or NAME=FILE.
+        out: Analysis to write, .nc or .zarr.
+        members: Ensemble size; the recipe's if None.
+        modalities: Use only these.
+        dates: First and last day as "A..B"; all if None.
+        seed: Of all draws.
+        baselines: Whether to write the baselines' analyses too.
+        overrides: Settings of a trained run: device=…, assimilation.KEY=…, withhold.NAME=[…] (stations, numbered from 0
+            in the order of the training file), data.modalities.NAME.error_std=….
+        console: Where progress is shown.
+
+    Returns:
+        The path of the analysis.
+
+    Raises:
+        FileNotFoundError: If the run or a file isn't there.
+        ValueError: If a setting, a file, a variable or the dates are wrong; what to do is said.
+    """
+    console = console or Console()
+    target, folder = Path(out).expanduser(), Path(run).expanduser()
+    if target.suffix not in (".nc", ".zarr"):
+        raise ValueError(f"an analysis is written as .nc or .zarr, got {str(out)!r}.")
+    if members is not None and members < 1:
+        raise ValueError(f"an ensemble needs at least one member, got members={members}.")
+    span = _span(dates)
+    model = Model.load(folder)
+    model.recipe = configure(model.recipe, overrides, members)
+    model.on(computing_device(model.recipe.device))
+    fitted = load_baselines(model, folder / FILE_NAME) if baselines else None
+    sources = _sources(model.recipe, observations, modalities)
+    if target.resolve() in {Path(f).resolve() for source in sources.values() for f in source.files}:
+        raise ValueError(f"{target} is one of the observation files; write the analysis elsewhere.")
+    console.say(f"observed: {', '.join(sources)}")
+    record = read_record(model, sources, span)
+    longest = _longest(model)
+    pieces = pieces_of(record.dates, model.recipe.prior.window, longest)
+    states, observed = _analyse(model, record, pieces, seed, console)
+    groups = None
+    if fitted is not None:
+        groups = _baseline_groups(model, *fitted, record, pieces, seed, console)
+    about: dict[str, Any] = {
+        name: {"files": [Path(f).name for f in source.files], "variable": source.variable}
+        for name, source in sources.items()
+    }
+    for name, kept in model.recipe.experiment.withhold.items():
+        about[name]["withheld"] = list(kept)
+    for name, operator in model.recipe.assimilation.operators.items():
+        if name in about:
+            about[name]["operator"] = asdict(operator)
+    phase = phase_of(record.dates)
+    with console.bar("writing the analysis", 1) as advance:
+        write_analysis(
+            target,
+            model,
+            record.dates,
+            states,
+            observed,
+            provenance(model, folder, about, seed),
+            groups,
+            observations={n: model.codec.physical(n, x, phase) for n, x in _shown(model, record).items()},
+        )
+        advance(1, str(target))
+    return target
+
+
+def configure(recipe: Recipe, overrides: Sequence[str] = (), members: int | None = None) -> Recipe:
+    """A trained run's recipe with those settings changed that may still change.
+
+    Stations are withheld only if that is asked for here, whatever the run did in its own test.
+
+    Args:
+        recipe: Of the run.
+        overrides: As of `assimilate`.
+        members: Ensemble size, if not None.
+
+    Raises:
+        ValueError: If a setting is fixed by training, is unknown or has a wrong value.
+    """
+    tree = to_tree(recipe)
+    tree["experiment"]["withhold"] = {}
+    tree["device"] = "auto"  # the machine it was trained on may have been another
+    settings = [f"experiment.{s}" if s.startswith("withhold.") else s for s in overrides]
+    for setting in settings:
+        key = setting.partition("=")[0]
+        if not _SETTABLE.fullmatch(key):
+            raise ValueError(
+                f"{key!r} cannot be set for a trained run; device, assimilation.KEY, withhold.NAME and "
+                "data.modalities.NAME.error_std can."
+            )
+        name = key.split(".")[2] if key.count(".") > 1 else None
+        if name is not None and name not in tree["data"]["modalities"]:
+            raise ValueError(f"{key!r} names no modality; there are {', '.join(tree['data']['modalities'])}.")
+    tree = override(tree, settings)
+    if members is not None:
+        tree["assimilation"]["members"] = members
+    return from_tree(tree)
+
+
+def read_record(
+    model: Model, sources: Mapping[str, Source], span: tuple[np.datetime64, np.datetime64] | None = None
+) -> Record:
+    """Read observations onto the points of the training and join them on all days that any has.
+
+    Args:
+        model: Trained.
+        sources: Where each modality is.
+        span: First and last day wanted.
+
+    Raises:
+        ValueError: If there is no day, or nothing but missing values; if stations to withhold aren't there.
+    """
+    recipe = model.recipe
+    files = {}
+    for name, source in sources.items():
+        modality = replace(recipe.modalities()[name], files=tuple(source.files), variable=source.variable)
+        files[name] = read_file(modality, model.places[name])
+    days = np.unique(np.concatenate([d for d, _ in files.values()]))
+    dates = days if span is None else days[(days >= span[0]) & (days <= span[1])]
+    if not dates.size:
+        raise ValueError(
+            f"the observations have no day from {span[0]} to {span[1]}: they hold {days[0]} to {days[-1]}; "
+            "change --dates or give other files."
+            if span is not None and days.size
+            else "the observation files hold no day at all; give other files."
+        )
+    phase = phase_of(dates)
+    values = {}
+    for name, (have, x) in files.items():
+        whole = torch.full((len(dates), *x.shape[1:]), torch.nan)
+        here = np.isin(have, dates)
+        whole[torch.from_numpy(np.searchsorted(dates, have[here]))] = x[
+            torch.from_numpy(np.flatnonzero(here))
+        ]
+        # a point without training values has no statistics
+        whole = torch.where(model.codec.statistics[name].present, whole, torch.nan)
+        values[name] = model.codec.anomaly(name, whole, phase)
+    seen = {name: thinned(recipe, name, x.clone()) for name, x in values.items()}
+    for name, stations in recipe.experiment.withhold.items():
+        _withhold(model, seen, name, stations)
+    if not any(bool(torch.isfinite(x).any()) for x in seen.values()):
+        raise ValueError(
+            f"{', '.join(seen)} hold no value from {dates[0]} to {dates[-1]}, only missing ones; check "
+            "the files and what is withheld."
+        )
+    return Record(dates, values, seen)
+
+
+def _withhold(model: Model, seen: Mapping[str, Tensor], name: str, stations: Sequence[int]) -> None:
+    if name not in seen:
+        raise ValueError(f"withhold.{name}: {name} is not among the observed modalities, {', '.join(seen)}.")
+    place = model.places[name]
+    if place.is_grid:
+        raise ValueError(f"withhold.{name}: {name} is on a grid; only stations can be withheld.")
+    count = len(place.coords["lat"])
+    wrong = [s for s in stations if not 0 <= s < count]
+    if wrong:
+        raise ValueError(
+            f"withhold.{name} names station {wrong[0]}, but there are {count} (numbered from 0)."
+        )
+    seen[name][..., list(stations)] = torch.nan
+
+
+def _span(dates: str | None) -> tuple[np.datetime64, np.datetime64] | None:
+    if dates is None:
+        return None
+    first, _, last = dates.partition("..")
+    try:
+        span = np.datetime64(first, "D"), np.datetime64(last, "D")
+    except ValueError as error:
+        raise ValueError(f"dates look like 1997-12-01..1998-02-28, got {dates!r}.") from error
+    if np.isnat(span[0]) or np.isnat(span[1]) or span[1] < span[0]:
+        raise ValueError(f"dates are a first and a last day such as 1997-12-01..1998-02-28, got {dates!r}.")
+    return span
+
+
+def _sources(
+    recipe: Recipe, observations: Sequence[str], modalities: Sequence[str] | None
+) -> dict[str, Source]:
+    known = recipe.modalities()
+    variables = {name: m.variable for name, m in known.items()}
+    sought = [n for n, m in known.items() if m.role == "observation"]
+    if modalities is not None:
+        unknown = [name for name in modalities if name not in known]
+        if unknown or not modalities:
+            came = unknown[0] if unknown else "none"
+            raise ValueError(
+                f"--modalities names {came!r}, which is no modality; there are {', '.join(known)}."
+            )
+        sought = [n for n in known if n in modalities]
+    sources = match(observations, variables, sought)
+    if modalities is not None:
+        missing, extra = set(modalities) - set(sources), set(sources) - set(modalities)
+        if missing:
+            raise ValueError(f"{', '.join(sorted(missing))} (--modalities) is in none of the files given.")
+        if extra:
+            raise ValueError(
+                f"{', '.join(sorted(extra))} has a file but is not in --modalities; leave out one of both."
+            )
+    return sources
+
+
+def _longest(model: Model) -> int:
+    """Days of a piece that memory has room for."""
+    length = model.recipe.prior.window
+    values = model.recipe.assimilation.members * length * torch.Size(model.belief.gaussian.event).numel()
+    return max(10 * length, _VALUES // values)
+
+
+def _analyse(
+    model: Model, record: Record, pieces: Sequence[Piece], seed: int, console: Console
+) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+    """Members of the states, and for each observed modality its members and what was observed."""
+    count, days = model.recipe.assimilation.members, len(record.dates)
+    phase, names = phase_of(record.dates), list(dict.fromkeys([*state_names(model), *record.seen]))
+    found = {n: torch.empty(count, days, *model.places[n].shape) for n in names}
+    residual = {n: fork(seed, "residual", n) for n in names}
+    length = model.recipe.prior.window
+    short = [p for p in pieces if len(p.rows) == length]
+    groups = [short[i : i + _BATCH] for i in range(0, len(short), _BATCH)]
+    groups += [[p] for p in pieces if len(p.rows) != length]
+    rng = fork(seed, "analysis")
+    with console.bar("assimilating", len(groups) * model.recipe.assimilation.steps) as advance:
+        for group in groups:
+            seen = [seen_on(piece, record.seen) for piece in group]
+            long = len(group[0].rows) != length
+            draws = posterior(model, seen, long, rng=rng, progress=_counter(advance))
+            for piece, z in zip(group, draws, strict=True):
+                for n in names:
+                    kept, when = z[:, piece.keep], phase[piece.days]
+                    found[n][:, piece.days] = decoded(model, kept, n, when, rng=residual[n])
+    states = {n: found[n] for n in state_names(model)}
+    shown = _shown(model, record)
+    return states, {n: (found[n], torch.isfinite(x)) for n, x in shown.items()}
+
+
+def _shown(model: Model, record: Record) -> dict[str, Tensor]:
+    """What was seen as it is, (T, *S): nothing of a modality that was seen through an operator."""
+    unplaced = operators_of(model.recipe, model.places)
+    return {n: torch.full_like(x, torch.nan) if n in unplaced else x for n, x in record.seen.items()}
+
+
+def _baseline_groups(
+    model: Model,
+    fitted: Baselines,
+    networks: baseline_members.Networks,
+    record: Record,
+    pieces: Sequence[Piece],
+    seed: int,
+    console: Console,
+) -> dict[str, dict[str, Tensor]]:
+    with console.bar("baselines", len(pieces) * model.recipe.assimilation.steps + 1) as advance:
+        groups = {
+            "baseline_climatology": baseline_members.climatology(model, networks, record.dates, seed),
+            "baseline_interpolation": baseline_members.interpolation(
+                model, fitted, networks, record.seen, record.dates, seed
+            ),
+            "baseline_gaussian": baseline_members.gaussian(
+                model, fitted, record.seen, pieces, record.dates, seed
+            ),
+            "baseline_prior": baseline_members.prior(model, pieces, record.dates, seed, _counter(advance)),
+        }
+        truth = {n: record.values[n] for n in state_names(model) if n in record.values}
+        if truth:
+            groups["reconstruction"] = baseline_members.reconstruction(
+                model, truth, record.values, record.dates
+            )
+        advance(1, "")
+    ignored = baseline_members.unknown_to_gaussian(model, fitted, record.seen)
+    if ignored:
+        console.say(
+            f"baseline_gaussian: knows nothing of {', '.join(ignored)}, which no set of the recipe has"
+        )
+    for name in [name for name, group in groups.items() if not group]:
+        console.say(f"{name}: left out, it has no fit for what was observed")
+    return {name: group for name, group in groups.items() if group}
+
+
+def _counter(advance: Callable[[int, str], None]) -> Callable[[int], None]:
+    return lambda units: advance(units, "")

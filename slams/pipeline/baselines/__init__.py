@@ -1,0 +1,1 @@
+"""Reference analyses of a run."""

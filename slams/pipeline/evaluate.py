@@ -1,0 +1,270 @@
+"""An analysis file against truth: `slams evaluate`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from slams.core.console import Console
+from slams.data.files.modality import Modality
+from slams.data.files.read import find
+from slams.evaluation import Scores, window_statistics
+from slams.evaluation.report import console_table, wide, write_metrics
+from slams.pipeline.inputs.fields import Place, read_file
+from slams.pipeline.inputs.named_files import match
+from slams.pipeline.results.evaluation_report import Verified, parts_shown, write_evaluation
+
+_BLOCK = np.timedelta64(15, "D")  # days of a continuous analysis that count as one window of the intervals
+
+
+@dataclass
+class Target:
+    """One variable of an analysis file.
+
+    Attributes:
+        name: Modality.
+        place: Where its values are.
+        transform: What the model saw; the file holds values before it.
+        methods: Members (time, member, ...) by method, still on disk.
+        observed: Which values were observed (time, ...), if any were.
+        observation: Observed values (time, ...), NaN elsewhere, if the file has them.
+    """
+
+    name: str
+    place: Place
+    transform: str
+    methods: dict[str, xr.DataArray] = field(default_factory=dict)
+    observed: xr.DataArray | None = None
+    observation: xr.DataArray | None = None
+
+
+def evaluate(
+    analysis: str | Path, truths: Sequence[str], report_dir: str | Path, console: Console | None = None
+) -> Path:
+    """Score every variable of which the truth is given.
+
+    Everything is scored in the unit of the analysis file, rain too, although the model sees its logarithm.
+    Windows of the intervals are stretches of 15 days.
+
+    Args:
+        analysis: From `slams assimilate` or a run, .nc or .zarr.
+        truths: Files, as FILE or NAME=FILE with the name of a modality.
+        report_dir: Folder for metrics.csv, report.html and figures/.
+        console: Where progress is shown.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        FileNotFoundError: If a file isn't there.
+        ValueError: If `analysis` is no analysis, or a truth shares no day or lies on other points.
+    """
+    console = console or Console()
+    folder = Path(report_dir).expanduser()
+    with open_analysis(analysis) as tree:
+        targets = targets_of(tree)
+        dates = tree.to_dataset()["time"].values.astype("datetime64[D]")
+        variables = {name: target.place.source_name for name, target in targets.items()}
+        sources = match(truths, variables, list(variables))
+        scores, verified = Scores(), []
+        with console.bar("scoring", sum(len(targets[n].methods) for n in sources)) as advance:
+            for name, source in sources.items():
+                target = targets[name]
+                days, truth = _truth(target, source.files, source.variable, dates)
+                rows = np.searchsorted(dates, days)
+                members = {}
+                for method, array in target.methods.items():
+                    members[method] = _tensor(array.isel(time=rows), target.place)
+                    _score(scores, target, method, members[method], truth, days, rows)
+                    advance(1, f"{name}: {method}")
+                nearby = _observations(targets, target, rows)
+                withheld = None
+                if target.observed is not None:
+                    withheld = ~_tensor(target.observed.isel(time=rows), target.place)
+                verified.append(
+                    Verified(
+                        name,
+                        target.place,
+                        target.transform,
+                        days,
+                        truth,
+                        members["analysis"],
+                        nearby,
+                        withheld,
+                    )
+                )
+        attributes = {str(k): str(v) for k, v in tree.attrs.items()}
+    rows_out: list[dict[str, Any]] = [dict(row) for row in scores.rows()]
+    write_metrics(folder / "metrics.csv", rows_out)
+    with console.bar("writing the report", 1) as advance:
+        path = write_evaluation(folder, Path(analysis).name, attributes, scores, rows_out, verified)
+        advance(1, str(path))
+    for each in verified:
+        for part in parts_shown(rows_out, each.name):
+            table = wide(
+                rows_out,
+                variable=each.name,
+                part=part,
+                metrics=("rmse", "bias", "crps", "spread_skill", "coverage90"),
+                interval=False,
+            )
+            if table:
+                where = "" if part == "all" else f", {part} points"
+                console.rich.print(console_table(table, title=f"{each.name} [{each.place.units}]{where}"))
+    logarithmic = [each.name for each in verified if each.transform == "log1p"]
+    if logarithmic:
+        console.say(f"{', '.join(logarithmic)}: scored in the unit of the file, not as log(1 + x)")
+    console.say(f"report: {path.resolve()}")
+    return path
+
+
+def open_analysis(path: str | Path) -> xr.DataTree:
+    """Open an analysis file lazily.
+
+    Raises:
+        FileNotFoundError: If it isn't there; similar names are listed.
+        ValueError: If it isn't an analysis.
+    """
+    (found,) = find((str(path),))[:1]
+    try:
+        if found.is_dir():
+            tree = xr.open_datatree(found, engine="zarr", consolidated=False, chunks=None)
+        else:
+            tree = xr.open_datatree(found)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"{found} can't be opened ({error}); give the .nc or .zarr that `slams assimilate` wrote."
+        ) from error
+    members = [
+        name for name, array in tree.to_dataset().data_vars.items() if {"time", "member"} <= set(array.dims)
+    ]
+    if not members or "recipe" not in tree.attrs:
+        held = ", ".join(map(str, tree.data_vars)) or "no variable"
+        tree.close()
+        raise ValueError(
+            f"{found} is no analysis: expected variables with dims (time, member, ...) and the attribute "
+            f"`recipe`, found {held}; give the file that `slams assimilate` wrote."
+        )
+    return tree
+
+
+def targets_of(tree: xr.DataTree) -> dict[str, Target]:
+    """The variables of an analysis by modality: states with every method, and what was observed."""
+    targets: dict[str, Target] = {}
+    for array in tree.to_dataset().data_vars.values():
+        target = _target(array, str(array.attrs.get("source_modality", array.name)))
+        target.methods["analysis"] = array
+        targets[target.name] = target
+    states = {target.place.source_name: target for target in targets.values()}
+    for group, node in tree.children.items():
+        dataset = node.to_dataset(inherit=False)
+        if group.startswith("baseline_") or group == "reconstruction":
+            for variable, array in dataset.data_vars.items():
+                if str(variable) in states:
+                    states[str(variable)].methods[group.removeprefix("baseline_")] = _plain(array, group)
+        elif "value" in dataset and "observed" in dataset:
+            value = _plain(dataset["value"], group)
+            name = str(value.attrs.get("source_modality", group))
+            if name not in targets:
+                targets[name] = _target(value, name)
+                targets[name].methods["analysis"] = value
+            targets[name].observed = _plain(dataset["observed"], group)
+            if "observation" in dataset:
+                targets[name].observation = _plain(dataset["observation"], group)
+    return targets
+
+
+def _target(array: xr.DataArray, name: str) -> Target:
+    first = array.isel(member=0, drop=True)
+    first.attrs = {"units": "", "source_name": str(array.name)} | array.attrs
+    return Target(name, Place.of(first), str(array.attrs.get("transform", "none")))
+
+
+def _plain(array: xr.DataArray, group: str) -> xr.DataArray:
+    """Coordinates under their usual names: a group renames those that differ from the root's."""
+    suffix = f"_{group}"
+    names = {str(c) for c in (*array.dims, *array.coords)}
+    return array.rename({name: name.removesuffix(suffix) for name in names if name.endswith(suffix)})
+
+
+def _tensor(array: xr.DataArray, place: Place) -> Tensor:
+    """(N, T, *S), or (T, *S) without members, with a channel axis."""
+    lead = ("member", "time") if "member" in array.dims else ("time",)
+    tensor = torch.from_numpy(array.transpose(*lead, *place.dims).values)
+    return tensor if "level" in place.dims else tensor.unsqueeze(len(lead))
+
+
+def _truth(
+    target: Target, files: Sequence[str], variable: str, dates: np.ndarray
+) -> tuple[np.ndarray, Tensor]:
+    place = target.place
+    modality = Modality(
+        target.name,
+        tuple(files),
+        variable,
+        "state",
+        kind="grid" if place.is_grid else "stations",
+        units=place.units or None,
+        levels=tuple(place.coords["level"]) if "level" in place.dims else None,
+    )
+    return read_file(modality, place, dates=dates)
+
+
+def _score(
+    scores: Scores,
+    target: Target,
+    method: str,
+    members: Tensor,
+    truth: Tensor,
+    days: np.ndarray,
+    rows: np.ndarray,
+) -> None:
+    """Add every block of days, whole and in parts."""
+    parts: dict[str, Tensor | None] = {"all": None}
+    if target.observed is not None:
+        seen = _tensor(target.observed.isel(time=rows), target.place)
+        verifiable = torch.isfinite(truth)
+        parts |= {k: m for k, m in (("observed", seen), ("withheld", ~seen)) if bool((m & verifiable).any())}
+    for label, block in blocks(days):
+        for part, mask in parts.items():
+            statistics = window_statistics(
+                members[:, block], truth[block], target.place.weights(), None if mask is None else mask[block]
+            )
+            levels = target.place.levels() or None
+            scores.add(method, target.name, label, statistics, part=part, levels=levels)
+
+
+def blocks(days: np.ndarray) -> list[tuple[str, slice]]:
+    """Stretches of at most 15 days from their first day on, gaps included, and the name of each.
+
+    >>> blocks(np.array(["2000-01-01", "2000-01-15", "2000-01-16"], dtype="datetime64[D]"))
+    [('2000-01-01', slice(0, 2, None)), ('2000-01-16', slice(2, 3, None))]
+    """
+    starts = [0]
+    for row, day in enumerate(days):
+        if day - days[starts[-1]] >= _BLOCK:
+            starts.append(row)
+    return [(str(days[a]), slice(a, b)) for a, b in zip(starts, [*starts[1:], len(days)], strict=True)]
+
+
+def _observations(
+    targets: Mapping[str, Target], target: Target, rows: np.ndarray
+) -> tuple[Place, Tensor] | None:
+    """What was observed of the same quantity, for maps: its own values, else stations, else a grid."""
+    alike = [
+        other
+        for other in targets.values()
+        if other.observation is not None
+        and (other.place.units, other.transform) == (target.place.units, target.transform)
+        and len(other.place.levels()) in (0, len(target.place.levels()))
+    ]
+    if not alike:
+        return None
+    best = min(alike, key=lambda other: (other is not target, other.place.is_grid))
+    assert best.observation is not None
+    return best.place, _tensor(best.observation.isel(time=rows), best.place)

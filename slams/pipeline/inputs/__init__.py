@@ -1,0 +1,1 @@
+"""Fields, observations and operators of a run."""

@@ -1,0 +1,137 @@
+"""Files given on the command line as [NAME=]FILE, and which modality each of their variables is."""
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import xarray as xr
+
+from slams.data.files.era5 import aliases
+from slams.data.files.read import find
+
+
+@dataclass
+class Source:
+    """Where a modality is read from.
+
+    Attributes:
+        variable: Its name in the files.
+        files: Paths.
+    """
+
+    variable: str
+    files: list[str] = field(default_factory=list)
+
+
+def match(
+    arguments: Sequence[str], variables: Mapping[str, str], sought: Collection[str]
+) -> dict[str, Source]:
+    """Which modality is where.
+
+    In a file without a name, only the modalities sought are looked for: under their own name, else under the
+    name their variable has in the recipe, unless another modality goes by that name. NAME=FILE reads NAME,
+    sought or not, and then only from there.
+
+    Args:
+        arguments: FILE or NAME=FILE each; a file may be a glob.
+        variables: Variable of every modality that exists, by name.
+        sought: Modalities looked for in files without a name.
+
+    Returns:
+        Sources in the order of `variables`; modalities that are nowhere are left out.
+
+    Raises:
+        FileNotFoundError: If a file isn't there.
+        ValueError: If nothing is given, a name is unknown, a file holds nothing sought, or a variable could
+            be several modalities.
+    """
+    if not arguments:
+        raise ValueError("no file was given; name at least one, as FILE or NAME=FILE.")
+    split = [_split(argument, variables) for argument in arguments]
+    explicit = {name for name, _ in split if name is not None}
+    found: dict[str, Source] = {}
+    for name, path in split:
+        for file in find((path,)):
+            held = contents(file)
+            if name is not None:
+                here = {name: _explicit(name, variables[name], held, file)}
+            else:
+                here = _unnamed(variables, [n for n in sought if n not in explicit], held)
+                if not here and not explicit & set(sought):
+                    raise ValueError(
+                        f"{file} holds none of {', '.join(sought) or 'the modalities'}; it has "
+                        f"{', '.join(sorted(held))}. Say which modality it is with NAME={file}, "
+                        "or give another file."
+                    )
+            for n, variable in here.items():
+                source = found.setdefault(n, Source(variable))
+                if source.variable != variable:
+                    raise ValueError(
+                        f"{n} is called {source.variable!r} in {source.files[0]} but {variable!r} in {file}; "
+                        "give files in which it has one name."
+                    )
+                source.files.append(str(file))
+    return {n: found[n] for n in variables if n in found}
+
+
+def contents(path: Path) -> set[str]:
+    """Names of the variables of a file.
+
+    Raises:
+        ValueError: If it can't be opened.
+    """
+    try:
+        if path.is_dir():
+            opened = xr.open_zarr(path, chunks=None, consolidated=(path / ".zmetadata").exists())
+        else:
+            opened = xr.open_dataset(path)
+        with opened as dataset:
+            return {str(name) for name in dataset.data_vars}
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"{path} can't be opened ({error}); it may be cut short or of a format xarray has no engine for."
+        ) from error
+
+
+def _split(argument: str, variables: Mapping[str, str]) -> tuple[str | None, str]:
+    """Name and path; a path that exists may hold an equals sign itself."""
+    name, equals, path = argument.partition("=")
+    if not equals or Path(argument).expanduser().exists():
+        return None, argument
+    if name not in variables:
+        near = difflib.get_close_matches(name, list(variables), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(variables)}."
+        raise ValueError(f"{argument!r} names {name!r}, which is no modality; {hint}")
+    return name, path
+
+
+def _explicit(name: str, variable: str, held: set[str], file: Path) -> str:
+    names = (name, variable, *aliases(variable))
+    for candidate in names:
+        if candidate in held:
+            return candidate
+    raise ValueError(
+        f"{file} has no variable {' or '.join(dict.fromkeys(names))} for {name}; it has "
+        f"{', '.join(sorted(held))}. Rename the variable, or give another file."
+    )
+
+
+def _unnamed(variables: Mapping[str, str], sought: Sequence[str], held: set[str]) -> dict[str, str]:
+    here = {}
+    for name in sought:
+        if name in held:
+            here[name] = name
+            continue
+        for candidate in (variables[name], *aliases(variables[name])):
+            if candidate not in held or candidate in variables:
+                continue
+            rivals = [n for n, v in variables.items() if n not in held and candidate in (v, *aliases(v))]
+            if len(rivals) > 1:
+                raise ValueError(
+                    f"the variable {candidate!r} could be {' or '.join(rivals)}; say which with NAME=FILE, "
+                    "or call the variable by the modality's name."
+                )
+            here[name] = candidate
+            break
+    return here

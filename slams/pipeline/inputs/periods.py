@@ -1,0 +1,59 @@
+"""Which days of a test are analysed together."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slams.data.windows import runs, window_starts
+from slams.pipeline.inputs.fields import Fields
+
+
+@dataclass
+class Trajectories:
+    """Test days cut into trajectories, each analysed as a whole.
+
+    Attributes:
+        index: Rows of the fields' days of each trajectory, (W, L) stacked windows, or a list of runs.
+        blanket: Whether each entry is a run longer than a window.
+    """
+
+    index: list[Tensor]
+    blanket: bool
+
+    @property
+    def days(self) -> Tensor:
+        """All rows, one after another."""
+        return torch.cat([rows.flatten() for rows in self.index])
+
+
+def cut(fields: Fields, span: tuple[str, str], length: int, windows: int, spacing: int) -> Trajectories:
+    """Test windows at least `spacing` days apart and spread over the period, or the whole period in runs.
+
+    Raises:
+        ValueError: If the period has fewer such windows, or a run is shorter than a window.
+    """
+    index = fields.part(span)
+    dates = fields.dates[index]
+    if not windows:
+        pieces = [torch.from_numpy(index[piece]) for piece in runs(dates)]
+        short = [piece for piece in pieces if len(piece) < length]
+        if short:
+            raise ValueError(
+                f"a run of {len(short[0])} days from {fields.dates[short[0][0]]} is shorter than the window of {length}."
+            )
+        return Trajectories(pieces, blanket=True)
+    starts = window_starts(dates, length).numpy()
+    apart: list[int] = []
+    for start in starts:
+        if not apart or (dates[start] - dates[apart[-1]]).astype(int) >= spacing:
+            apart.append(int(start))
+    if len(apart) < windows:
+        raise ValueError(
+            f"{dates[0]} to {dates[-1]} has {len(apart)} windows {spacing} days apart, but {windows} are wanted; "
+            "lower experiment.windows or experiment.spacing."
+        )
+    chosen = np.array(apart)[np.linspace(0, len(apart) - 1, windows).round().astype(int)]
+    rows = torch.from_numpy(index[chosen[:, None] + np.arange(length)])
+    return Trajectories(list(rows), blanket=False)

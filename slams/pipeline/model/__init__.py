@@ -1,0 +1,1 @@
+"""Codec, learnt prior and posterior of a run."""

@@ -1,0 +1,87 @@
+"""Untrained networks of a recipe; their shapes come from the data."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from slams.diffusion.denoiser import NetworkDenoiser, WindowGaussian
+from slams.networks.autoencoder import GridCoder, MultimodalAutoencoder, VectorCoder
+from slams.networks.conv_autoencoder import LATENT_CHANNELS, SharedGridCodec
+from slams.networks.mlp import WindowMLP
+from slams.networks.unet import PublishedUNet, WindowUNet
+from slams.pipeline.inputs.fields import Place
+from slams.pipeline.recipe import Recipe
+
+
+def build_autoencoder(recipe: Recipe, places: Mapping[str, Place]) -> MultimodalAutoencoder | SharedGridCodec:
+    """The untrained autoencoder of a recipe.
+
+    Raises:
+        ValueError: If a gridded latent is asked of modalities that are not all on one grid that the patch divides.
+    """
+    latent = recipe.latent
+    if latent.kind in ("published", "pixel"):
+        return _shared_grid(recipe, places)
+    shapes = {name: place.shape for name, place in places.items()}
+    scales = {name: latent.scales.get(name, 1.0) for name in places}
+    if latent.kind == "vector":
+        scales = {name: scale / torch.Size(shapes[name]).numel() ** 0.5 for name, scale in scales.items()}
+        coders: dict[str, GridCoder | VectorCoder] = {
+            name: VectorCoder(shape, latent.channels, latent.hidden) for name, shape in shapes.items()
+        }
+        return MultimodalAutoencoder(coders, (latent.channels,), scales, hidden=latent.hidden)
+    height, width = _one_grid(places)
+    if height % latent.patch or width % latent.patch:
+        raise ValueError(f"latent.patch {latent.patch} does not divide the grid {height} x {width}.")
+    periodic = next(iter(places.values())).is_global
+    grid_coders: dict[str, GridCoder | VectorCoder] = {
+        name: GridCoder(shape[0], latent.channels, latent.patch, latent.hidden, periodic)
+        for name, shape in shapes.items()
+    }
+    event = (latent.channels, height // latent.patch, width // latent.patch)
+    return MultimodalAutoencoder(grid_coders, event, scales, hidden=latent.hidden, periodic=periodic)
+
+
+def _shared_grid(recipe: Recipe, places: Mapping[str, Place]) -> SharedGridCodec:
+    """The published autoencoder, or none: its layers shrink the channels one by one down to the latent's."""
+    grid = _one_grid(places)
+    modalities = recipe.modalities()
+    states = [name for name in places if modalities[name].role == "state"]
+    channels = {name: place.shape[0] for name, place in places.items()}
+    last = recipe.latent.channels
+    layers = range(last + len(LATENT_CHANNELS) - 1, last - 1, -1) if recipe.latent.kind == "published" else ()
+    return SharedGridCodec(channels, states, grid, tuple(layers))
+
+
+def _one_grid(places: Mapping[str, Place]) -> tuple[int, int]:
+    """The grid that all modalities share."""
+    grids = {place.shape[-2:] for place in places.values() if place.is_grid}
+    if len(grids) != 1 or not all(place.is_grid for place in places.values()):
+        raise ValueError(
+            "a gridded latent needs all modalities on one grid, got "
+            + ", ".join(f"{name} {place.shape}" for name, place in places.items())
+            + "; use latent.kind: vector."
+        )
+    height, width = next(iter(grids))
+    return height, width
+
+
+def build_denoiser(recipe: Recipe, gaussian: WindowGaussian, periodic: bool) -> NetworkDenoiser:
+    """The untrained denoiser of a recipe around its closed form."""
+    prior = recipe.prior
+    if len(gaussian.event) == 1:
+        if prior.published:
+            raise ValueError(
+                "the published network (prior.published) convolves over a grid, and a latent of kind 'vector' has none; "
+                "use prior.published: false."
+            )
+        network: nn.Module = WindowMLP(
+            prior.window, gaussian.event, hidden=prior.hidden[0], blocks=prior.blocks
+        )
+    else:
+        kind = PublishedUNet if prior.published else WindowUNet
+        network = kind(
+            prior.window, gaussian.event, hidden=prior.hidden, blocks=prior.blocks, periodic=periodic
+        )
+    return NetworkDenoiser(gaussian, network)

@@ -1,0 +1,158 @@
+"""What observations are worth: error covariances of the decoders, calibrated on the validation part."""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slams.assimilation.baseline.gaussian import (
+    ClosedFormGaussian,
+    normal_crps,
+    residual_covariance,
+    residual_variance,
+    ridge,
+)
+from slams.core.console import Console
+from slams.core.random import fork
+from slams.diffusion.denoiser import NetworkDenoiser
+from slams.pipeline.inputs.observe import observe
+from slams.pipeline.model.model import Anomalies, Belief, Codec, Model, dense
+from slams.pipeline.recipe import Recipe
+
+_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+_CLASSES = 10  # of decoded rain, equally frequent
+
+
+@torch.no_grad()
+def errors(
+    recipe: Recipe,
+    codec: Codec,
+    denoiser: NetworkDenoiser,
+    z: Tensor,
+    given: Anomalies,
+    z_held: Tensor,
+    held: Anomalies,
+) -> Belief:
+    """Linearized decoders on the patterns, and covariances of what patterns and decoders leave.
+
+    Observation errors come from training days, enlarged where validation days say so; the residuals that draws
+    get back come from validation days.
+    """
+    gaussian = denoiser.gaussian
+    thin = max(1, len(z) // 1800)  # more days cost memory, not accuracy
+    z, given = z[::thin], {name: x[::thin] for name, x in given.items()}
+    basis = gaussian.basis.cpu()
+    a = z.flatten(1) @ basis
+    inside = (a @ basis.mT).reshape(z.shape)
+    inside_held = (z_held.flatten(1) @ basis @ basis.mT).reshape(z_held.shape)
+    operators, errors, residuals, samples = {}, {}, {}, {}
+    profiles: dict[str, Tensor] = {}
+    for name in codec.places:
+        decoded = codec.decode(inside, name)
+        operators[name] = ridge(a, decoded.flatten(1), 1e-3)
+        residual = (given[name] - decoded).flatten(1)
+        fresh = (held[name] - codec.decode(inside_held, name)).flatten(1)
+        ratio = max(1.0, float(torch.nanmean(fresh**2) / torch.nanmean(residual**2)))
+        full = dense(name, codec.places, recipe)
+        errors[name] = (residual_covariance(residual) if full else residual_variance(residual)) * ratio
+        decoded = codec.decode(z_held, name).flatten(1)
+        left = held[name].flatten(1) - decoded
+        residuals[name] = residual_variance(left)
+        if recipe.modalities()[name].transform == "log1p" and torch.isfinite(left).sum() > 10 * _CLASSES:
+            profiles[name] = profile(decoded, left, residuals[name])
+        if codec.places[name].is_grid:
+            samples[name] = fresh[:: max(1, len(fresh) // 64)].reshape(-1, *codec.places[name].shape)
+    return Belief(denoiser, operators, errors, residuals, profiles, samples)
+
+
+def profile(decoded: Tensor, residual: Tensor, whole: Tensor) -> Tensor:
+    """How the variance of a residual goes with the decoded value: on dry days the decoder of rain is nearly right.
+
+    Args:
+        decoded: Values (n, P).
+        residual: What they leave (n, P), NaN where unknown.
+        whole: Variance of each column's residual (P).
+
+    Returns:
+        Mean decoded value of classes of equal frequency, rising, and the mean of residual² / variance in each: (2, K).
+    """
+    seen = torch.isfinite(residual)
+    value, ratio = decoded[seen], (residual.square() / whole)[seen]
+    groups = value.argsort().tensor_split(_CLASSES)
+    return torch.stack([torch.stack([x[rows].mean() for rows in groups]) for x in (value, ratio)])
+
+
+def calibrate(model: Model, held: Anomalies, starts: Tensor, console: Console) -> None:
+    """Choose a factor for each modality's error covariance and one for the spread, on the validation part.
+
+    What a decoder leaves of different modalities is not independent and training residuals are too small; the factor
+    with the best CRPS of the closed-form posterior, one modality after another over the sets it is in, makes up for
+    that. The spread's factor is the square root of error variance over predicted variance.
+    """
+    recipe = model.recipe
+    sets = recipe.experiment.sets
+    if not sets:
+        return
+    belief = model.belief
+    belief.factors = dict.fromkeys(sorted(belief.errors), 1.0)  # calibrating twice changes nothing
+    belief.inflation = 1.0
+    states = [n for n, m in recipe.modalities().items() if m.role == "state"]
+    chosen = starts[:: max(1, len(starts) // 48)]
+    rows = chosen[:, None] + torch.arange(recipe.prior.window)
+    truth = {n: held[n][rows] for n in states}
+    decode = torch.cat([belief.operators[n] for n in states])
+    target = torch.cat([truth[n].flatten(2) for n in states], -1)
+    scored = torch.isfinite(target).all((0, 1)).nonzero().squeeze(-1)
+    # a part of the points tells as much as all of them
+    scored = scored[:: max(1, len(scored) // 2000)]
+    rest = torch.cat([belief.errors[n] for n in states])[scored]  # states have variances, no full covariance
+    closed = ClosedFormGaussian(copy.deepcopy(belief.gaussian).cpu(), decode[scored], rest)
+    target = target[..., scored]
+
+    def score(names: Sequence[str]) -> float:
+        seen = observe(model.places, recipe, {n: held[n] for n in names}, names, days=rows)
+        mean, std = closed.windows(model.seen(seen, model.errors()), jacobians)
+        return float(normal_crps(target - mean, std).mean())
+
+    jacobians = model.jacobians()
+    names = sorted({n for group in sets.values() for n in group})
+    with console.bar("calibrating observation errors", 2 * len(names)) as advance:
+        for name in names * 2:  # twice: the best factor of one depends on the others'
+            users = [group for group in sets.values() if name in group][-2:]
+            trials = {}
+            for factor in _FACTORS:
+                belief.factors[name] = factor
+                trials[factor] = sum(score(group) for group in users)
+            belief.factors[name] = min(trials, key=lambda f: trials[f])
+            advance(1, ", ".join(f"{n} x {f:g}" for n, f in belief.factors.items() if f != 1))
+    _inflate(model, held, rows[:: max(1, len(rows) // 8)], console)
+
+
+def _inflate(model: Model, held: Anomalies, rows: Tensor, console: Console) -> None:
+    """Factor on the deviations of the draws that makes their variance that of the error, over a few windows."""
+    recipe, belief = model.recipe, model.belief
+    states = [n for n, m in recipe.modalities().items() if m.role == "state"]
+    sets = list(recipe.experiment.sets.values())[-3:]
+    ratios = []
+    rng = fork(recipe.seed, "inflation")
+    std = {n: s.std for n, s in model.codec.statistics.items()}
+    with console.bar("calibrating the spread", len(sets) * recipe.assimilation.steps) as advance:
+        for names in sets:
+            seen = observe(model.places, recipe, {n: held[n] for n in names}, names, days=rows, std=std)
+            observations = model.observations(seen)
+            z = model.sda().windows(
+                observations, recipe.assimilation.members, rng=rng, progress=lambda n: advance(n, "")
+            )
+            error = spread = rest = 0.0
+            for n in states:
+                x = model.codec.decode(z, n)
+                weight = torch.where(torch.isfinite(held[n][rows]), model.places[n].weights(), 0.0)
+                error += float((weight * torch.nan_to_num(held[n][rows] - x.mean(0)) ** 2).sum())
+                spread += float((weight * x.var(0)).sum()) * (1 + 1 / len(x))
+                rest += float((weight * belief.residuals[n].reshape(model.places[n].shape)).sum())
+            ratios.append((max(error - rest, 0.1 * error) / spread) ** 0.5)
+        # a few windows of one season are no evidence that the draws are too wide on days to come
+        belief.inflation = float(np.clip(np.mean(ratios), 1.0, 1.5))
+        advance(0, "x " + ", ".join(f"{r:.2f}" for r in ratios))

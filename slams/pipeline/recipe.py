@@ -1,0 +1,307 @@
+"""Recipes: YAML to typed settings; an unknown key is an error that names the nearest."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slams import config
+from slams.core.settings import build, convert, known_settings, override, plain, read_tree
+from slams.data.files.modality import Modality
+from slams.diffusion.sampler import Sampler
+from slams.training.fit import FitSettings
+
+
+@dataclass(frozen=True)
+class PlanetRecipe:
+    """The synthetic archive to make before reading: years simulated, into which folder."""
+
+    years: tuple[int, ...] = ()
+    folder: str = "data/planet"
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """What is read, and how it is divided.
+
+    Attributes:
+        modalities: By name, the arguments of `slams.data.files.modality.Modality`.
+        train, validation, test: First and last day of each part, inclusive.
+        store: Folder of the stores made from the files.
+        harmonics: Yearly harmonics of the seasonal mean; 0 is a constant.
+        direct: For each state variable, the modalities that measure that same quantity (for interpolation).
+        match: Which record belongs to a state: the one whose span of time ends ("end") or starts ("start") with the
+            state's, or the one with its date ("date"), as always where files state no span.
+    """
+
+    modalities: dict[str, dict[str, Any]] = field(default_factory=dict)
+    train: tuple[str, str] = ("", "")
+    validation: tuple[str, str] = ("", "")
+    test: tuple[str, str] = ("", "")
+    store: str = "data/store"
+    harmonics: int = 2
+    direct: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    match: str = "end"
+
+
+@dataclass(frozen=True)
+class LatentRecipe:
+    """The shared latent.
+
+    Attributes:
+        kind: "grid" (a coarser one), "vector", "published" (that autoencoder, on the whole grid) or "pixel" (no latent).
+        channels: Of the latent; "pixel" has those of the states.
+        patch: Cells of a side that become one, of "grid".
+        hidden: Width of the corrections, of "grid" and "vector".
+        scales: Weight of each modality in components and loss, of "grid" and "vector"; 1 where not named.
+        trained: A run, by folder or name, whose autoencoder is taken as it is; empty trains one.
+        fit: How the autoencoder is trained.
+    """
+
+    kind: str = "grid"
+    channels: int = 16
+    patch: int = 2
+    hidden: int = 16
+    scales: dict[str, float] = field(default_factory=dict)
+    trained: str = ""
+    fit: FitSettings = field(default_factory=FitSettings)
+
+
+@dataclass(frozen=True)
+class PriorRecipe:
+    """The belief over windows of latents: its closed form and the network that corrects it, ours or the published one."""
+
+    window: int = 3
+    patterns: int = 400
+    fraction: float = 0.999
+    shrink: float = 0.0
+    published: bool = False
+    hidden: tuple[int, ...] = (64, 96)
+    blocks: int = 2
+    fit: FitSettings = field(default_factory=FitSettings)
+
+
+@dataclass(frozen=True)
+class OperatorRecipe:
+    """What is seen of a gridded modality instead of its cells; needs no other training.
+
+    Attributes:
+        kind: "block_mean" (area means over blocks of cells), "points" (bilinear interpolation) or "stride" (cells
+            some steps apart).
+        size: Side of a block [cells].
+        step, offset: Distance of the cells that "stride" sees along both axes, and the first.
+        points: (latitude, longitude) of each point [degrees].
+    """
+
+    kind: str
+    size: int = 1
+    step: int = 1
+    offset: int = 0
+    points: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("block_mean", "points", "stride"):
+            raise ValueError(
+                f"an operator's kind is 'block_mean', 'points' or 'stride', got {self.kind!r} (assimilation.operators)."
+            )
+        if self.size < 1 or self.step < 1 or not 0 <= self.offset < self.step:
+            raise ValueError(
+                "an operator needs size >= 1, step >= 1 and 0 <= offset < step, got "
+                f"size={self.size}, step={self.step} and offset={self.offset} (assimilation.operators)."
+            )
+        if (self.kind == "points") != bool(self.points):
+            raise ValueError(
+                f"the operator {self.kind!r} has {len(self.points)} points; give points=[[lat, lon], ...] with kind "
+                "'points', and only there (assimilation.operators)."
+            )
+
+
+@dataclass(frozen=True)
+class AssimilationRecipe:
+    """How posteriors are drawn.
+
+    Attributes:
+        members: Ensemble size.
+        steps: Denoiser evaluations a draw.
+        order, grid, eta: Of the sampler (see `slams.diffusion.sampler.Sampler`).
+        corrections, tau: Langevin corrections a step and their size.
+        guidance: "covariance", "sda" (gradient through the network, widened by gamma) or "published" (the encoded
+            observations, degraded in the latent, are the observation).
+        gamma: Of "sda".
+        published_std: Noise of the "published" pseudo-observation [latent standard deviations].
+        residual: Whether draws include what the latent cannot hold (the decoder's residual).
+        operators: For each gridded modality that is not seen cell by cell, what is seen of it. It is given on its
+            own grid all the same, and what is seen is computed; a state then is seen so everywhere, whatever
+            `experiment.share` is. A block or point with a missing cell is missing.
+    """
+
+    members: int = 16
+    steps: int = 24
+    order: int = 2
+    grid: str = "snr"
+    eta: float = 0.0
+    corrections: int = 0
+    tau: float = 0.5
+    guidance: str = "covariance"
+    gamma: float = 0.01
+    published_std: float = 0.1
+    residual: bool = True
+    operators: dict[str, OperatorRecipe] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExperimentRecipe:
+    """What is tested.
+
+    Attributes:
+        sets: Names of the sets of observed modalities and what is in each; the last is the main one.
+        share: Share of the cells of gridded state variables that are observed where such a variable is in a set.
+        windows: Number of test windows; 0 analyses the whole test period.
+        spacing: Days between the starts of test windows, at least.
+        shuffled: Whether the main set is also run with the dates of its observation-role modalities shuffled.
+        withhold: For stations, 0-based indices kept for verification in a run of their own.
+    """
+
+    sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    share: float = 0.05
+    windows: int = 16
+    spacing: int = 15
+    shuffled: bool = False
+    withhold: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that makes one trained run.
+
+    Attributes:
+        name: Of the run.
+        seed: Of all draws.
+        out: Folder of the run; logs/NAME if empty.
+        device: Where networks compute: "auto" (a GPU where there is one), "cpu" or "cuda". Random numbers are drawn
+            on the CPU, so that results agree up to rounding.
+        until: "codec" stops after the autoencoder, for other recipes to take (see `LatentRecipe.trained`).
+        planet, data, latent, prior, assimilation, experiment: Settings of each part.
+    """
+
+    name: str = "run"
+    seed: int = 0
+    device: str = "auto"
+    until: str = "report"
+    out: str = ""
+    planet: PlanetRecipe = field(default_factory=PlanetRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    latent: LatentRecipe = field(default_factory=LatentRecipe)
+    prior: PriorRecipe = field(default_factory=PriorRecipe)
+    assimilation: AssimilationRecipe = field(default_factory=AssimilationRecipe)
+    experiment: ExperimentRecipe = field(default_factory=ExperimentRecipe)
+
+    def __post_init__(self) -> None:
+        a, p = self.assimilation, self.prior
+        for key, value, choices in (
+            ("device", self.device, ("auto", "cpu", "cuda")),
+            ("until", self.until, ("codec", "report")),
+            ("data.match", self.data.match, ("end", "start", "date")),
+            ("latent.kind", self.latent.kind, ("grid", "vector", "published", "pixel")),
+            ("assimilation.guidance", a.guidance, ("covariance", "sda", "published")),
+            ("assimilation.grid", a.grid, ("time", "snr")),
+        ):
+            if value not in choices:
+                *some, last = map(repr, choices)
+                raise ValueError(f"{key} is {', '.join(some)} or {last}, got {value!r}.")
+        if a.members < 1 or a.steps < 1:
+            raise ValueError(
+                f"assimilation needs at least one member and one step, got members={a.members}, steps={a.steps}."
+            )
+        if p.window < 1 or p.window % 2 == 0:
+            raise ValueError(f"prior.window must be odd (a day and its neighbours), got {p.window}.")
+        moved = [name for name, operator in a.operators.items() if operator.kind != "stride"]
+        if moved and a.guidance == "published":
+            raise ValueError(
+                f"guidance 'published' encodes grids, so it cannot use {moved[0]} through assimilation.operators; use "
+                "guidance 'covariance' or the kind 'stride'."
+            )
+        Sampler(a.steps, a.eta, a.corrections, a.tau, order=a.order)
+        for name, fit in (("latent", self.latent.fit), ("prior", p.fit)):
+            for key in ("steps", "batch", "every"):
+                if getattr(fit, key) < 1:
+                    raise ValueError(f"{name}.fit.{key} must be at least 1, got {getattr(fit, key)}.")
+
+    def modalities(self) -> dict[str, Modality]:
+        """The modalities, in order.
+
+        Raises:
+            ValueError: If there is none, none is a state, or one has an unknown key.
+        """
+        found = {}
+        for name, settings in self.data.modalities.items():
+            allowed = {f.name for f in dataclasses.fields(Modality)} - {"name"}
+            known_settings(settings, allowed, f"data.modalities.{name}.")
+            missing = {"files", "variable", "role"} - set(settings)
+            if missing:
+                raise ValueError(f"data.modalities.{name} needs {', '.join(sorted(missing))} too.")
+            numbers = {"error_std": float | None, "levels": tuple[float, ...] | None}
+            typed = {
+                key: convert(numbers[key], value, f"data.modalities.{name}.{key}")
+                if key in numbers
+                else value
+                for key, value in settings.items()
+            }
+            found[name] = Modality(name=name, **{**typed, "files": _paths(settings["files"])})
+        if not any(m.role == "state" for m in found.values()):
+            raise ValueError("a recipe needs at least one modality with role: state (data.modalities).")
+        groups: list[tuple[str, Iterable[str]]] = [
+            *((f"experiment.sets.{key}", members) for key, members in self.experiment.sets.items()),
+            *((f"data.direct.{key}", (key, *members)) for key, members in self.data.direct.items()),
+            ("latent.scales", self.latent.scales),
+            ("assimilation.operators", self.assimilation.operators),
+            ("experiment.withhold", self.experiment.withhold),
+        ]
+        for group, members in groups:
+            for member in members:
+                if member not in found:
+                    raise ValueError(
+                        f"{group} names {member!r}, which is no modality; there are {sorted(found)}."
+                    )
+        return found
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: Settings such as "prior.fit.steps=200".
+
+    Returns:
+        The typed recipe.
+
+    Raises:
+        FileNotFoundError: If the file is not there; the recipes shipped are listed.
+        ValueError: If a key is unknown (the nearest is named) or a value has the wrong type.
+    """
+    path = Path(path)
+    if not path.exists():
+        shipped = sorted(p.stem for p in (Path(__file__).parent.parent / "configs").glob("*.yaml"))
+        raise FileNotFoundError(f"no recipe at {path}; shipped in slams/configs: {', '.join(shipped)}.")
+    tree = read_tree(path, "recipe")
+    return from_tree(override(tree, overrides))
+
+
+def from_tree(tree: Mapping[str, Any]) -> Recipe:
+    """A typed recipe from nested mappings (see `load`)."""
+    recipe: Recipe = build(Recipe, tree)
+    recipe.modalities()
+    return recipe
+
+
+def to_tree(recipe: Any) -> dict[str, Any]:
+    """Nested plain mappings that `from_tree` reads back."""
+    tree: dict[str, Any] = plain(recipe)
+    return tree
+
+
+def _paths(files: Any) -> tuple[str, ...]:
+    """Files of a modality, with names such as $DATA standing for the paths in slams/config.py."""
+    return tuple(config.resolve(str(path)) for path in ([files] if isinstance(files, str) else files))

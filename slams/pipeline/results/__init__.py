@@ -1,0 +1,1 @@
+"""Scores, reports and analysis files of a run."""

@@ -1,0 +1,181 @@
+"""Analyses as CF files: one root group of state variables, one group a modality that was observed."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+import slams
+from slams.core.files import atomic
+from slams.data.files.read import write_netcdf
+from slams.pipeline.inputs.fields import Place, inverse
+from slams.pipeline.model.model import Model
+
+_STANDARD = {
+    "lat": ("latitude", "degrees_north"),
+    "lon": ("longitude", "degrees_east"),
+    "level": ("air_pressure", "hPa"),
+}
+
+
+def field_array(
+    model: Model, name: str, values: Tensor, dates: np.ndarray, *, member: bool, physical: bool = True
+) -> xr.DataArray:
+    """Values of a modality with their coordinates.
+
+    Args:
+        model: Knows where the values are.
+        name: Modality.
+        values: (N, T, *S) with members, else (T, *S), after the transform.
+        dates: (T).
+        member: Whether there is a member axis.
+        physical: Whether to undo the transform (log1p).
+
+    Returns:
+        Dims (time[, member][, level], lat, lon) or (time[, member], station), float32, in the unit of the
+        source.
+    """
+    place = model.places[name]
+    modality = model.recipe.modalities()[name]
+    array = values.movedim(0, 1) if member else values
+    if "level" not in place.dims:
+        array = array.squeeze(2 if member else 1)
+    data = array.numpy().astype(np.float32)
+    if physical:
+        data = inverse(data, modality.transform)
+    lead = ("time", "member") if member else ("time",)
+    coords: dict[str, Any] = {"time": dates.astype("datetime64[ns]")}
+    if member:
+        coords["member"] = np.arange(data.shape[1])
+    for key, numbers in place.coords.items():
+        standard, units = _STANDARD[key]
+        dim = key if key in place.dims else place.dims[-1]
+        coords[key] = (dim, list(numbers), {"standard_name": standard, "units": units})
+    attributes = {
+        "units": place.units,
+        "long_name": name,
+        "source_modality": name,
+        "source_name": place.source_name,
+        "transform": modality.transform,
+    }
+    return xr.DataArray(
+        data, dims=(*lead, *place.dims), coords=coords, attrs=attributes, name=place.source_name
+    )
+
+
+def provenance(model: Model, folder: Path, observations: Any, seed: int) -> dict[str, str]:
+    """Attributes that say where an analysis comes from."""
+    weights = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("codec.safetensors", "denoiser.safetensors")
+    }
+    return {
+        "Conventions": "CF-1.11",
+        "title": "Posterior ensemble of multimodal latent assimilation",
+        "recipe": model.recipe.name,
+        "versions": json.dumps(
+            {"slams": slams.__version__, "torch": torch.__version__, "xarray": xr.__version__}
+        ),
+        "seed": str(seed),
+        "sha256": json.dumps(weights),
+        "observations": json.dumps(observations),
+        "planet": "synthetic" if model.recipe.planet.years else "Earth",
+    }
+
+
+def write_analysis(
+    path: Path,
+    model: Model,
+    dates: np.ndarray,
+    members: Mapping[str, Tensor],
+    observed: Mapping[str, tuple[Tensor, Tensor]],
+    attributes: Mapping[str, str],
+    baselines: Mapping[str, Mapping[str, Tensor]] | None = None,
+    *,
+    observations: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write an analysis atomically, as netCDF or (suffix .zarr) as zarr.
+
+    The group of an observed modality has its name, or observed_NAME where a state variable is called so.
+
+    Args:
+        path: Where to.
+        model: Trained.
+        dates: (T).
+        members: State variables (N, T, *S), physical.
+        observed: By modality, members at the observation points (N, T, *S), and which were observed (T, *S),
+            bool.
+        attributes: Of the root.
+        baselines: Groups of the root's layout by name.
+        observations: What was seen (T, *S), NaN where nothing, for the groups of observed modalities.
+    """
+    root = xr.Dataset(
+        {
+            model.places[n].source_name: field_array(model, n, v, dates, member=True)
+            for n, v in members.items()
+        },
+        attrs=dict(attributes),
+    )
+    groups = {"/": root}
+    for name, (values, seen) in observed.items():
+        value = field_array(model, name, values, dates, member=True).rename("value")
+        flag = field_array(model, name, seen.float(), dates, member=False, physical=False)
+        dataset = xr.Dataset({"value": value, "observed": flag.astype(bool).drop_attrs(deep=False)})
+        if observations is not None:
+            array = field_array(model, name, observations[name], dates, member=False)
+            dataset["observation"] = array.rename("observation")
+        # netCDF has one namespace for the variables and groups of a level
+        groups[f"/observed_{name}" if name in root else f"/{name}"] = dataset
+    for name, fields in (baselines or {}).items():
+        groups[f"/{name}"] = xr.Dataset(
+            {
+                model.places[n].source_name: field_array(model, n, v, dates, member=True)
+                for n, v in fields.items()
+            }
+        )
+    # groups inherit the root's coordinates; other points must not meet them under the same name
+    for key, dataset in groups.items():
+        renames = {
+            str(c): f"{c}_{key[1:]}"
+            for c in dataset.coords
+            if key != "/"
+            and c in root.dims
+            and c not in ("time", "member")
+            and not dataset[c].equals(root[c])
+        }
+        members_differ = (
+            key != "/" and "member" in dataset.dims and dataset.sizes["member"] != root.sizes["member"]
+        )
+        if members_differ:
+            renames["member"] = f"member_{key[1:]}"
+        groups[key] = dataset.rename(renames)
+    tree = xr.DataTree.from_dict(groups)
+    if path.suffix != ".zarr":
+        write_netcdf(tree, path)
+        return
+    with atomic(path) as temporary:
+        tree.to_zarr(temporary, consolidated=False)
+
+
+def write_truth(path: Path, model: Model, dates: np.ndarray, truth: Mapping[str, Tensor]) -> None:
+    """The verifying fields of a test, in the layout of their source."""
+    write_netcdf(
+        xr.Dataset(
+            {
+                model.places[n].source_name: field_array(model, n, v, dates, member=False)
+                for n, v in truth.items()
+            }
+        ),
+        path,
+    )
+
+
+def place_of(array: xr.DataArray) -> Place:
+    """Where the values of an array read by `slams.data.files.read.read` are."""
+    return Place.of(array)

@@ -1,0 +1,113 @@
+"""One recipe from nothing to a report."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+from slams import config
+from slams.core.console import Console
+from slams.core.files import write_text
+from slams.data.planet.archive import simulate_archive
+from slams.evaluation.report import console_table, read_metrics, wide, write_metrics
+from slams.pipeline.baselines import fit as analyse
+from slams.pipeline.baselines.file import FILE_NAME, networks_of, save_baselines
+from slams.pipeline.inputs.fields import Fields, load_fields
+from slams.pipeline.model.model import Model
+from slams.pipeline.recipe import Recipe, to_tree
+from slams.pipeline.results.analysis_file import provenance, write_analysis, write_truth
+from slams.pipeline.results.outcome import Finished, Outcome
+from slams.pipeline.results.run_report import write_summary
+from slams.pipeline.results.scoring import test
+from slams.pipeline.train import Ledger, digest, train
+from slams.systems.flows.quasigeostrophic import MoistQG
+
+
+def run(recipe: Recipe, *, console: Console | None = None) -> Path:
+    """Data, training, assimilation, scores, report; whatever is done already is reused.
+
+    Args:
+        recipe: What to do; `recipe.out` is the folder, by default logs/NAME.
+        console: Where progress is shown.
+
+    Returns:
+        The folder of the run.
+    """
+    console = console or Console()
+    start = time.monotonic()
+    out = Path(recipe.out) if recipe.out else config.LOG_DIR / recipe.name
+    out.mkdir(parents=True, exist_ok=True)
+    if recipe.planet.years:
+        _make_planet(recipe, console)
+    fields = load_fields(recipe, console.say)
+    console.say(fields.report.text())
+    model = train(recipe, fields, out, console)
+    write_text(out / "recipe.yaml", yaml.safe_dump(to_tree(recipe), sort_keys=False))
+    if model is None:
+        console.say(f"{(time.monotonic() - start) / 60:.1f} minutes; the autoencoder is in {out}")
+        return out
+    ledger = Ledger(out / ".stages.json")
+    tree = to_tree(recipe)
+    key = digest(ledger.rows.get("calibration"), tree["assimilation"], tree["experiment"], tree["data"])
+    if recipe.experiment.sets and not ledger.done("report", key):
+        finished = Finished(out, key)
+        _evaluate(model, fields, out, console, finished)
+        ledger.finish("report", key)
+        finished.clear()
+    elif recipe.experiment.sets:
+        console.reused("scores and report")
+    if recipe.experiment.sets:
+        rows = read_metrics(out / "metrics.csv")
+        for variable in analyse.state_names(model):
+            metrics = ("rmse", "crps", "spread_skill", "coverage90")
+            table = wide(rows, variable=variable, metrics=metrics, interval=False)
+            console.rich.print(console_table(table, title=f"{variable} [{model.places[variable].units}]"))
+        console.say(f"report: {(out / 'report.html').resolve()}")
+    console.say(f"{(time.monotonic() - start) / 60:.1f} minutes")
+    return out
+
+
+def _make_planet(recipe: Recipe, console: Console) -> None:
+    years = recipe.planet.years
+    system = MoistQG()
+    days = 425 * len(years)
+    with console.bar("simulating the planet", days) as advance:
+        last = [0]
+
+        def progress(done: int, total: int) -> None:
+            advance(int(done * days / total) - last[0], "")
+            last[0] = int(done * days / total)
+
+        simulate_archive(system, recipe.planet.folder, list(years), seed=recipe.seed, progress=progress)
+
+
+def _evaluate(model: Model, fields: Fields, out: Path, console: Console, finished: Finished) -> None:
+    with console.bar("fitting the baselines", 1) as advance:
+        baselines = analyse.fit_gaussian(model, fields)
+        advance(1, json.dumps(baselines.settings))
+    outcome = test(model, baselines, fields, console, finished)
+    save_baselines(baselines, networks_of(model, fields), out / FILE_NAME)
+    label, names = list(model.recipe.experiment.sets.items())[-1]
+    with console.bar("writing files", 1) as advance:
+        _write(model, outcome, out, label, names)
+        rows = [dict(row) for row in outcome.scores.rows()]
+        write_metrics(out / "metrics.csv", rows)
+        write_summary(model, baselines, fields, outcome, rows, out)
+        advance(1, "")
+
+
+def _write(model: Model, outcome: Outcome, out: Path, label: str, names: tuple[str, ...]) -> None:
+    states = {name: outcome.members[name] for name in analyse.state_names(model)}
+    observed = {name: (outcome.members[name], torch.isfinite(outcome.observed[name])) for name in names}
+    write_analysis(
+        out / "analysis.nc",
+        model,
+        outcome.dates,
+        states,
+        observed,
+        provenance(model, out, {label: list(names)}, model.recipe.seed),
+        observations={name: outcome.observed[name] for name in names},
+    )
+    write_truth(out / "truth.nc", model, outcome.dates, outcome.truth)

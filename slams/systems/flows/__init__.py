@@ -1,0 +1,1 @@
+"""Fluid flows on the torus and in channels."""

@@ -1,0 +1,1 @@
+"""The climate and the surface of the synthetic planet."""

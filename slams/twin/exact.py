@@ -1,0 +1,74 @@
+"""Exact filters of the systems that have one, scored as methods are."""
+
+import torch
+from torch import Tensor
+
+from slams.assimilation.baseline.gaussian import normal_crps
+from slams.observation.observation import Observations
+from slams.systems.base import Dynamics
+from slams.systems.doublewell import DoubleWell
+from slams.systems.gridfilter import GridBelief, grid_filter
+from slams.systems.linear import LinearGaussian
+from slams.twin.scores import wrong_sign
+
+Numbers = dict[str, Tensor]
+
+_QUANTILE = 1.6448536269514722  # of 0.95
+_POINTS = 600  # of the grid from -3 to 3: a tenth of the noise of a step
+
+
+def exact(model: Dynamics, truth: Tensor, observations: Observations) -> tuple[str, Tensor, Tensor, Numbers]:
+    """The filter that no method can beat on average, of the model that the methods are given.
+
+    Args:
+        model: Linear-Gaussian, whose filter is Kalman's, or a `DoubleWell`, whose density is integrated on a grid.
+        truth: (B, L, *S).
+        observations: Of it.
+
+    Returns:
+        The filter's name; mean and variance (B, L, *S); the numbers of every step, (B, L), as of `TwinScores`.
+
+    Raises:
+        ValueError: If the model has no exact filter.
+    """
+    if isinstance(model, LinearGaussian):
+        believed = model.filter(observations)
+        mean, variance = believed.mean, believed.cov.diagonal(dim1=-2, dim2=-1)
+        error, std = mean - truth, variance.sqrt()
+        numbers = {
+            "crps": normal_crps(error, std).mean(-1),
+            "hits": (error.abs() <= _QUANTILE * std).to(truth).mean(-1),
+        }
+        name, calls = "Kalman", 1 + truth.shape[-1]
+    elif isinstance(model, DoubleWell):
+        belief = grid_filter(model, observations, count=_POINTS)
+        mean, variance = belief.mean, belief.variance
+        error = mean - truth
+        numbers = _of_density(belief, truth[..., 0]) | wrong_sign(mean, truth)
+        name, calls = "grid filter", _POINTS
+    else:
+        raise ValueError(
+            f"only linear-Gaussian models and the double well have an exact filter, not {type(model).__name__}."
+        )
+    numbers |= {
+        "squared_error": error.square().mean(-1),
+        "variance": variance.mean(-1),
+        "predictive_variance": variance.mean(-1),
+        "model_calls": torch.full(truth.shape[:2], float(calls), dtype=truth.dtype),
+    }
+    return name, mean, variance, numbers
+
+
+def _of_density(belief: GridBelief, truth: Tensor) -> Numbers:
+    """CRPS, int (F(x) - 1{x >= truth})^2 dx, and whether the truth lies between the quantiles of 5 and 95 %, (B, L)."""
+    step = belief.points[1] - belief.points[0]
+    cdf = (belief.density.cumsum(-1) - belief.density / 2) * step
+    above = (belief.points >= truth.unsqueeze(-1)).to(cdf)
+    place = torch.searchsorted(belief.points, truth.unsqueeze(-1).contiguous()).clamp(
+        max=len(belief.points) - 1
+    )
+    at = cdf.gather(-1, place).squeeze(-1)
+    return {
+        "crps": (cdf - above).square().sum(-1) * step,
+        "hits": ((at >= 0.05) & (at <= 0.95)).to(truth),
+    }

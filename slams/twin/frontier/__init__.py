@@ -1,0 +1,1 @@
+"""Accuracy against cost over set-ups, and advice that follows from it."""

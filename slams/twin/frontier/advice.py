@@ -1,0 +1,281 @@
+"""Which method to use when: sentences that follow from the numbers by stated rules."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from slams.evaluation.frontier import ALARM, worse
+from slams.evaluation.tables import text
+from slams.twin.frontier.cases import FACTORS, Case, Point, mismatches
+
+SCORE_FILTERS = ("EnSF", "DampedEnSF", "SingleMemberEnSF", "SSLS", "GenerativeEnKF", "SDA")
+WORDS = {"density": "observation density", "sensor": "sensors", "model": "model error"}
+CALIBRATED = (0.8, 1.25)  # of spread over error
+CLOSE = 0.1  # share by which the error of what is advised may exceed the smallest, be it told apart or not
+CHEAPER = 0.1  # share of the CPU time at which another method is worth a sentence
+
+RULES = (
+    "Most accurate is the smallest mean rmse over truths. Tied with it is every method whose rmse, paired truth by "
+    "truth, is not told apart from it and that lost no more truths: the chance to leave out the method that is best "
+    f"in truth is at most {ALARM:.0%} in each set-up (Student's t with Bonferroni's correction over its methods). To "
+    f"be used is the cheapest, in CPU seconds, of the tied whose rmse is at most {CLOSE:.0%} above the smallest, since "
+    "few truths tie what more would tell apart; where the model is what costs, that of these with the fewest model "
+    "calls. A method that is not better than every trivial row is never advised nor on a frontier. A spread counts as "
+    f"calibrated where it is {CALIBRATED[0]:g} to {CALIBRATED[1]:g} times the error. Which sentence stands is decided "
+    "by these rules alone."
+)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What follows for one set-up.
+
+    Attributes:
+        case: The set-up.
+        best: Most accurate, None if nothing beats the trivial rows.
+        use: Cheapest of those tied with it.
+        sentences: In words.
+    """
+
+    case: Case
+    best: Point | None
+    use: Point | None
+    sentences: Sequence[str]
+
+
+def advise(case: Case) -> Advice:
+    """The advice for one set-up."""
+    tied, floor = case.tied, case.floor
+    if not tied:
+        name = f"{floor.label} (rmse {text(floor.rmse)})" if floor else "the trivial rows"
+        return Advice(case, None, None, [f"Nothing beats {name}: use that.", *_warnings(case)])
+    close = near(tied)
+    best, use = tied[0], min(close, key=lambda p: p.value("cpu_seconds"))
+    sentences = [_choice(case, best, use, tied, close)]
+    frugal = frugalest(tied)
+    if frugal.value("model_calls") < use.value("model_calls"):
+        sentences.append(
+            f"Where the model is what costs: {frugal.label}, {text(frugal.value('model_calls'))} model calls an analysis "
+            f"instead of {text(use.value('model_calls'))}."
+        )
+    sizes = by_size(case)
+    if len(sizes) > 1:
+        told = ", ".join(f"{p.label} (rmse {text(p.rmse)})" for _, p in sizes)
+        sentences.append(f"Most accurate at each number of members: {told}.")
+    limit = CHEAPER * use.value("cpu_seconds")
+    cheap = [p for p in case.candidates if p.value("cpu_seconds") <= limit]
+    if cheap:
+        sentences.append(
+            f"With a tenth of its CPU time: {cheap[0].label}, rmse {text(cheap[0].rmse)}, "
+            f"{cheap[0].rmse / use.rmse - 1:.0%} more."
+        )
+    for exact in case.role("exact"):
+        sentences.append(f"The {exact.label}, exact for the model: rmse {text(exact.rmse)}.")
+    sentences += [*_calibration(use, tied), *_score_filters(case), *_warnings(case)]
+    return Advice(case, best, use, sentences)
+
+
+def near(tied: Sequence[Point]) -> list[Point]:
+    """Those of the tied, which begin with the best, that come close to it."""
+    return [p for p in tied if p.rmse <= (1 + CLOSE) * tied[0].rmse]
+
+
+def frugalest(tied: Sequence[Point]) -> Point:
+    """Of these the one with the fewest model calls."""
+    return min(near(tied), key=lambda p: p.value("model_calls"))
+
+
+def _choice(case: Case, best: Point, use: Point, tied: Sequence[Point], close: Sequence[Point]) -> str:
+    share = f", {best.rmse / case.climate:.0%} of the climatology's" if math.isfinite(case.climate) else ""
+    first = f"Most accurate: {best.label}, rmse {_interval(best)}{share}, {milliseconds(best)} an analysis"
+    count = len(best.errors)
+    among = f"{len(tied)} tied over {count} truths, {len(close)} of them within {CLOSE:.0%}"
+    if use is best:
+        others = (
+            f"nothing is tied with it over {count} truths" if len(tied) == 1 else f"the cheapest of {among}"
+        )
+        return f"{first}; {others}. Use {use.label}."
+    times = _times(best, use)
+    return (
+        f"{first}. Not told apart from it at {milliseconds(use)}, {text(times)} times less: use {use.label} "
+        f"(rmse {_interval(use)}), the cheapest of {among}."
+    )
+
+
+def _calibration(use: Point, tied: Sequence[Point]) -> list[str]:
+    ratio = use.value("spread_skill")
+    if math.isnan(ratio) or calibrated(use):
+        return []
+    how = "small" if ratio < 1 else "large"
+    told = f"Its spread is too {how}, {text(ratio)} of its error"
+    others = [p for p in tied if calibrated(p)]
+    if not others:
+        return [f"{told}, and that of no tied method fits: do not read its spread as its error."]
+    other = min(others, key=lambda p: p.value("cpu_seconds"))
+    return [
+        f"{told}; where the spread matters: {other.label} ({text(other.value('spread_skill'))}, {milliseconds(other)})."
+    ]
+
+
+def _score_filters(case: Case) -> list[str]:
+    """The best score filter against the best of the others."""
+    ours, others = (
+        [p for p in case.role("method") if (p.method in SCORE_FILTERS) == wanted] for wanted in (True, False)
+    )
+    if not ours or not others:
+        return []
+    score, other = ours[0], others[0]
+    ratio = score.rmse / other.rmse
+    if worse(score.errors, other.errors, ALARM / 2):
+        how = f"worse than {other.label} by {ratio - 1:.0%}"
+    elif worse(other.errors, score.errors, ALARM / 2):
+        how = f"better than {other.label} by {1 - ratio:.0%}"
+    else:
+        how = f"not told apart from {other.label}"
+    times = text(_times(score, other))
+    return [
+        f"The best score filter, {score.label} (rmse {text(score.rmse)}), is {how} at {times} times its CPU time."
+    ]
+
+
+def _warnings(case: Case) -> list[str]:
+    """What loses to a trivial row, and what lost truths."""
+    out, floor = [], case.floor
+    if floor:
+        losing = [p for p in case.role("method") if not p.rmse < floor.rmse]
+        if losing:
+            names = ", ".join(p.label for p in losing)
+            out.append(f"No better than {floor.label} (rmse {text(floor.rmse)}): {names}.")
+    lost = [p for p in case.candidates if p.value("divergence_rate") > 0]
+    if lost:
+        told = ", ".join(f"{p.label} {p.value('divergence_rate'):.0%}" for p in lost)
+        out.append(f"Off the track, in share of the truths: {told}.")
+    return out
+
+
+def calibrated(point: Point) -> bool:
+    """Whether spread and error agree."""
+    return CALIBRATED[0] <= point.value("spread_skill") <= CALIBRATED[1]
+
+
+def chains(cases: Sequence[Case]) -> list[tuple[str, list[Case]]]:
+    """Set-ups that differ in one factor alone, at least two at a time, in the factor's order."""
+    out = []
+    for factor in FACTORS:
+        groups: dict[str, list[Case]] = {}
+        for case in cases:
+            rest = {k: v for k, v in case.factors.items() if k != factor}
+            groups.setdefault(repr(sorted(rest.items())), []).append(case)
+        for group in groups.values():
+            if len({repr(case.factors[factor]) for case in group}) > 1:
+                out.append((factor, sorted(group, key=lambda c: _rank(factor, c))))
+    return out
+
+
+def _rank(factor: str, case: Case) -> tuple[Any, ...]:
+    """Dense before sparse, linear before not, perfect before wrong."""
+    value = case.factors[factor]
+    if factor == "density":
+        return (value,)
+    if factor == "sensor":
+        return (value[0] != "identity", *value)
+    pairs = [
+        pair for pair in mismatches(case.setup).values() if all(isinstance(v, int | float) for v in pair)
+    ]
+    return (sum(abs(truth - model) for truth, model in pairs), value)
+
+
+def level(factor: str, case: Case) -> str:
+    """The value of a factor in a few words."""
+    value = case.factors[factor]
+    if factor == "density":
+        return "all seen" if value == 1 else f"1 in {value} seen"
+    if factor == "sensor":
+        return f"{value[0]}, noise {math.sqrt(float(value[1])):.3g}"
+    wrong = [f"{k} {model} (truth {truth})" for k, (truth, model) in mismatches(case.setup).items()]
+    if wrong:
+        return "model: " + ", ".join(wrong)
+    told = ", ".join(f"{k} {v}" for k, v in case.setup["truth"].items())
+    return f"perfect model{': ' + told if told else ''}"
+
+
+def overall(cases: Sequence[Case]) -> list[str]:
+    """Sentences over all set-ups."""
+    advices = [advise(case) for case in cases]
+    out = [
+        _count(
+            cases, lambda case: {p.method for p in case.tied}, "Most accurate, or tied with it, at some size"
+        ),
+        _count(cases, lambda case: _used(advise(case)), "Advised"),
+    ]
+    for factor, group in chains(cases):
+        fixed = ", ".join(level(other, group[0]) for other in FACTORS if other != factor)
+        uses = [
+            f"{level(factor, case)}: {_name(next(a for a in advices if a.case is case))}" for case in group
+        ]
+        out.append(f"Over {WORDS[factor]} ({group[0].setup['system']}; {fixed}): {'; '.join(uses)}.")
+    never = _never(cases)
+    if never:
+        out.append(f"Never better than the best trivial row, wherever it was run: {', '.join(never)}.")
+    return [sentence for sentence in out if sentence]
+
+
+def by_size(case: Case) -> list[tuple[int, Point]]:
+    """The most accurate candidate of each ensemble size that two methods were run with."""
+    groups: dict[int, list[Point]] = {}
+    for point in case.candidates:
+        if point.size is not None and not math.isnan(point.value("spread_skill")):
+            groups.setdefault(point.size, []).append(point)
+    return [(size, group[0]) for size, group in sorted(groups.items()) if len(group) > 1]
+
+
+def milliseconds(point: Point) -> str:
+    """CPU time of an analysis.
+
+    >>> from slams.twin.frontier.cases import Point
+    >>> milliseconds(Point("a", "EnKF", "", {}, {"cpu_seconds": (0.0123, 0.0, 0.0)}, {}))
+    '12.3 ms'
+    """
+    return f"{text(1e3 * point.value('cpu_seconds'))} ms"
+
+
+def _times(one: Point, other: Point) -> float:
+    """How many times the CPU time of another."""
+    least = other.value("cpu_seconds")
+    return one.value("cpu_seconds") / least if least else math.inf
+
+
+def _interval(point: Point) -> str:
+    value, low, high = point.scores["rmse"]
+    return f"{text(value)}" if math.isnan(low) else f"{text(value)} [{text(low)}, {text(high)}]"
+
+
+def _used(advice: Advice) -> set[str]:
+    return {advice.use.method} if advice.use else set()
+
+
+def _name(advice: Advice) -> str:
+    if advice.use:
+        return f"{advice.use.label} (rmse {text(advice.use.rmse)})"
+    return f"{advice.case.floor.label}, nothing beats it" if advice.case.floor else "nothing"
+
+
+def _count(cases: Sequence[Case], chosen: Callable[[Case], set[str]], what: str) -> str:
+    """How often each method is chosen, of the set-ups it was run on."""
+    run: dict[str, int] = {}
+    hits: dict[str, int] = {}
+    for case in cases:
+        here = chosen(case)
+        for method in {p.method for p in case.role("method")}:
+            run[method] = run.get(method, 0) + 1
+            hits[method] = hits.get(method, 0) + (method in here)
+    told = sorted((m for m in hits if hits[m]), key=lambda m: (-hits[m], m))
+    return f"{what}: {', '.join(f'{m} in {hits[m]} of {run[m]}' for m in told)}." if told else ""
+
+
+def _never(cases: Sequence[Case]) -> list[str]:
+    """Methods that no set-up has among its candidates."""
+    run: Mapping[str, Any] = dict.fromkeys(p.method for case in cases for p in case.role("method"))
+    sound = {p.method for case in cases for p in case.candidates}
+    return [method for method in run if method not in sound]

@@ -1,0 +1,175 @@
+"""Figures and report of a benchmark."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+
+from slams.core.files import atomic
+from slams.evaluation.figures import plots
+from slams.evaluation.figures.twin_plots import error_and_spread, rank_grid
+from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, write_report
+from slams.evaluation.tables import text
+from slams.twin.experiment import Result
+from slams.twin.methods import METHODS
+from slams.twin.setup import Setup
+
+_SCORES = ("rmse", "spread", "spread_skill", "crps", "coverage90", "divergence_rate")
+_FURTHER = ("rmse_a", "spread_a", "lost_share", "model_calls", "network_calls", "cpu_seconds")
+_JUMPS = ("recovery", "recovered_in_2")
+_LABELS = {
+    "rmse": "rmse [unit of the state]",
+    "crps": "crps [unit of the state]",
+    "coverage90": "coverage90; dashes: if calibrated",
+}
+_TRUTHFUL = (
+    "Scores are taken at the observed steps after the burn-in. rmse and spread are square roots of means over time "
+    "and state; spread is sqrt((N + 1) / N · mean variance); rmse_a is the time mean of the spatial root mean "
+    "square error and spread_a that of the spatial root mean variance, as papers on these systems have them; crps "
+    "is fair; coverage90 is how often the truth lies between the 5 % and 95 % quantiles of the members, which a "
+    "calibrated ensemble of N reaches in 0.9 (N - 1) / (N + 1) of the cases: 0.74 of 10, 0.86 of 40, 0.90 of many. "
+    "Intervals are 95 %, by Student's t over truths (of divergence_rate: exact binomial)."
+)
+_LOST = (
+    "A step is off the track if the mean over about 50 analyses of the squared innovations is more than twice what "
+    "forecast and observation error allow, or the mean is not finite; lost_share is the share of such steps among "
+    "those from the 100th analysis on (in a shorter run: the last one), divergence_rate the share of truths with "
+    "more than a tenth of them. A method that reports no growing error of its own, such as persistence or nudging, "
+    "is off the track by that measure although nothing broke."
+)
+_COST = (
+    "model_calls: states advanced by one step, per step and truth; derivatives of the tendency, which the extended "
+    "filter takes with frozen=true, are in cpu_seconds alone. network_calls: inputs passed through a network, per step "
+    "and truth, a backward pass counted as two. cpu_seconds: of one truth and step, on this machine, all truths at "
+    "once, scoring left out."
+)
+_JUMPING = (
+    "recovery: steps from a jump of the truth to the other sign until the mean has it, 0 where the analysis at the jump "
+    "does, up to the next jump where it never does; recovered_in_2: share of jumps with at most 2."
+)
+_ORACLE = (
+    "Climatology, OptInterp and ThreeDVar are given mean and covariance of the truth's own long run: an oracle. "
+    "Persistence is the latest observation, raw; where everything is observed at every step its score is that of the "
+    "observations. Settings are published (of the papers on this set-up), tuned (chosen by slams tune on other "
+    "truths, the same number of trials for every method) or default; elsewhere: for another truth, model or survey "
+    "of this system than the one in this table."
+)
+
+
+def overview(
+    rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] = _SCORES, *, interval: bool = True
+) -> list[dict[str, str]]:
+    """One line a method, means with intervals if asked for, the smallest error first."""
+    table: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["replicate"] == "":
+            table.setdefault((row["method"], row["settings"]), {})[row["metric"]] = row
+
+    def order(key: tuple[str, str]) -> float:
+        value = float(table[key]["rmse"]["value"])
+        return value if value == value else float("inf")
+
+    lines = []
+    for key in sorted(table, key=order):
+        line = {"method": key[0], "settings": key[1]}
+        for metric in metrics:
+            line[metric] = _cell(table[key].get(metric), interval)
+        lines.append(line)
+    return lines
+
+
+def write_pages(
+    folder: Path, setup: Setup, results: Sequence[Result], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Figures as files, and the report with them inside.
+
+    Args:
+        folder: Of the benchmark.
+        setup: What was run.
+        results: Of the methods.
+        rows: Of metrics.csv.
+    """
+    figures = _figures(results, rows, setup)
+    for name, (figure, _) in figures.items():
+        with atomic(folder / "figures" / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=120)
+    best = overview(rows)[0]
+    lost = [line["method"] for line in overview(rows, ("divergence_rate",)) if _share(line) > 0]
+    lost = [name for name in lost if name not in METHODS or METHODS[name].kind != "trivial"]
+    table = Table(
+        overview(rows, _SCORES), "Means over truths; click a header to sort", highlight=best["method"]
+    )
+    jumps = _JUMPS if any(row["metric"] in _JUMPS for row in rows) else ()
+    more = Table(overview(rows, (*_FURTHER, *jumps)), "Further scores and costs")
+    settings = [
+        {"method": r.method, **{k: str(v) for k, v in r.settings.items()}} for r in results if r.settings
+    ]
+    write_report(
+        folder / "report.html",
+        f"Methods on {setup.system}",
+        [
+            Fact("best", best["method"], f"RMSE {best['rmse']}"),
+            Fact("truths", str(setup.replicates), f"seeds from {setup.seed}"),
+            Fact("analyses of each", str(setup.cycles), f"after {setup.burn_in} of burn-in"),
+            Fact("lost the truth", str(len(lost)), ", ".join(lost) or "no method", good=not lost),
+        ],
+        [
+            Section(
+                "Scores", [table, _ORACLE, _TRUTHFUL, _LOST, _COST, *([_JUMPING] if jumps else []), more]
+            ),
+            *(Section(title, [Picture(figure, title)]) for figure, title in figures.values()),
+            Section(
+                "Set-up",
+                [
+                    Table(settings, "Settings of the methods", highlight=None),
+                    Verbatim(yaml.safe_dump(setup.plain(), sort_keys=False), "the experiment"),
+                ],
+            ),
+        ],
+    )
+
+
+def _figures(
+    results: Sequence[Result], rows: Sequence[Mapping[str, Any]], setup: Setup
+) -> dict[str, tuple[Figure, str]]:
+    curves, ranks = {}, {}
+    ordered = [line["method"] for line in overview(rows)]
+    for result in sorted(results, key=lambda each: ordered.index(each.method)):
+        numbers = result.posterior.diagnostics
+        curves[result.method] = (numbers["squared_error"], numbers["predictive_variance"])
+        if "rank" in numbers:
+            scored = numbers["rank"][..., list(result.scored)]
+            ranks[result.method] = (scored, int(result.settings.get("size", 1)))
+    means = [
+        row for row in rows if row["replicate"] == "" and row["metric"] in ("rmse", "crps", "coverage90")
+    ]
+    scores: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for row in means:
+        scores.setdefault(row["metric"], {})[row["method"]] = (row["value"], row["lower"], row["upper"])
+    scores = {_LABELS[metric]: {n: each[n] for n in ordered if n in each} for metric, each in scores.items()}
+    sizes = {result.method: int(result.settings["size"]) for result in results if "size" in result.settings}
+    calibrated = {name: 0.9 * (n - 1) / (n + 1) for name, n in sizes.items()}
+    target = {_LABELS["coverage90"]: {name: calibrated.get(name, 0.9) for name in ordered}}
+    dt = results[0].dt
+    time = error_and_spread(curves, dt=dt, burn_in=dt * setup.observe.every * setup.burn_in)
+    return {
+        "scores": (plots.bars(scores, target=target), "Scores with their 95 % intervals"),
+        "time": (time, "Error of the mean (line) and spread (dashes) along the run, all truths"),
+        "ranks": (rank_grid(ranks), "Ranks of the truth among the members: flat if calibrated"),
+    }
+
+
+def _cell(row: Mapping[str, Any] | None, interval: bool) -> str:
+    if row is None:
+        return "–"
+    value, low, high = (float(row[name]) for name in ("value", "lower", "upper"))
+    if not interval or low != low or low == high:
+        return text(value)
+    return f"{text(value)} [{text(low)}, {text(high)}]"
+
+
+def _share(line: Mapping[str, str]) -> float:
+    cell = line["divergence_rate"].split(" ")[0]
+    return 0.0 if cell == "–" else float(cell)

@@ -1,0 +1,200 @@
+"""Runs methods on one set-up, all replicates at once, and goes on where a killed run stopped."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slams.assimilation.base import Assimilator, Posterior
+from slams.assimilation.filter import Keep
+from slams.assimilation.variational.linearized import tangents
+from slams.core.files import write_text
+from slams.core.random import fork
+from slams.core.settings import differences
+from slams.observation.observation import Observations
+from slams.twin.exact import exact
+from slams.twin.experiment import Result, TwinExperiment
+from slams.twin.methods import Climate, build, entry
+from slams.twin.scores import recovery, summary
+from slams.twin.setup import Setup
+
+Progress = Callable[[int], None]
+
+
+class Runner:
+    """One set-up and what was run on it.
+
+    Args:
+        setup: The experiment.
+        folder: Where runs are kept; nothing is kept if None.
+        detail: Whether CRPS, coverage and ranks are scored.
+        every: Steps between two saves of a run.
+
+    Raises:
+        ValueError: If the folder holds runs of another set-up, with what differs.
+    """
+
+    def __init__(
+        self, setup: Setup, folder: Path | None = None, *, detail: bool = True, every: int = 500
+    ) -> None:
+        self.setup, self.folder, self.detail, self.every = setup, folder, detail, every
+        if folder is not None:
+            claim(folder / "setup.json", setup.plain())
+
+    @cached_property
+    def experiment(self) -> TwinExperiment:
+        """Systems and survey."""
+        return self.setup.experiment()
+
+    @cached_property
+    def simulated(self) -> tuple[Tensor, Observations]:
+        """Truths (B, L, *S) and their observations."""
+        return self.experiment.simulate_seeds(self.setup.seeds)
+
+    @cached_property
+    def climate(self) -> Climate:
+        """The truth's own long run.
+
+        Raises:
+            ValueError: If the truth is not finite.
+        """
+        _ = self.simulated  # whose message says so, where a covariance of NaN would be said not to be one
+        return Climate.of(self.experiment.system)
+
+    def method(self, name: str, settings: Mapping[str, Any]) -> Assimilator:
+        """A method, its settings checked.
+
+        Args:
+            name: Of the method.
+            settings: Its settings, `size` among them.
+
+        Raises:
+            ValueError: If a setting is unknown or cannot be, or there are too few members.
+        """
+        made = build(name, self.experiment, settings, self.climate)
+        least, size = getattr(made, "least", 1), settings.get("size", entry(name).size)
+        if not isinstance(size, int) or size < least:
+            raise ValueError(f"{name} needs a whole number of at least {least} members, got {size}.")
+        return made
+
+    def run(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        *,
+        label: str | None = None,
+        keep: Keep = "scores",
+        progress: Progress | None = None,
+    ) -> Result:
+        """Run a method, or what is left of its run.
+
+        Args:
+            name: Of the method.
+            settings: Its settings, `size` among them.
+            label: Of the run, in `folder`; the method's name if None.
+            keep: What else than scores is kept; see `Filter.assimilate`.
+            progress: Called with every step done.
+
+        Returns:
+            Scores of all replicates.
+
+        Raises:
+            ValueError: If a setting is unknown, or the run was begun with others, with what differs.
+        """
+        given = dict(settings)
+        size = int(given.get("size", entry(name).size))
+        method = self.method(name, given)
+        checkpoint = None
+        if self.folder is not None:
+            stem = self.folder / "runs" / (label or name)
+            claim(Path(f"{stem}.json"), {"method": name, **given})
+            checkpoint = Path(f"{stem}.safetensors")
+        truth, observations = self.simulated
+        _warm_up()
+        result = self.experiment.run(
+            method,
+            size,
+            truth,
+            observations,
+            rng=fork(self.setup.seed, "method", name),
+            name=label or name,
+            settings=given,
+            keep=keep,
+            detail=self.detail,
+            checkpoint=checkpoint,
+            every=self.every,
+            progress=progress,
+        )
+        return _with_setup(result, self.setup)
+
+    def exact(self) -> Result:
+        """The exact filter of the model, where there is one: the best that any method can do.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        truth, observations = self.simulated
+        begun, clock = time.perf_counter(), time.process_time()
+        name, mean, variance, numbers = exact(self.experiment.model, truth, observations)
+        spent = (time.process_time() - clock) / truth.shape[1] / len(truth)
+        numbers["cpu_seconds"] = torch.full_like(numbers["variance"], spent)
+        scored = observations.seen_steps[self.setup.burn_in :]
+        result = Result(
+            name,
+            {},
+            Posterior(None, numbers, mean, variance),
+            summary(numbers, scored, self.setup.burn_in),
+            dt=self.experiment.model.dt,
+            scored=tuple(scored),
+            seconds=time.perf_counter() - begun,
+        )
+        return _with_setup(result, self.setup)
+
+
+def file_stem(label: str) -> str:
+    """The name of a run's files, without what file systems may refuse.
+
+    >>> file_stem("EnKF N 50, s 0.5")
+    'EnKF_N_50__s_0.5'
+    """
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in label)
+
+
+def claim(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write settings where there are none, or make sure that they are the same.
+
+    Raises:
+        ValueError: If others stand there, with what differs.
+    """
+    plain = json.loads(json.dumps(settings))
+    if path.exists():
+        different = differences(json.loads(path.read_text(encoding="utf-8")), plain)
+        if different:
+            raise ValueError(
+                f"{path} is of another set-up: {'; '.join(different[:6])}. Choose another --out, or remove "
+                "that folder."
+            )
+        return
+    write_text(path, json.dumps(plain, indent=1))
+
+
+@cache
+def _warm_up() -> None:
+    """Have torch load what its first dual number takes 1.5 CPU seconds to load, lest a method be billed for it."""
+    tangents(lambda x: 1.0 - 2.0 * x, torch.zeros(1, 1), torch.ones(1, 1), 1)
+
+
+def _with_setup(result: Result, setup: Setup) -> Result:
+    """A result that knows its experiment, and how long it was wrong of a truth that jumps."""
+    scores, every = dict(result.scores), int(setup.truth.get("flip_every", 0))
+    wrong = result.posterior.diagnostics.get("wrong_sign")
+    if wrong is not None and every:
+        jumps = [k for k in range(every, wrong.shape[-1], every) if k >= result.scored[0]]
+        scores |= recovery(wrong, jumps)
+    return replace(result, setup=setup.plain(), scores=scores)

@@ -1,0 +1,251 @@
+"""The notebooks' common parts: coders of states, what decoding leaves, scores side by side, pictures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from slams.core.covariance import Diagonal
+from slams.core.eof import eof
+from slams.core.geometry.torus import clockwise_vorticity
+from slams.evaluation.evaluate import CRPS, RMSE, SPREAD, evaluate, mean_interval
+from slams.evaluation.figures.style import heading, new_figure
+from slams.networks.autoencoder import MultimodalAutoencoder, VectorCoder
+from slams.observation.observation import Observations
+from slams.training.fit import FitSettings, fit
+from slams.twin.experiment import Result
+
+
+@dataclass(frozen=True)
+class Coder:
+    """A change of coordinates that need not be lossless.
+
+    Attributes:
+        encode: E, (*B, *S) -> (*B, d).
+        decode: D, (*B, d) -> (*B, *S).
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """D(E(x)), (*B, *S) -> (*B, *S): nothing that is decoded comes closer, on average, if D is the best decoder."""
+        return self.decode(self.encode(x))
+
+
+def autoencoder(
+    x: Tensor, valid: Tensor, latent: int, *, hidden: int = 64, steps: int = 2000, seed: int = 0
+) -> Coder:
+    """An encoder and a decoder of vectors: principal components and a network that corrects them.
+
+    Args:
+        x: Training states (n, d), standardized.
+        valid: States that choose the weights, (m, d).
+        latent: Size of the latent.
+        hidden: Width of the networks.
+        steps: Of training, 256 states each.
+        seed: Of weights and batches.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = MultimodalAutoencoder(
+            {"x": VectorCoder(x.shape[1:], latent, hidden)}, (latent,), {"x": 1.0}, hidden=8
+        )
+    net.start({"x": x})
+    even = {"x": torch.ones(x.shape[1:])}
+
+    def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
+        rows = torch.randint(len(x), (256,), generator=rng)
+        return module.loss({"x": x[rows]}, ["x"], even)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def validate(module: nn.Module) -> float:
+        return float(module.loss({"x": valid}, ["x"], even))  # type: ignore[operator]
+
+    settings = FitSettings(steps, 256, 3e-3, weight_decay=0.0, ema=0.99, every=max(steps // 10, 1))
+    fit(net, loss, validate, settings, seed=seed, name="autoencoder")
+    net.requires_grad_(False).eval()
+    with torch.no_grad():
+        net.standardize(net.encode({"x": x}))
+
+    def encode(states: Tensor) -> Tensor:
+        return net.encode({"x": states.reshape(-1, states.shape[-1])}).reshape(*states.shape[:-1], latent)
+
+    return Coder(encode, lambda z: net.decode(z, "x"))
+
+
+def components(x: Tensor, mean: Tensor, count: int) -> Coder:
+    """Leading empirical orthogonal functions, of unit variance each: the best linear encoder and decoder.
+
+    Args:
+        x: Training states (n, *S).
+        mean: To be subtracted, *S.
+        count: Size of the latent, at most.
+    """
+    found = eof((x - mean).flatten(1), most=count)
+    scale = found.variance.sqrt()
+
+    def encode(states: Tensor) -> Tensor:
+        return ((states - mean).flatten(-mean.ndim) @ found.basis) / scale
+
+    def decode(z: Tensor) -> Tensor:
+        return mean + ((z * scale) @ found.basis.mT).unflatten(-1, mean.shape)
+
+    return Coder(encode, decode)
+
+
+def seen_from_latent(observations: Observations, coder: Coder, x: Tensor) -> Observations:
+    """Observations as they are to be believed of a latent: what decoding leaves of h(x) adds to their errors.
+
+    Args:
+        observations: Of states, with independent errors.
+        coder: Of states.
+        x: States that the coder was not fitted to, (n, *S).
+
+    Returns:
+        The same values and operators with larger errors; `Latent` puts the decoder in.
+    """
+    widened = {}
+    for name, o in observations.items():
+        left = (o.operator(x) - o.operator(coder.reconstruct(x))).flatten(1)
+        noise = o.noise
+        assert isinstance(noise, Diagonal)
+        widened[name] = replace(o, noise=Diagonal(noise.variance + left.square().mean(0).to(noise.variance)))
+    return Observations(widened)
+
+
+def scores_side_by_side(
+    draws: Mapping[str, Tensor],
+    truth: Tensor,
+    extra: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+) -> list[dict[str, Any]]:
+    """A row of scores for each method, means over truths, the first with its 95 % interval.
+
+    Args:
+        draws: By method, (R, N, L, *S), or a single estimate (R, 1, L, *S), whose spread is left out.
+        truth: (R, L, *S).
+        extra: More scores by name: draws -> one number a truth (R).
+
+    Returns:
+        "method", "rmse" of the mean, "crps", "spread / skill", and what is asked for besides.
+    """
+    rows = []
+    for name, samples in draws.items():
+        single = samples.shape[1] == 1
+        both = samples.expand(-1, 2, *samples.shape[2:]) if single else samples
+        found = evaluate(both, truth, metrics=(RMSE, SPREAD, CRPS), batch=1)
+        error = found["rmse"]
+        row: dict[str, Any] = {
+            "method": name,
+            "rmse": f"{error.value:.3f} [{error.lower:.3f}, {error.upper:.3f}]",
+        }
+        row["crps"] = f"{found['crps'].value:.3f}"
+        row["spread / skill"] = "" if single else f"{found['spread'].value / error.value:.2f}"
+        for label, score in (extra or {}).items():
+            row[label] = f"{float(score(samples).mean()):.2f}"
+        rows.append(row)
+    return rows
+
+
+def filters_side_by_side(results: Mapping[str, Result]) -> list[dict[str, Any]]:
+    """A row of scores for each filter, means over truths, the first with its 95 % interval.
+
+    Args:
+        results: Of twin experiments, by the name of the row.
+
+    Returns:
+        "method", "rmse" of the mean, "crps", "spread / skill", "coverage" of the interval of 90 %, processor time of one
+        step, and where the truth jumps the steps until the sign is recovered.
+    """
+    rows = []
+    for name, result in results.items():
+        value, lower, upper = mean_interval(result.scores["rmse"].tolist())
+        means = {key: float(score.mean()) for key, score in result.scores.items()}
+        row: dict[str, Any] = {
+            "method": name,
+            "rmse": f"{value:.3f} [{lower:.3f}, {upper:.3f}]",
+            "crps": f"{means['crps']:.3f}",
+            "spread / skill": f"{means['spread_skill']:.2f}",
+            "coverage": f"{means['coverage90']:.2f}",
+            "ms a step": f"{1000 * means['cpu_seconds']:.2f}",
+        }
+        if "recovery" in means:
+            row["steps to the sign"] = f"{means['recovery']:.1f}"
+        rows.append(row)
+    return rows
+
+
+def belief_figure(
+    points: Tensor,
+    beliefs: Mapping[str, Tensor],
+    truth: Tensor,
+    *,
+    seen: Tensor | None = None,
+    title: str = "",
+) -> Figure:
+    """Densities of one variable in time, one panel a filter, below them the truth and what was seen of it.
+
+    Args:
+        points: Where densities are given, evenly spaced, (G).
+        beliefs: By name a density (L, G), or members (N, L, 1), of which the share in every cell is shown.
+        truth: (L, 1).
+        seen: Observations in units of the variable, (L, 1).
+        title: Of the figure.
+    """
+    figure = new_figure(8.5, 1.7 * len(beliefs) + 0.6)
+    axes = figure.subplots(len(beliefs), 1, sharex=True, squeeze=False)[:, 0]
+    low, high, length = float(points[0]), float(points[-1]), len(truth)
+    for axis, (name, belief) in zip(axes, beliefs.items(), strict=True):
+        cells = belief if belief.ndim == 2 else _shares(belief[..., 0], points)
+        # each step in units of its own largest value: narrow beliefs would hide wide ones
+        cells = (cells / cells.amax(-1, keepdim=True).clamp(min=1e-300)).sqrt()
+        extent = (-0.5, length - 0.5, low, high)
+        axis.imshow(cells.mT.numpy(), origin="lower", aspect="auto", cmap="Blues", extent=extent)
+        if seen is not None:
+            axis.plot(seen[:, 0].numpy(), ".", color="#c04030", markersize=3)
+        axis.plot(truth[:, 0].numpy(), color="#202020", linewidth=0.9)
+        axis.set_ylim(low, high)
+        axis.set_ylabel(name, fontsize=8)
+    axes[-1].set_xlabel("step", fontsize=9)
+    heading(figure, title)
+    return figure
+
+
+def _shares(members: Tensor, points: Tensor) -> Tensor:
+    """Share of members (N, L) in cells of a few grid points, (L, G)."""
+    width = (points[-1] - points[0]) / 75
+    apart = (members.mT.unsqueeze(-1) - points).abs()
+    return (apart < width / 2).to(members).mean(1)
+
+
+def flow_figure(
+    fields: Mapping[str, Tensor], steps: Sequence[int], *, title: str = "", limit: float = 6.0
+) -> Figure:
+    """Vorticity of velocities, one row a trajectory, one column a step.
+
+    Args:
+        fields: Trajectories (L, 2, N, N) by name.
+        steps: Which are shown.
+        title: Of the figure.
+        limit: Vorticity at the ends of the colours.
+    """
+    figure = new_figure(1.7 * len(steps) + 1.6, 1.75 * len(fields) + 0.5)
+    axes = figure.subplots(len(fields), len(steps), squeeze=False)
+    image = None
+    for row, (name, x) in zip(axes, fields.items(), strict=True):
+        for axis, k in zip(row, steps, strict=True):
+            turning = -clockwise_vorticity(x[k]) * x.shape[-1] / (2 * torch.pi)
+            # x to the right and y up
+            image = axis.imshow(turning.mT.numpy(), origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        row[0].set_ylabel(name, fontsize=8)
+    for axis, k in zip(axes[0], steps, strict=True):
+        axis.set_title(f"step {k}", fontsize=9)
+    if image is not None:
+        figure.colorbar(image, ax=axes, shrink=0.4, label="vorticity")
+    heading(figure, title)
+    return figure

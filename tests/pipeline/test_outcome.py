@@ -1,0 +1,111 @@
+"""A test killed between its sets goes on where it stopped, and ends with the same files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import xarray as xr
+from safetensors.torch import load_file
+
+from slams.core.console import Console
+from slams.core.settings import override
+from slams.evaluation import Scores, window_statistics
+from slams.pipeline import run as experiment
+from slams.pipeline.recipe import Recipe, from_tree, to_tree
+from slams.pipeline.results import scoring as score
+from slams.pipeline.results.outcome import Finished
+from tests.pipeline.conftest import tiny_recipe, weather
+from tests.pipeline.test_train import Killed, Trap
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_figures() -> Iterator[None]:
+    """They take most of the time of a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "write_summary", lambda *arguments: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Recipe, Path]:
+    """An undisturbed run of three sets, shuffled dates and withheld stations."""
+    folder = tmp_path_factory.mktemp("outcome")
+    weather(260).to_netcdf(folder / "archive.nc")
+    settings = [
+        "experiment.sets={coarse: [coarse], stn: [stn], both: [coarse, stn]}",
+        "experiment.shuffled=true",
+        f"out={folder / 'run'}",
+    ]
+    recipe = from_tree(override(to_tree(tiny_recipe(folder / "archive.nc", folder / "store")), settings))
+    experiment.run(recipe, console=QUIET)
+    return recipe, folder / "run"
+
+
+@pytest.fixture
+def analysed(monkeypatch) -> list[int]:
+    """One entry for every set whose posterior was drawn."""
+    calls: list[int] = []
+    posterior = score.analyse.posterior
+
+    def watched(*arguments, **settings):
+        calls.append(1)
+        return posterior(*arguments, **settings)
+
+    monkeypatch.setattr(score.analyse, "posterior", watched)
+    return calls
+
+
+# 6 units a part: references, three sets, shuffled, withheld
+@pytest.mark.parametrize(("kills", "left"), [([8], 5), ([14, 20], 3), ([32], 1)])
+def test_a_killed_test_goes_on_with_the_next_set_and_ends_with_the_same_files(
+    kills, left, done, tmp_path, analysed
+):
+    """Scores, members, what was observed and tuned: to the last bit; sets done before are not drawn again."""
+    recipe, whole = done
+    mine = from_tree(override(to_tree(recipe), [f"out={tmp_path / 'run'}"]))
+    for after in kills:
+        with pytest.raises(Killed):
+            experiment.run(mine, console=Trap("assimilating test windows", after))
+        assert list((tmp_path / "run").glob("resume_test_*"))
+        analysed.clear()
+    out = experiment.run(mine, console=QUIET)
+    assert len(analysed) == left
+    assert (out / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    for name in ("analysis.nc", "truth.nc"):
+        one, other = (experiment_values(folder / name) for folder in (out, whole))
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            torch.testing.assert_close(value, other[key], rtol=0, atol=0, equal_nan=True)
+    one, other = (load_file(folder / "baselines.safetensors") for folder in (out, whole))
+    assert all(torch.equal(one[key].nan_to_num(), other[key].nan_to_num()) for key in one)
+    assert not list(out.glob("resume_*"))
+
+
+def experiment_values(path: Path) -> dict[str, torch.Tensor]:
+    """All numbers of an analysis."""
+    with xr.open_datatree(path) as tree:
+        return {
+            f"{node.path}/{name}": torch.from_numpy(x.values.astype(float))
+            for node in tree.subtree
+            for name, x in node.data_vars.items()
+            if x.dtype.kind in "fib"
+        }
+
+
+def test_parts_of_another_test_are_not_taken_and_removed(tmp_path):
+    """The key stands for the weights, the fields and every setting of the test."""
+    scores = Scores()
+    draw = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
+    scores.add(
+        "analysis", "t", "2001-01-01", window_statistics(draw, draw[0], torch.ones(3)), levels=(1, 2, 3.5)
+    )
+    Finished(tmp_path, "a").save(0, scores, {"members": {"t": draw}}, {})
+    again = Scores()
+    known = Finished(tmp_path, "a").load(0, again)
+    assert known is not None and torch.equal(known[0]["members"]["t"], draw)
+    assert repr(again.rows()) == repr(scores.rows()) and again.keys() == scores.keys()
+    assert Finished(tmp_path, "b").load(0, Scores()) is None
+    assert not list(tmp_path.iterdir())
