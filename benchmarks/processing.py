@@ -6,8 +6,8 @@ Makes years of rain in the layout of NOAA PSL (360 x 720, float32, deflated, 64 
 in a process of its own: reading a year's file by xarray, 16 days at a time, and writing fields to a store with the
 same chunks (the floor); and `slams.data.processing.process` of one year and of all (conservative to 1.5 degrees,
 time bounds, statistics, checksums, manifest). Pairs take turns, and CPU seconds count, so that a busy machine
-matters less. The floor writes at the resolution of the result, taken from every third cell: writing the source's would be nine times
-as much, and flatter the ratio.
+matters less. The floor writes at the resolution of the result, taken from every third cell: writing the source's would
+be nine times as much, and flatter the ratio.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Explicit randomness: draws from a given generator, and independent generators from one seed."""
 
 import hashlib
+import secrets
 from collections.abc import Sequence
 
 import torch
@@ -52,3 +53,31 @@ def fork(seed: int, *labels: str | int) -> torch.Generator:
     text = "/".join(str(part) for part in (seed, *labels))
     digest = hashlib.sha256(text.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
+
+
+def generator(rng: torch.Generator | int | None, *purpose: str | int) -> torch.Generator:
+    """The generator of one named purpose.
+
+    Args:
+        rng: A generator, used as it is; a seed, whose numbers differ from purpose to purpose; None for a fresh seed.
+        purpose: What the numbers are for, such as ("truth",).
+
+    Returns:
+        A generator; its `initial_seed()` is what reproduces the numbers.
+
+    Raises:
+        TypeError: If `rng` is neither.
+
+    >>> a, b = generator(0, "truth"), generator(0, "first members")
+    >>> bool(torch.rand(1, generator=a) == torch.rand(1, generator=b))
+    False
+    """
+    if isinstance(rng, torch.Generator):
+        return rng
+    if rng is None:
+        return torch.Generator().manual_seed(secrets.randbits(62))
+    if isinstance(rng, bool) or not isinstance(rng, int):
+        raise TypeError(
+            f"rng is a seed (an int) or a torch.Generator, got {rng!r} of type {type(rng).__name__}."
+        )
+    return fork(rng, *purpose)

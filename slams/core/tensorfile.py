@@ -1,38 +1,105 @@
-"""Tensors and facts in one safetensors file."""
+"""Tensors and facts in one safetensors file, written whole or not at all."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from slams.core.files import atomic
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Tensors as they are, and facts as JSON in the metadata."""
-    kept = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write tensors as they are, and facts as JSON in the metadata.
+
+    Args:
+        path: The file, replaced as a whole.
+        tensors: By name; views are copied.
+        facts: What JSON can hold, by name.
+    """
+    kept = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
     with atomic(path) as temporary:
-        save_file(kept, temporary, {key: json.dumps(value) for key, value in facts.items()})
+        save_file(kept, str(temporary), {key: json.dumps(value) for key, value in (facts or {}).items()})
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of a file that `write_weights` wrote.
+def read_tensors(
+    path: str | Path, *, remedy: str = "restore it or train again"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a file.
+
+    Args:
+        path: A file of `write_tensors`.
+        remedy: What to do if it is absent or broken, for the message.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no file of weights.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is no file of tensors, or is cut short.
     """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"there are no weights at {path}; train them with --train, or check the path."
-        )
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no file of tensors at {path}; {remedy}.")
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(str(path), "pt") as file:
             facts = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
             return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no file of weights ({error}); restore it or train again.") from error
+    except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error}); {remedy}.") from error
+
+
+def read_facts(path: str | Path, *, remedy: str = "restore it or train again") -> dict[str, Any]:
+    """Facts of a file alone, without its tensors; raises as `read_tensors`."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no file of tensors at {path}; {remedy}.")
+    try:
+        with safe_open(str(path), "pt") as file:
+            return {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+    except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error}); {remedy}.") from error
+
+
+def grouped(tensors: Mapping[str, Tensor], separator: str = "/") -> dict[str, dict[str, Tensor]]:
+    """Tensors named "group/name" as nested mappings.
+
+    >>> grouped({"scores/rmse": torch.ones(1)})
+    {'scores': {'rmse': tensor([1.])}}
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        group, _, name = key.partition(separator)
+        groups.setdefault(group, {})[name] = value
+    return groups
+
+
+def flat(groups: Mapping[str, Mapping[str, Tensor]], separator: str = "/") -> dict[str, Tensor]:
+    """Inverse of `grouped`."""
+    return {f"{group}{separator}{name}": x for group, named in groups.items() for name, x in named.items()}
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load weights into a module that must want exactly these.
+
+    Args:
+        module: Built from the settings beside the weights.
+        tensors: Its state.
+        path: The file they are from, for the message.
+
+    Raises:
+        ValueError: If a tensor is lacking, superfluous or of another shape.
+    """
+    own = module.state_dict()
+    wrong = sorted(set(own) ^ set(tensors))
+    wrong += [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
+    if wrong:
+        raise ValueError(
+            f"{path} does not hold the weights its recipe asks for ({len(wrong)} tensors differ, such as {wrong[0]}); "
+            "it was written by another recipe or version, train again."
+        )
+    module.load_state_dict(dict(tensors))

@@ -15,6 +15,7 @@ from slams import config
 from slams.core.console import Console
 from slams.core.files import atomic
 from slams.core.settings import known_keys, unknown
+from slams.core.stages import file_stem
 from slams.evaluation.evaluate import mean_interval, median_interval
 from slams.evaluation.figures.twin_plots import against_published
 from slams.evaluation.tables import console_table
@@ -23,7 +24,7 @@ from slams.twin.benchmark import write_rows as write_metrics
 from slams.twin.experiment import Result
 from slams.twin.methods import entry
 from slams.twin.report import write_pages
-from slams.twin.runner import Runner, file_stem
+from slams.twin.runner import Runner
 from slams.twin.setup import setup
 
 PAPERS = Path(__file__).parent

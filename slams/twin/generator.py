@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from slams.core.console import Console
 from slams.core.random import fork, normal
-from slams.core.tensorfile import read_weights, write_weights
+from slams.core.tensorfile import read_tensors, write_tensors
 from slams.diffusion.conditional import Encoded, context_of
 from slams.diffusion.pseudo_ensemble import PseudoEnsemble
 from slams.diffusion.schedule import VPCosine
@@ -253,7 +253,7 @@ def save_generator(
 ) -> None:
     """Weights in half precision, with settings and facts (numbers and words) in the metadata."""
     tensors = {name: value.detach().cpu().half() for name, value in denoiser.state_dict().items()}
-    write_weights(path, tensors, {"net": dataclasses.asdict(net), "mean": mean, "scale": scale, **facts})
+    write_tensors(path, tensors, {"net": dataclasses.asdict(net), "mean": mean, "scale": scale, **facts})
 
 
 def load_generator(path: Path | None = None, **settings: Any) -> PseudoEnsemble:
@@ -275,7 +275,7 @@ def load_generator(path: Path | None = None, **settings: Any) -> PseudoEnsemble:
 
 @functools.lru_cache(maxsize=4)
 def _read(path: Path, _changed: int) -> tuple[Encoded, dict[str, Any]]:
-    tensors, meta = read_weights(path)
+    tensors, meta = read_tensors(path)
     try:
         denoiser = build(GeneratorSettings(**meta["net"]))
         denoiser.load_state_dict({name: value.float() for name, value in tensors.items()})

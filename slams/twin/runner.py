@@ -1,6 +1,5 @@
 """Runs methods on one set-up, all replicates at once, and goes on where a killed run stopped."""
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,9 +13,8 @@ from torch import Tensor
 from slams.assimilation.base import Assimilator, Posterior
 from slams.assimilation.filter import Keep
 from slams.assimilation.variational.linearized import tangents
-from slams.core.files import write_text
 from slams.core.random import fork
-from slams.core.settings import differences
+from slams.core.stages import claim
 from slams.observation.observation import Observations
 from slams.twin.exact import exact
 from slams.twin.experiment import Result, TwinExperiment
@@ -155,33 +153,6 @@ class Runner:
             seconds=time.perf_counter() - begun,
         )
         return _with_setup(result, self.setup)
-
-
-def file_stem(label: str) -> str:
-    """The name of a run's files, without what file systems may refuse.
-
-    >>> file_stem("EnKF N 50, s 0.5")
-    'EnKF_N_50__s_0.5'
-    """
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in label)
-
-
-def claim(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write settings where there are none, or make sure that they are the same.
-
-    Raises:
-        ValueError: If others stand there, with what differs.
-    """
-    plain = json.loads(json.dumps(settings))
-    if path.exists():
-        different = differences(json.loads(path.read_text(encoding="utf-8")), plain)
-        if different:
-            raise ValueError(
-                f"{path} is of another set-up: {'; '.join(different[:6])}. Choose another --out, or remove "
-                "that folder."
-            )
-        return
-    write_text(path, json.dumps(plain, indent=1))
 
 
 @cache

@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from slams.core.console import Console
 from slams.core.files import atomic
 from slams.core.settings import unknown
+from slams.core.stages import file_stem
 from slams.evaluation.evaluate import mean_interval
 from slams.evaluation.figures.style import COLOURS, dress, heading, new_figure
 from slams.evaluation.tables import console_table
@@ -24,7 +25,7 @@ from slams.twin.benchmark import write_rows as write_metrics
 from slams.twin.experiment import Result
 from slams.twin.generator import FILE, GeneratorSettings, train_generator
 from slams.twin.report import write_pages
-from slams.twin.runner import Runner, file_stem
+from slams.twin.runner import Runner
 from slams.twin.setup import Setup, setup
 
 METRIC = "rmse_a"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from slams import config
 from slams.core.console import Console
+from slams.core.stages import claim, file_stem
 from slams.evaluation.evaluate import mean_interval
 from slams.evaluation.tables import console_table
 from slams.papers.bao2024_sqg.figures import by_method, pages
@@ -23,7 +24,6 @@ from slams.papers.reproduce import Verdict, write_rows
 from slams.twin.benchmark import rows_of, strided
 from slams.twin.benchmark import write_rows as write_metrics
 from slams.twin.experiment import Result
-from slams.twin.runner import claim, file_stem
 
 _CONSOLE = ("rmse", "spread_skill", "crps", "coverage90", "divergence_rate", "cpu_seconds")
 _LID = ("rmse", "spread", "spread_skill", "crps", "coverage90")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slams.core.console import Console
 from slams.core.random import fork, normal
-from slams.core.tensorfile import read_weights, write_weights
+from slams.core.tensorfile import read_tensors, write_tensors
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.precondition import NoisePrediction
 from slams.diffusion.schedule import VPCosine
@@ -307,7 +307,7 @@ def save_prior(path: Path, net: FlowNet, denoiser: nn.Module, moments: FlowMomen
         "moments.covariance": moments.quarter[:, :, rows, columns],
         "moments.rest": torch.tensor(moments.rest, dtype=torch.float64),
     }
-    write_weights(path, tensors, {"net": dataclasses.asdict(net), **facts})
+    write_tensors(path, tensors, {"net": dataclasses.asdict(net), **facts})
 
 
 def load_prior(path: Path) -> tuple[Denoiser, dict[str, Any]]:
@@ -320,7 +320,7 @@ def load_prior(path: Path) -> tuple[Denoiser, dict[str, Any]]:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds other weights than its settings ask for.
     """
-    tensors, meta = read_weights(path)
+    tensors, meta = read_tensors(path)
     try:
         net = FlowNet(**meta["net"])
         denoiser = build(net, _moments(tensors, net))
@@ -340,7 +340,7 @@ def load_covariance(path: Path, length: int) -> FlowCovariance:
         path: Written by `save_prior`.
         length: Of the trajectories.
     """
-    tensors, meta = read_weights(path)
+    tensors, meta = read_tensors(path)
     return FlowCovariance(_moments(tensors, FlowNet(**meta["net"])), length)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from slams.core.console import Console
 from slams.core.random import fork
-from slams.core.tensorfile import read_weights, write_weights
+from slams.core.tensorfile import read_tensors, write_tensors
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.loss import denoising_loss
 from slams.diffusion.precondition import NoisePrediction
@@ -184,7 +184,7 @@ def train_net(
 
 def save_net(path: Path, net: NetSettings, denoiser: Denoiser, **facts: Any) -> None:
     """Weights, with settings and facts (numbers and words) in the metadata."""
-    write_weights(path, denoiser.state_dict(), {"net": dataclasses.asdict(net), **facts})
+    write_tensors(path, denoiser.state_dict(), {"net": dataclasses.asdict(net), **facts})
 
 
 def load_net(path: Path, channels: int = 3) -> tuple[Denoiser, dict[str, Any]]:
@@ -198,7 +198,7 @@ def load_net(path: Path, channels: int = 3) -> tuple[Denoiser, dict[str, Any]]:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds other weights than its settings ask for.
     """
-    tensors, meta = read_weights(path)
+    tensors, meta = read_tensors(path)
     try:
         net = NetSettings(**meta["net"])
         size = net.window * channels

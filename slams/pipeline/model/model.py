@@ -1,6 +1,5 @@
 """What a run has learned: statistics, codec, prior and observation errors, and how it is kept on disk."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -9,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from slams.assimilation.baseline.gaussian import residual_variance
 from slams.assimilation.score.sda import SDA
 from slams.core.codec import SeasonalStandardize
 from slams.core.covariance import Covariance, Dense, Diagonal
-from slams.core.files import atomic
+from slams.core.tensorfile import fill, read_tensors, write_tensors
 from slams.diffusion.denoiser import NetworkDenoiser, WindowGaussian
 from slams.diffusion.sampler import Sampler
 from slams.diffusion.schedule import VPCosine
@@ -296,12 +293,12 @@ class Model:
 def save_codec(codec: Codec, path: Path) -> None:
     """Weights, statistics, recipe and places in one file."""
     places = {name: asdict(place) for name, place in codec.places.items()}
-    _write(path, dict(codec.state_dict()), recipe=to_tree(codec.recipe), places=places)
+    write_tensors(path, codec.state_dict(), {"recipe": to_tree(codec.recipe), "places": places})
 
 
 def load_codec(path: Path) -> Codec:
     """Read what `save_codec` wrote."""
-    tensors, meta = _read(path)
+    tensors, meta = read_tensors(path)
     places = {
         name: Place(**p | {"dims": tuple(p["dims"]), "coords": {k: tuple(v) for k, v in p["coords"].items()}})
         for name, p in meta["places"].items()
@@ -314,7 +311,7 @@ def load_codec(path: Path) -> Codec:
         for name in places
     }
     codec = Codec(from_tree(meta["recipe"]), places, statistics)
-    _fill(codec, tensors, path)
+    fill(codec, tensors, path)
     return codec.eval()
 
 
@@ -323,7 +320,8 @@ def save_belief(belief: Belief, recipe: Recipe, path: Path) -> None:
     tensors = {f"denoiser.{k}": v for k, v in belief.denoiser.state_dict().items()}
     for part in _PARTS:
         tensors |= {f"{part}.{k}": v for k, v in getattr(belief, part).items()}
-    _write(path, tensors, recipe=to_tree(recipe), factors=belief.factors, inflation=belief.inflation)
+    facts = {"recipe": to_tree(recipe), "factors": belief.factors, "inflation": belief.inflation}
+    write_tensors(path, tensors, facts)
 
 
 def load_belief(codec: Codec, path: Path) -> Belief:
@@ -332,7 +330,7 @@ def load_belief(codec: Codec, path: Path) -> Belief:
     Raises:
         ValueError: If the prior belongs to a codec of another recipe.
     """
-    tensors, meta = _read(path)
+    tensors, meta = read_tensors(path)
     recipe = from_tree(meta["recipe"])
     if _origin(recipe) != _origin(codec.recipe):
         raise ValueError(
@@ -344,7 +342,7 @@ def load_belief(codec: Codec, path: Path) -> Belief:
     gaussian = WindowGaussian(basis, torch.eye(size), 1.0, codec.autoencoder.event, VPCosine())
     periodic = next(iter(codec.places.values())).is_global
     denoiser = build_denoiser(recipe, gaussian, periodic)
-    _fill(denoiser, {k[9:]: v for k, v in tensors.items() if k.startswith("denoiser.")}, path)
+    fill(denoiser, {k[9:]: v for k, v in tensors.items() if k.startswith("denoiser.")}, path)
     belief = Belief(
         denoiser,
         **{
@@ -365,36 +363,3 @@ def dense(name: str, places: Mapping[str, Place], recipe: Recipe) -> bool:
     """Whether a modality's errors get a full covariance."""
     small = torch.Size(places[name].shape).numel() <= DENSE_UP_TO
     return small and recipe.modalities()[name].role == "observation"
-
-
-def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    own = module.state_dict()
-    wrong = sorted(set(own) ^ set(tensors)) + [
-        k for k in own if k in tensors and own[k].shape != tensors[k].shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"{path} does not hold the weights its recipe asks for ({len(wrong)} tensors differ, such as {wrong[0]}); "
-            "it was written by another recipe or version, train again."
-        )
-    module.load_state_dict(tensors)
-
-
-def _write(path: Path, tensors: dict[str, Tensor], **meta: Any) -> None:
-    with atomic(path) as temporary:
-        save_file(
-            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-            temporary,
-            {k: json.dumps(v) for k, v in meta.items()},
-        )
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(path, "pt") as file:
-            meta = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-            return {k: file.get_tensor(k) for k in file.keys()}, meta  # noqa: SIM118
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as safetensors ({error}); restore it or train again."
-        ) from error

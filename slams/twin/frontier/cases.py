@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from slams.core.stages import file_stem
 from slams.evaluation.frontier import Errors, mean_error, pareto, tied_with_best
 from slams.twin.benchmark import COLUMNS
 from slams.twin.methods import METHODS
-from slams.twin.runner import file_stem
 from slams.twin.setup import DEFAULTS, SYSTEMS
 
 COSTS = ("cpu_seconds", "model_calls", "network_calls")

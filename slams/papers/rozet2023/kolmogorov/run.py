@@ -21,6 +21,7 @@ from slams.assimilation.score.sda import TrajectorySDA
 from slams.core.console import Console
 from slams.core.files import atomic
 from slams.core.random import fork
+from slams.core.stages import file_stem
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.lattice import LatticeSystem
 from slams.diffusion.solenoidal import FlowCovariance
@@ -48,7 +49,6 @@ from slams.papers.rozet2023.kolmogorov.problem import EVENT, Problem, Process, s
 from slams.papers.rozet2023.kolmogorov.report import judge, show, write_pages, write_table
 from slams.papers.rozet2023.kolmogorov.variational import FlowFourDVar
 from slams.papers.rozet2023.lorenz63.plan import parts_of
-from slams.twin.runner import file_stem
 
 WEIGHTS = Path(__file__).parents[3] / "weights"
 _SHAPE = (

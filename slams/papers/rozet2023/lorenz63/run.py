@@ -20,6 +20,7 @@ from slams.assimilation.score.sda import TrajectorySDA
 from slams.core.console import Console
 from slams.core.files import atomic
 from slams.core.random import fork
+from slams.core.stages import file_stem
 from slams.diffusion.denoiser import Denoiser
 from slams.evaluation.evaluate import median_interval
 from slams.evaluation.tables import console_table
@@ -37,7 +38,6 @@ from slams.papers.rozet2023.lorenz63.problem import (
     variational,
 )
 from slams.papers.rozet2023.prior import load_net, moments, save_net, train_net
-from slams.twin.runner import file_stem
 
 WEIGHTS = Path(__file__).parents[3] / "weights"
 SMOOTHER = "particle smoother"

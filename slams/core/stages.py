@@ -1,0 +1,204 @@
+"""Finished work on disk: a stage's result is reused where its inputs and its version are the same."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from slams.core.files import write_text
+from slams.core.settings import differences, plain
+from slams.core.tensorfile import read_facts, read_tensors, write_tensors
+
+Result = tuple[dict[str, Tensor], dict[str, Any]]
+Say = Callable[[str], None]
+
+_LEDGER = ".stages.json"
+
+
+def digest(*parts: Any) -> str:
+    """A short name of plain values: the same for equal settings, whatever the order of their keys.
+
+    Dataclasses count by the fields that differ from their defaults, so that a setting added later leaves the digest
+    of older results alone.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps([essential(part) for part in parts], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def essential(value: Any) -> Any:
+    """Plain values, of dataclasses only the fields that differ from their defaults."""
+    if is_dataclass(value) and not isinstance(value, type):
+        kept = {}
+        for field in fields(value):
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            item = getattr(value, field.name)
+            if default is MISSING or plain(item) != plain(default):
+                kept[field.name] = essential(item)
+        return kept
+    if isinstance(value, Mapping):
+        return {str(key): essential(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [essential(item) for item in value]
+    return plain(value)
+
+
+def file_stem(label: str) -> str:
+    """A label without the characters that file systems may refuse.
+
+    >>> file_stem("EnKF N 50, s 0.5")
+    'EnKF_N_50__s_0.5'
+    """
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in label)
+
+
+def claim(path: str | Path, settings: Mapping[str, Any]) -> None:
+    """Write settings where there are none, or make sure that they are the same.
+
+    Args:
+        path: JSON file of the settings.
+        settings: Plain values.
+
+    Raises:
+        ValueError: If other settings are there, with the differences.
+    """
+    path, wanted = Path(path), json.loads(json.dumps(plain(settings)))
+    if path.exists():
+        different = differences(json.loads(path.read_text(encoding="utf-8")), wanted)
+        if different:
+            raise ValueError(
+                f"{path} is of another set-up: {'; '.join(different[:6])}. Choose another --out, or remove "
+                "that folder."
+            )
+        return
+    write_text(path, json.dumps(wanted, indent=1))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of work.
+
+    Attributes:
+        name: Of its result.
+        inputs: Everything that the result depends on: plain values and dataclasses.
+        version: Of its algorithm; raised in the commit that changes its numbers.
+    """
+
+    name: str
+    inputs: Any = None
+    version: int = 1
+
+    @property
+    def key(self) -> str:
+        """Version and digest of the inputs."""
+        return f"{self.version}:{digest(self.inputs)}"
+
+
+class Stages:
+    """Finished stages of one folder.
+
+    A stage's result is either a tensor file of this class (`keep`) or files of its own that are noted in a ledger
+    (`done`, `finish`). A result is taken only if inputs and version agree and its files are whole; otherwise the
+    stage is done again, with a line that says why.
+
+    Args:
+        folder: Of the results.
+        say: Takes a line of text; nothing is said if None.
+    """
+
+    def __init__(self, folder: str | Path, say: Say | None = None) -> None:
+        self.folder = Path(folder)
+        self._say = say or (lambda text: None)
+
+    def keep(self, stage: Stage, make: Callable[[], Result]) -> Result:
+        """The result of a stage, read from disk or made and written.
+
+        Args:
+            stage: The stage; its result is the file `file_stem(name)`.safetensors.
+            make: Returns tensors and facts, each by name.
+
+        Returns:
+            Tensors and facts.
+        """
+        found = self.load(stage)
+        if found is None:
+            found = make()
+            self.save(stage, *found)
+        return found
+
+    def load(self, stage: Stage) -> Result | None:
+        """The kept result of a stage, None where there is none of these inputs and this version."""
+        path = self.path(stage)
+        if not path.exists():
+            return None
+        try:
+            key = read_facts(path).get("stage")
+            if not self._same(stage, key):
+                return None
+            tensors, facts = read_tensors(path)
+        except ValueError as error:
+            self._say(f"{stage.name}: done again, {error}")
+            return None
+        facts.pop("stage")
+        return tensors, facts
+
+    def save(self, stage: Stage, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Keep the result of a stage, whole or not at all."""
+        write_tensors(self.path(stage), tensors, {**facts, "stage": stage.key})
+
+    def path(self, stage: Stage) -> Path:
+        """The file that `keep` writes."""
+        return self.folder / f"{file_stem(stage.name)}.safetensors"
+
+    def done(self, stage: Stage, files: Sequence[str] = ()) -> bool:
+        """Whether a stage with files of its own is finished, from the same inputs, and its files are whole.
+
+        Args:
+            stage: The stage.
+            files: Names of its files, in the folder.
+        """
+        row = self._rows().get(stage.name)
+        if row is None:
+            return False
+        key, sizes = (row, {}) if isinstance(row, str) else (row["key"], row["sizes"])
+        if not self._same(stage, key):
+            return False
+        for name in files:
+            path = self.folder / name
+            if not path.exists() or sizes.get(name, _size(path)) != _size(path):
+                self._say(
+                    f"{stage.name}: done again, {path} is {'cut or changed' if path.exists() else 'gone'}"
+                )
+                return False
+        return True
+
+    def finish(self, stage: Stage, files: Sequence[str] = ()) -> None:
+        """Note that a stage is finished and how large its files are."""
+        sizes = {name: _size(self.folder / name) for name in files}
+        rows = {**self._rows(), stage.name: {"key": stage.key, "sizes": sizes}}
+        write_text(self.folder / _LEDGER, json.dumps(rows, indent=1))
+
+    def _rows(self) -> dict[str, Any]:
+        path = self.folder / _LEDGER
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+    def _same(self, stage: Stage, key: Any) -> bool:
+        """Whether a kept key is the stage's; a line says so where the version is another."""
+        if key == stage.key:
+            return True
+        before = str(key).partition(":")[0]
+        if ":" in str(key) and before != str(stage.version):
+            self._say(f"{stage.name}: done again, its result is of version {before}, this is {stage.version}")
+        return False
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
