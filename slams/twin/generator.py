@@ -275,7 +275,7 @@ def load_generator(path: Path | None = None, **settings: Any) -> PseudoEnsemble:
 
 @functools.lru_cache(maxsize=4)
 def _read(path: Path, _changed: int) -> tuple[Encoded, dict[str, Any]]:
-    tensors, meta = read_tensors(path)
+    tensors, meta = read_tensors(path, remedy="train it with --train, or check the path")
     try:
         denoiser = build(GeneratorSettings(**meta["net"]))
         denoiser.load_state_dict({name: value.float() for name, value in tensors.items()})

@@ -320,7 +320,7 @@ def load_prior(path: Path) -> tuple[Denoiser, dict[str, Any]]:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds other weights than its settings ask for.
     """
-    tensors, meta = read_tensors(path)
+    tensors, meta = read_tensors(path, remedy="train it with --train, or check the path")
     try:
         net = FlowNet(**meta["net"])
         denoiser = build(net, _moments(tensors, net))
@@ -340,7 +340,7 @@ def load_covariance(path: Path, length: int) -> FlowCovariance:
         path: Written by `save_prior`.
         length: Of the trajectories.
     """
-    tensors, meta = read_tensors(path)
+    tensors, meta = read_tensors(path, remedy="train it with --train, or check the path")
     return FlowCovariance(_moments(tensors, FlowNet(**meta["net"])), length)
 
 

@@ -198,7 +198,7 @@ def load_net(path: Path, channels: int = 3) -> tuple[Denoiser, dict[str, Any]]:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds other weights than its settings ask for.
     """
-    tensors, meta = read_tensors(path)
+    tensors, meta = read_tensors(path, remedy="train it with --train, or check the path")
     try:
         net = NetSettings(**meta["net"])
         size = net.window * channels
