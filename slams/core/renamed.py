@@ -1,0 +1,41 @@
+"""Names of earlier versions: they work until 0.4, with a `FutureWarning` that names the new one."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+# Where a name is used -> old name -> new name. The one table of all renamed keywords, keys and columns.
+RENAMED: dict[str, dict[str, str]] = {
+    "method setting": {"size": "members"},
+    "size preset": {"grid": "size"},
+}
+
+
+def renamed(scope: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree with old names replaced by new ones.
+
+    Args:
+        scope: A key of `RENAMED`.
+        tree: Keys and values, or keywords.
+
+    Returns:
+        A new mapping, in the same order.
+
+    Raises:
+        ValueError: If a name is given in its old and its new form.
+    """
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        new = RENAMED[scope].get(key, key)
+        if new != key:
+            warnings.warn(
+                f"the {scope} {key!r} is now {new!r}; {key!r} works until version 0.4.",
+                FutureWarning,
+                stacklevel=3,
+            )
+        if new in found or (new != key and new in tree):
+            raise ValueError(
+                f"the {scope} {new!r} is given twice, as {key!r} and as {new!r}; leave out {key!r}."
+            )
+        found[new] = value
+    return found
