@@ -43,6 +43,7 @@ class Posterior:
         mean: (*B, L, *S), or None.
         variance: Unbiased variance of the members, (*B, L, *S), or None.
         explanations: What the analyses asked for did, by step.
+        seed: Seed of the random draws: passed as `rng` it gives the same members again; of a generator its own.
     """
 
     samples: Tensor | None
@@ -50,6 +51,7 @@ class Posterior:
     mean: Tensor | None = None
     variance: Tensor | None = None
     explanations: Mapping[int, Explanation] = field(default_factory=dict)
+    seed: int | None = None
 
     def explain(self, cycle: int) -> Explanation:
         """What the analysis of one step did.
@@ -75,17 +77,17 @@ class Assimilator(abc.ABC):
     """A prior and a rule; the data come with the call."""
 
     @abc.abstractmethod
-    def assimilate(self, observations: Observations, size: int, *, rng: Rng = None) -> Posterior:
+    def assimilate(self, observations: Observations, members: int, *, rng: Rng = None) -> Posterior:
         """Draw a posterior ensemble.
 
         Args:
             observations: What was seen along the trajectory, values (*B, L, *O).
-            size: Number of members N.
-            rng: Generator.
+            members: Number of members N.
+            rng: Generator or seed; a fresh seed if None, kept in the posterior.
 
         Returns:
             The ensemble, (*B, N, L, *S).
 
         Raises:
-            ValueError: If `size` is below 1.
+            ValueError: If `members` is below 1.
         """

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from slams.core.files import atomic
-from slams.core.random import Rng
 
 Settings = dict[str, Any]
 
@@ -37,16 +36,10 @@ class Checkpoint:
         method: object,
         observations: Mapping[str, object],
         *,
-        rng: Rng,
+        rng: torch.Generator,
         **settings: object,
     ) -> "Checkpoint":
-        """The checkpoint of a method, its observations and further settings.
-
-        Raises:
-            ValueError: Without a generator, whose state a resumed run needs.
-        """
-        if rng is None:
-            raise ValueError("a run with a checkpoint needs its own generator; pass rng=torch.Generator().")
+        """The checkpoint of a method, its observations and further settings."""
         whole = {"method": method, "observations": dict(observations), "seed": rng.initial_seed(), **settings}
         return cls(path, describe(whole))
 

@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from slams.assimilation.base import Assimilator, Explanation, Posterior
 from slams.assimilation.checkpoint import Checkpoint
 from slams.assimilation.records import Keep, Records
-from slams.core.random import Rng
+from slams.core.random import Rng, generator, settled
+from slams.core.renamed import old_keywords
 from slams.observation.observation import Observation, Observations
 from slams.systems.base import Dynamics
 
@@ -36,12 +37,14 @@ class Memory:
             their forecast variance, 1 on average for a calibrated method.
         step: Number of the present step.
         coming: What will be seen at the step that is being forecast, for methods that look ahead.
+        observations: All that is assimilated, for methods that fit several steps at once.
     """
 
     carry: dict[str, Tensor] = field(default_factory=dict)
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
     coming: Observation | None = None
+    observations: Observations | None = None
 
     def part(self, replicates: slice) -> "Memory":
         """What is carried for some of the replicates, which are the first axis of every tensor."""
@@ -137,7 +140,7 @@ class Filter(Assimilator):
         memory: Memory | None = None,
     ) -> Tensor:
         """One step: forecast, then analyse if anything is seen; (*B, N, *S) -> (*B, N, *S)."""
-        memory = Memory() if memory is None else memory
+        memory, rng = Memory() if memory is None else memory, generator(rng, "method")
         memory.coming = observation
         x = self.forecast(x, memory, rng=rng)
         return x if observation is None else self.analyse(x, observation, rng=rng, memory=memory)
@@ -169,10 +172,11 @@ class Filter(Assimilator):
         """
         return [(k, x)]
 
+    @old_keywords("method setting")
     def assimilate(  # noqa: PLR0913
         self,
         observations: Observations,
-        size: int,
+        members: int,
         *,
         x0: Tensor | None = None,
         keep: Keep = "members",
@@ -187,7 +191,7 @@ class Filter(Assimilator):
 
         Args:
             observations: Values (*B, L, *O).
-            size: Number of members N.
+            members: Number of members N.
             x0: First ensemble, (*B, N, *S); drawn from `dynamics.initial` if None.
             keep: What of every step stays in memory: "members", "moments" or "scores" (diagnostics and what
                 `monitor` returns).
@@ -196,7 +200,7 @@ class Filter(Assimilator):
             checkpoint: File to which the run is saved and from which it goes on; needs `rng`.
             every: Steps between two saves.
             progress: Called with every step done.
-            rng: Generator.
+            rng: Generator or seed; a fresh seed, kept in the posterior, if None.
 
         Returns:
             The ensemble and diagnostics: "innovation" as in `Memory`, "track", its mean over about 50 analyses,
@@ -207,11 +211,15 @@ class Filter(Assimilator):
             ValueError: On a size, first ensemble or checkpoint that does not fit.
             FloatingPointError: On members that are not credible, if `failure` is "stop".
         """
-        state = _State.begin(self, observations, size, x0, rng)
+        if checkpoint is not None and rng is None:
+            raise ValueError("a run with a checkpoint needs a seed or a generator of its own; pass rng=0.")
+        source, seed = settled(rng)
+        state = _State.begin(self, observations, members, x0, generator(source, "first members"))
+        rng = generator(source, "method")
         records = Records(observations, keep, monitor, explain)
         saved = None
         if checkpoint is not None:
-            saved = Checkpoint.of(checkpoint, self, observations, size=size, keep=keep, x0=x0, rng=rng)
+            saved = Checkpoint.of(checkpoint, self, observations, size=members, keep=keep, x0=x0, rng=rng)
             state.restore(records, saved.load(), rng)
         for k in range(state.done, observations.steps):
             state.step(k, observations.step(k), records, rng)
@@ -221,23 +229,23 @@ class Filter(Assimilator):
                 progress(k)
         if saved is not None:
             saved.save(state.tensors(records, rng))
-        return records.posterior()
+        return replace(records.posterior(), seed=seed)
 
     @property
     def _axis(self) -> int:
         """Axis of the members."""
         return -1 - len(self.dynamics.state_shape)
 
-    def _check_start(self, observations: Observations, size: int, x0: Tensor | None, rng: Rng) -> Tensor:
+    def _check_start(self, observations: Observations, members: int, x0: Tensor | None, rng: Rng) -> Tensor:
         """The first ensemble, checked at the door."""
-        if size < self.least:
+        if members < self.least:
             raise ValueError(
-                f"{type(self).__name__} needs at least {self.least} members, got {size}; an ensemble's "
+                f"{type(self).__name__} needs at least {self.least} members, got {members}; an ensemble's "
                 "spread is undefined below."
             )
-        shape = (*observations.batch, size, *self.dynamics.state_shape)
+        shape = (*observations.batch, members, *self.dynamics.state_shape)
         if x0 is None:
-            return self.dynamics.initial(*observations.batch, size, rng=rng)
+            return self.dynamics.initial(*observations.batch, members, rng=rng)
         event = len(self.dynamics.state_shape)
         if tuple(x0.shape[x0.ndim - event - 1 :]) != shape[len(observations.batch) :]:
             raise ValueError(
@@ -262,14 +270,14 @@ class _State:
 
     @classmethod
     def begin(
-        cls, method: Filter, observations: Observations, size: int, x0: Tensor | None, rng: Rng
+        cls, method: Filter, observations: Observations, members: int, x0: Tensor | None, rng: Rng
     ) -> "_State":
-        memory = Memory()
-        x = method._check_start(observations, size, x0, rng)
+        memory = Memory(observations=observations)
+        x = method._check_start(observations, members, x0, rng)
         memory.carry["track"] = torch.ones(observations.batch, dtype=x.dtype, device=x.device)
-        return cls(method, method.start(x, memory), memory, size)
+        return cls(method, method.start(x, memory), memory, members)
 
-    def step(self, k: int, observation: Observation | None, records: "Records", rng: Rng) -> None:
+    def step(self, k: int, observation: Observation | None, records: "Records", rng: torch.Generator) -> None:
         """Advance to step k and write down what is kept of it."""
         memory, method = self.memory, self.method
         memory.diagnostics, memory.step = {}, k
@@ -340,18 +348,16 @@ class _State:
             count[..., 0] == 0, 1.0, self.memory.diagnostics.get("lost", torch.zeros(()).to(self.x))
         )
 
-    def tensors(self, records: "Records", rng: Rng) -> dict[str, Tensor]:
+    def tensors(self, records: "Records", rng: torch.Generator) -> dict[str, Tensor]:
         """Everything a later process needs to go on."""
-        assert rng is not None
         out = {"x": self.x, "done": torch.tensor([self.done, self.analyses]), "rng": rng.get_state()}
         out |= {f"carry/{name}": value for name, value in self.memory.carry.items()}
         return out | records.tensors()
 
-    def restore(self, records: "Records", saved: dict[str, Tensor] | None, rng: Rng) -> None:
+    def restore(self, records: "Records", saved: dict[str, Tensor] | None, rng: torch.Generator) -> None:
         """Go on from a save, if there is one."""
         if saved is None:
             return
-        assert rng is not None
         self.x = saved["x"]
         self.done, self.analyses = saved["done"].tolist()
         rng.set_state(saved["rng"])
@@ -360,10 +366,8 @@ class _State:
         records.restore(saved)
 
 
-def _aside(rng: Rng, k: int) -> Rng:
+def _aside(rng: torch.Generator, k: int) -> torch.Generator:
     """A generator for draws that are only looked at: what is kept must not change the run."""
-    if rng is None:
-        return None
     return torch.Generator(rng.device).manual_seed((rng.initial_seed() * 1_000_003 + k + 1) % 2**63)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Rng = torch.Generator | None
+# A source of random numbers as a user gives it: a generator, a seed, or None for a fresh seed.
+Rng = torch.Generator | int | None
 
 
 def normal(
@@ -23,15 +24,44 @@ def normal(
         shape: Shape of the result.
         like: Tensor whose dtype and device the result takes.
         dtype: Overrides the dtype of `like`.
-        rng: Generator; the global one if None.
+        rng: Generator or seed; a fresh seed if None.
 
     Returns:
         Independent N(0, 1) values, shape `shape`.
     """
+    source = generator(rng, "normal")
     dtype = dtype or (like.dtype if like is not None else torch.get_default_dtype())
-    device = rng.device if rng is not None else torch.device("cpu")
-    draw = torch.randn(tuple(shape), dtype=dtype, device=device, generator=rng)
+    draw = torch.randn(tuple(shape), dtype=dtype, device=source.device, generator=source)
     return draw if like is None else draw.to(like.device)
+
+
+def uniform(
+    shape: Sequence[int], *, like: Tensor, dtype: torch.dtype | None = None, rng: Rng = None
+) -> Tensor:
+    """Uniform draws in [0, 1), made on the generator's device and moved to that of `like`.
+
+    Args:
+        shape: Shape of the result.
+        like: Tensor whose device the result takes.
+        dtype: Type of the result; the default one if None.
+        rng: Generator or seed; a fresh seed if None.
+
+    Returns:
+        Independent values, shape `shape`.
+    """
+    source = generator(rng, "uniform")
+    return torch.rand(tuple(shape), dtype=dtype, device=source.device, generator=source).to(like.device)
+
+
+def permutation(count: int, *, rng: Rng = None) -> Tensor:
+    """The numbers 0, ..., count - 1 in random order, on the generator's device.
+
+    Args:
+        count: Their number.
+        rng: Generator or seed; a fresh seed if None.
+    """
+    source = generator(rng, "permutation")
+    return torch.randperm(count, generator=source, device=source.device)
 
 
 def fork(seed: int, *labels: str | int) -> torch.Generator:
@@ -55,7 +85,7 @@ def fork(seed: int, *labels: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
 
-def generator(rng: torch.Generator | int | None, *purpose: str | int) -> torch.Generator:
+def generator(rng: Rng, *purpose: str | int) -> torch.Generator:
     """The generator of one named purpose.
 
     Args:
@@ -72,12 +102,27 @@ def generator(rng: torch.Generator | int | None, *purpose: str | int) -> torch.G
     >>> bool(torch.rand(1, generator=a) == torch.rand(1, generator=b))
     False
     """
+    source, _ = settled(rng)
+    return source if isinstance(source, torch.Generator) else fork(source, *purpose)
+
+
+def settled(rng: Rng) -> tuple[torch.Generator | int, int]:
+    """A source that is no longer None, and its seed, to be kept with what is made of it.
+
+    Args:
+        rng: A generator, a seed, or None for a fresh seed.
+
+    Returns:
+        The generator or the seed; and the seed, of a generator its `initial_seed()`.
+
+    Raises:
+        TypeError: If `rng` is neither.
+    """
     if isinstance(rng, torch.Generator):
-        return rng
-    if rng is None:
-        return torch.Generator().manual_seed(secrets.randbits(62))
-    if isinstance(rng, bool) or not isinstance(rng, int):
+        return rng, rng.initial_seed()
+    seed = secrets.randbits(31) if rng is None else rng
+    if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(
             f"rng is a seed (an int) or a torch.Generator, got {rng!r} of type {type(rng).__name__}."
         )
-    return fork(rng, *purpose)
+    return seed, seed

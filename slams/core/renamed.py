@@ -1,14 +1,19 @@
 """Names of earlier versions: they work until 0.4, with a `FutureWarning` that names the new one."""
 
+import functools
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 # Where a name is used -> old name -> new name. The one table of all renamed keywords, keys and columns.
 RENAMED: dict[str, dict[str, str]] = {
     "method setting": {"size": "members"},
     "size preset": {"grid": "size"},
 }
+
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 def renamed(scope: str, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,3 +44,23 @@ def renamed(scope: str, tree: Mapping[str, Any]) -> dict[str, Any]:
             )
         found[new] = value
     return found
+
+
+def old_keywords(scope: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Decorator of a function whose keywords were renamed: the old ones work with a `FutureWarning`.
+
+    Args:
+        scope: A key of `RENAMED`.
+    """
+    old = RENAMED[scope].keys()
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        @functools.wraps(function)
+        def call(*args: Parameters.args, **keywords: Parameters.kwargs) -> Result:
+            if old & keywords.keys():
+                return function(*args, **renamed(scope, keywords))
+            return function(*args, **keywords)
+
+        return call
+
+    return decorate

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slams.core.eof import eof
-from slams.core.random import Rng, normal
+from slams.core.random import Rng, generator, normal, uniform
 from slams.diffusion.schedule import Schedule
 
 
@@ -214,7 +214,8 @@ class NetworkDenoiser(Denoiser):
         Returns:
             A scalar.
         """
-        t = torch.rand(len(x), *([1] * (x.ndim - 1)), generator=rng).to(x)
+        rng = generator(rng, "training")
+        t = uniform((len(x), *[1] * (x.ndim - 1)), like=x, rng=rng).to(x)
         alpha, sigma = self.schedule(t)
         x_t = alpha * x + sigma * normal(x.shape, like=x, rng=rng)
         scale = sigma / (alpha**2 + sigma**2).sqrt()

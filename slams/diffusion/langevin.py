@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from slams.core.random import Rng, normal
+from slams.core.random import Rng, generator, normal, uniform
 
 Score = Callable[[Tensor], Tensor]
 
@@ -58,6 +58,7 @@ def langevin(
     Source:
         Roberts & Tweedie (1996), doi:10.2307/3318418, section 1.
     """
+    rng = generator(rng, "Langevin chain")
     h = torch.as_tensor(step, dtype=x.dtype, device=x.device)
     if not bool((h > 0).all()):
         raise ValueError(f"Langevin steps must be positive, got {float(h.min()):g}.")
@@ -81,15 +82,10 @@ def langevin(
         back = noise + (h / 2).sqrt() * (gradient + ahead)
         log_ratio = 0.5 * (noise**2 - back**2).flatten(batch).sum(-1)
         reached = log_prob(proposal)
-        uniform = torch.rand(reached.shape, generator=rng, dtype=x.dtype, device=_device(rng)).to(x)
-        move = uniform.log() < reached - density + log_ratio
+        chance = uniform(reached.shape, like=x, dtype=x.dtype, rng=rng)
+        move = chance.log() < reached - density + log_ratio
         wide = move.reshape(*move.shape, *([1] * (x.ndim - batch)))
         x, gradient = torch.where(wide, proposal, x), torch.where(wide, ahead, gradient)
         density = torch.where(move, reached, density)
         accepted += move
     return Chain(x, accepted / max(count, 1))
-
-
-def _device(rng: Rng) -> torch.device:
-    """Where a generator draws."""
-    return torch.device("cpu") if rng is None else rng.device

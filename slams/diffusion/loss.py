@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from slams.core.random import Rng, normal
+from slams.core.random import Rng, generator, normal, uniform
 from slams.diffusion.denoiser import Denoiser
 
 
@@ -45,11 +45,11 @@ def denoising_loss(
     """
     if target not in ("eps", "x0", "v"):
         raise ValueError(f"the target is 'eps', 'x0' or 'v', got {target!r}.")
+    rng = generator(rng, "training")
     if weight is not None:
         x = torch.where(weight > 0, x, 0.0)
     if times is None:
-        device = None if rng is None else rng.device
-        times = torch.rand(len(x), generator=rng, dtype=x.dtype, device=device)
+        times = uniform((len(x),), like=x, dtype=x.dtype, rng=rng)
     t = times.to(x).reshape(-1, *([1] * (x.ndim - 1)))
     alpha, sigma = denoiser.schedule(t)
     x_t = alpha * x + sigma * normal(x.shape, like=x, rng=rng)

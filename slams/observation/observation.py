@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slams.core.covariance import Covariance, stack
-from slams.core.random import Rng
+from slams.core.random import Rng, generator, permutation
 from slams.observation.operators import Compose, Flatten, Operator, Stack
 
 
@@ -258,11 +258,10 @@ class Observations(Mapping[str, Observation]):
         """
         if not 0 < fraction < 1:
             raise ValueError(f"the share to withhold must lie between 0 and 1, got {fraction}.")
-        kept, withheld = {}, {}
+        kept, withheld, rng = {}, {}, generator(rng, "withheld locations")
         for name, o in self.items():
             places = o.seen.flatten(0, -2).any(0).nonzero().squeeze(-1)
-            device = None if rng is None else rng.device
-            drawn = torch.randperm(len(places), generator=rng, device=device).to(places.device)
+            drawn = permutation(len(places), rng=rng).to(places.device)
             hidden = torch.zeros(o.seen.shape[-1], dtype=torch.bool, device=places.device)
             hidden[places[drawn[: round(fraction * len(places))]]] = True
             hidden = hidden.reshape(o.value.shape[-o.event :])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from slams.core.random import Rng
+from slams.core.random import Rng, permutation
 from slams.observation.grid import AvgPool, Box, FirstMinusLast, Vorticity
 from slams.observation.interpolation import Interpolate, InterpolateLine, InterpolateTorus
 
@@ -177,7 +177,7 @@ class Mask(Select):
         if not 0 <= hidden < 1 or left < 1:
             raise ValueError(f"hiding {hidden} of {size} points leaves none, or is no share in [0, 1).")
         keep = torch.zeros(size, dtype=torch.bool)
-        keep[torch.randperm(size, generator=rng, device=None if rng is None else rng.device)[:left]] = True
+        keep[permutation(size, rng=rng)[:left]] = True
         return cls(keep.reshape(tuple(shape)))
 
 

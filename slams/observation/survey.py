@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slams.core.covariance import Covariance, Isotropic
-from slams.core.random import Rng
+from slams.core.random import Rng, generator, uniform
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import Operator
 
@@ -61,6 +61,7 @@ class Instrument:
 
     def observe(self, truth: Tensor, *, event: int = 1, rng: Rng = None) -> Observation:
         """See `Survey.observe`."""
+        rng = generator(rng, "observation errors")
         length, axis = truth.shape[-1 - event], truth.ndim - 1 - event
         steps = torch.tensor(self.steps(length), device=truth.device)
         exact = self.operator(truth.index_select(axis, steps))
@@ -71,9 +72,7 @@ class Instrument:
         noise = self.noise.sized(size, exact).to(exact)
         seen = exact.reshape(*exact.shape[: axis + 1], size) + noise.sample(*exact.shape[: axis + 1], rng=rng)
         if self.missing:
-            device = truth.device if rng is None else rng.device
-            chance = torch.rand(seen.shape, generator=rng, device=device).to(truth.device)
-            seen = seen.masked_fill(chance < self.missing, torch.nan)
+            seen = seen.masked_fill(uniform(seen.shape, like=seen, rng=rng) < self.missing, torch.nan)
         shape = (*exact.shape[:axis], length, *exact.shape[axis + 1 :])
         value = exact.new_full(shape, torch.nan).index_copy(axis, steps, seen.reshape(exact.shape))
         return Observation(value, self.operator, noise, values)
@@ -156,6 +155,7 @@ class Survey:
         Raises:
             ValueError: If the truth has too few axes or is not finite, or no step of it is observed.
         """
+        rng = generator(rng, "observation errors")
         if truth.ndim < event + 1:
             raise ValueError(
                 f"a truth has axes (*B, L, *S), here with {event} of the state; got shape {tuple(truth.shape)}."

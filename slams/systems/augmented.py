@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from slams.core.random import normal
-from slams.systems.base import Dynamics, Rng
+from slams.core.random import Rng, generator, normal
+from slams.systems.base import Dynamics
 from slams.systems.flow import Flow
 
 
@@ -92,6 +92,7 @@ class AugmentedParameters(Dynamics):
 
     def initial(self, *shape: int, rng: Rng = None) -> Tensor:
         """Draws of the system's start with independent parameters, (*shape, d + P)."""
+        rng = generator(rng, "initial")
         x = self.dynamics.initial(*shape, rng=rng)
         draw = normal((*shape, len(self.names)), like=self._mean, rng=rng)
         return torch.cat([x, self._mean + self._std * draw], -1)
@@ -116,6 +117,7 @@ class AugmentedParameters(Dynamics):
             )
         state, theta = x.split([self.dynamics.size, len(self.names)], -1)
         values = dict(zip(self.names, theta.split(1, -1), strict=True))
+        rng = generator(rng, "model noise") if self._walks else rng
         after = self.dynamics(state, rng=rng, **values)
         if self._walks:
             theta = theta + self._walk * normal(theta.shape, like=theta, rng=rng)

@@ -5,7 +5,7 @@ import abc
 import torch
 from torch import Tensor, nn
 
-Rng = torch.Generator | None
+from slams.core.random import Rng, generator
 
 
 class Dynamics(nn.Module, abc.ABC):
@@ -25,7 +25,7 @@ class Dynamics(nn.Module, abc.ABC):
 
         Args:
             *shape: Leading axes of the draw.
-            rng: Source of randomness; None uses torch's global one.
+            rng: Generator or seed; a fresh seed if None.
 
         Returns:
             States, `(*shape, *S)`.
@@ -37,7 +37,7 @@ class Dynamics(nn.Module, abc.ABC):
 
         Args:
             x: States, `(*B, *S)`.
-            rng: Source of randomness, for stochastic systems.
+            rng: Generator or seed, for stochastic systems.
 
         Returns:
             States one step later, `(*B, *S)`.
@@ -49,7 +49,7 @@ class Dynamics(nn.Module, abc.ABC):
         Args:
             x: States at step k, `(*B, *S)`.
             k: Number of the step.
-            rng: Source of randomness, for stochastic systems.
+            rng: Generator or seed, for stochastic systems.
 
         Returns:
             `(*B, *S)`.
@@ -62,7 +62,7 @@ class Dynamics(nn.Module, abc.ABC):
         Args:
             x: States, `(*B, *S)`.
             steps: Number of steps, at least 0.
-            rng: Source of randomness, for stochastic systems.
+            rng: Generator or seed, for stochastic systems.
 
         Returns:
             Trajectory, `(*B, 1 + steps, *S)`.
@@ -78,7 +78,7 @@ class Dynamics(nn.Module, abc.ABC):
             )
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}.")
-        states = [x]
+        states, rng = [x], generator(rng, "trajectory")
         for k in range(steps):
             states.append(self.advance(states[-1], k, rng=rng))
         return torch.stack(states, dim=x.ndim - event)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from slams.systems.base import Rng
+from slams.core.random import Rng, generator, uniform
 from slams.systems.flow import Coefficient, Flow, Gaussian
 
 
@@ -90,12 +90,11 @@ class DoubleWell(Flow):
 
     def forward(self, x: Tensor, *, rng: Rng = None, **coefficients: Coefficient) -> Tensor:
         """See `Flow.forward`; with the jumps of `flip_chance`, which `mean` leaves out."""
+        rng = generator(rng, "model noise")
         after = super().forward(x, rng=rng, **coefficients)
         if not self.flip_chance:
             return after
-        device = after.device if rng is None else rng.device
-        chance = torch.rand(after.shape, generator=rng, device=device).to(after.device)
-        return torch.where(chance < self.flip_chance, -after, after)
+        return torch.where(uniform(after.shape, like=after, rng=rng) < self.flip_chance, -after, after)
 
     def log_transition(self, x: Tensor, after: Tensor) -> Tensor:
         """See `Flow.log_transition`; with the jumps of `flip_chance`."""
@@ -107,6 +106,7 @@ class DoubleWell(Flow):
 
     def trajectory(self, x: Tensor, steps: int, *, rng: Rng = None) -> Tensor:
         """See `Dynamics.trajectory`; with the jumps of `flip_every`."""
+        rng = generator(rng, "trajectory")
         if not self.flip_every:
             return super().trajectory(x, steps, rng=rng)
         pieces, done = [super().trajectory(x, min(steps, 0))], 0

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from slams.core.integrate import stepper
-from slams.core.random import normal
-from slams.systems.base import Dynamics, Rng
+from slams.core.random import Rng, generator, normal
+from slams.systems.base import Dynamics
 
 Coefficient = float | Tensor
 
@@ -83,7 +83,7 @@ class Gaussian(nn.Module):
 
     def sample(self, *shape: int, rng: Rng = None) -> Tensor:
         """Independent draws, (*shape, d)."""
-        draw = normal((*shape, *self.mean.shape), like=self.mean, rng=rng)
+        draw = normal((*shape, *self.mean.shape), like=self.mean, rng=generator(rng, "initial"))
         return self.mean + (draw @ self.root.mT if self.root.ndim == 2 else draw * self.root)
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from slams.core.random import normal
-from slams.systems.base import Dynamics, Rng
+from slams.core.random import Rng, normal
+from slams.systems.base import Dynamics
 from slams.systems.flow import Gaussian, factor
 
 

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from slams.core.random import normal
-from slams.systems.base import Rng
+from slams.core.random import Rng, generator, normal
 from slams.systems.flow import Coefficient, Flow, Gaussian
 from slams.systems.linear import LinearGaussian
 
@@ -116,5 +115,5 @@ class LotkaVolterra(Flow):
         if self.start is not None:
             return self.start.sample(*shape, rng=rng)
         # erf turns normal draws into uniform ones: `normal` knows about the generator's device.
-        draw = normal((*shape, 2), like=self._zero, rng=rng)
+        draw = normal((*shape, 2), like=self._zero, rng=generator(rng, "initial"))
         return (1 + torch.erf(draw / 2**0.5)) / 2

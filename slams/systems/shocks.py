@@ -1,9 +1,8 @@
 """What happens to a system beside its own motion: sudden shocks, and a time to settle before the start."""
 
-import torch
 from torch import Tensor
 
-from slams.core.random import Rng, normal
+from slams.core.random import Rng, generator, normal, uniform
 from slams.systems.base import Dynamics
 
 
@@ -57,18 +56,19 @@ class Shocked(_Around):
 
     def forward(self, x: Tensor, *, rng: Rng = None) -> Tensor:
         """See `Dynamics.forward`."""
+        rng = generator(rng, "model noise")
         return self._hit(super().forward(x, rng=rng), rng)
 
     def advance(self, x: Tensor, k: int, *, rng: Rng = None) -> Tensor:
         """See `Dynamics.advance`."""
+        rng = generator(rng, "model noise")
         return self._hit(super().advance(x, k, rng=rng), rng)
 
     def _hit(self, x: Tensor, rng: Rng) -> Tensor:
         if not self.probability or not self.deviation:
             return x
         batch = x.shape[: x.ndim - len(self.state_shape)]
-        device = x.device if rng is None else rng.device
-        drawn = torch.rand(batch, generator=rng, device=device).to(x.device) < self.probability
+        drawn = uniform(batch, like=x, rng=rng) < self.probability
         hit = drawn.reshape(*batch, *(1,) * len(self.state_shape)).to(x)
         return x + self.deviation * hit * normal(x.shape, like=x, rng=rng)
 
@@ -92,6 +92,7 @@ class SpunUp(_Around):
 
     def initial(self, *shape: int, rng: Rng = None) -> Tensor:
         """See `Dynamics.initial`."""
+        rng = generator(rng, "initial")
         x = self.dynamics.initial(*shape, rng=rng)
         for k in range(self.steps):
             x = self.dynamics.advance(x, k, rng=rng)

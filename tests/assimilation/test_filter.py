@@ -240,7 +240,7 @@ def test_explanation_is_what_the_analysis_did(rng):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": 1}, "at least 2 members"),
+        ({"members": 1}, "at least 2 members"),
         ({"x0": torch.zeros(2, 6, 5)}, "expected"),
         ({"x0": torch.full((2, 6, 3), torch.nan)}, "finite"),
         ({"keep": "all"}, "keep must be"),
@@ -248,7 +248,7 @@ def test_explanation_is_what_the_analysis_did(rng):
 )
 def test_bad_arguments_are_told_at_the_door(twin, arguments, message):
     with pytest.raises(ValueError, match=message):
-        EnKF(twin.system).assimilate(**{"observations": twin.observations, "size": 6, **arguments})
+        EnKF(twin.system).assimilate(**{"observations": twin.observations, "members": 6, **arguments})
 
 
 def test_unknown_policy_is_refused(twin):

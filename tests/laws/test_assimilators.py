@@ -130,6 +130,19 @@ def test_killed_and_resumed_equals_uninterrupted(name, twin, tmp_path):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_the_seed_in_the_posterior_repeats_the_run_and_the_global_generator_is_left_alone(name, twin):
+    build, before = METHODS[name][0], torch.get_rng_state()
+    fresh = build().assimilate(twin[0], SIZE, x0=twin[1])
+    again = build().assimilate(twin[0], SIZE, x0=twin[1], rng=fresh.seed)
+    assert again.seed == fresh.seed
+    assert torch.equal(again.samples, fresh.samples)
+    assert torch.equal(before, torch.get_rng_state())
+    if METHODS[name][1]:
+        other = build().assimilate(twin[0], SIZE, x0=twin[1], rng=fresh.seed + 1)
+        assert not torch.equal(other.samples, fresh.samples)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_every_step_is_believed_and_every_analysis_reports_its_innovation(name, twin):
     post = run(name, *twin)
     assert torch.isfinite(post.mean).all()

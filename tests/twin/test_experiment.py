@@ -34,7 +34,7 @@ def test_the_example_of_the_design_runs():
     survey = Survey(operators.Stride(2), Isotropic(1.0), every=1)
     truth, observations = TwinExperiment(system, survey, length=200).simulate(rng)
     method = ETKF(system, inflation=1.02)
-    post = method.assimilate(observations, size=32, rng=rng)
+    post = method.assimilate(observations, members=32, rng=rng)
     table = evaluate(post.samples, truth, metrics=[RMSE, SPREAD, CRPS])
     assert truth.shape == (200, 40) and observations.steps == 200 and observations.step(0) is not None
     assert set(table) == {"rmse", "spread", "crps"} and table["rmse"].value < 0.5

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slams.assimilation.ensemble.inflation import Inflation, random_rotation, reflect, uniform_orthogonal
 from slams.assimilation.filter import Failure, Filter, Memory
-from slams.core.random import Rng, normal
+from slams.core.random import Rng, generator, normal
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
 
@@ -115,7 +115,7 @@ class EnsembleKalman(Filter):
         self, forecast: Tensor, observation: Observation, *, rng: Rng = None, memory: Memory | None = None
     ) -> Tensor:
         """See `Filter.analyse`; on the CPU so many replicates at a time that they stay in a core's cache."""
-        memory = Memory() if memory is None else memory
+        memory, rng = Memory() if memory is None else memory, generator(rng, "analysis")
         count = (
             -(-forecast.numel() // _CACHED)
             if forecast.device.type == "cpu" and observation.value.ndim > 1

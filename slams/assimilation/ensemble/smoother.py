@@ -14,7 +14,7 @@ from slams.assimilation.ensemble.kalman import (
     square_root_update,
 )
 from slams.assimilation.filter import Failure, Filter, Memory
-from slams.core.random import Rng
+from slams.core.random import Rng, generator
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
 
@@ -199,7 +199,7 @@ class IEnKS(Filter):
         self, forecast: Tensor, observation: Observation, *, rng: Rng = None, memory: Memory | None = None
     ) -> Tensor:
         """See `Filter.analyse`; "iterations" is in the diagnostics."""
-        memory = Memory() if memory is None else memory
+        memory, rng = Memory() if memory is None else memory, generator(rng, "analysis")
         window = memory.carry.get("window", forecast.unsqueeze(self._axis))
         E = window.flatten(self._axis)
         updated = self._iterate(E, window, observation, memory, rng)

@@ -12,7 +12,8 @@ from slams.assimilation.particle.bootstrap import (
     normalise,
     systematic,
 )
-from slams.core.random import Rng, normal
+from slams.core.random import Rng, generator, normal, permutation, settled, uniform
+from slams.core.renamed import old_keywords
 from slams.observation.observation import Observations
 
 _NEGLIGIBLE = 30.0  # nats below the largest weight
@@ -86,32 +87,35 @@ class BackwardSimulation(Assimilator):
         self.rows = rows
 
     @torch.no_grad()
-    def assimilate(self, observations: Observations, size: int, *, rng: Rng = None) -> Posterior:
+    @old_keywords("method setting")
+    def assimilate(self, observations: Observations, members: int, *, rng: Rng = None) -> Posterior:
         """Draw trajectories of one record.
 
         Args:
             observations: Values (L, *O), without replicates: the particles of one fill the memory.
-            size: Trajectories.
+            members: Trajectories.
             rng: Generator.
 
         Returns:
             Samples (N, L, d); the filter's "effective_size" and the number of distinct "ancestors" of the samples, (L).
 
         Raises:
-            ValueError: If `size` is below 1 or there are replicates.
+            ValueError: If `members` is below 1 or there are replicates.
         """
-        if size < 1 or observations.batch:
+        if members < 1 or observations.batch:
             raise ValueError(
                 f"takes one record, (L, *O), and draws at least one trajectory; got replicates {observations.batch} and "
-                f"{size}; call it once for each."
+                f"{members}; call it once for each."
             )
+        source, seed = settled(rng)
+        rng = generator(source, "method")
         states, weights, parents, effective = self._filter(observations, rng)
-        last = systematic(weights[-1], torch.rand((), generator=rng), size)
-        last = last[torch.randperm(size, generator=rng)]
+        last = systematic(weights[-1], uniform((), like=weights[-1], rng=rng), members)
+        last = last[permutation(members, rng=rng)]
         draw = self._simulate if self.backward else self._lines
         index, drawn = draw(states, weights, parents, last, rng)
         ancestors = torch.tensor([len(row.unique()) for row in index.unbind(1)], dtype=drawn.dtype)
-        return Posterior(drawn, {"effective_size": effective, "ancestors": ancestors})
+        return Posterior(drawn, {"effective_size": effective, "ancestors": ancestors}, seed=seed)
 
     def _filter(
         self, observations: Observations, rng: Rng
@@ -130,7 +134,7 @@ class BackwardSimulation(Assimilator):
             if k:
                 x, before = states[-1], weights[-1]
                 if float(effective_size(before)) < self.threshold * self.particles:
-                    parent = systematic(before, torch.rand((), generator=rng))
+                    parent = systematic(before, uniform((), like=before, rng=rng))
                     x, before = x[parent], even
                 x = self._move(x, rng)
             seen = observations.step(k)
@@ -175,12 +179,12 @@ class BackwardSimulation(Assimilator):
         drawn = [states[-1][last]]
         for x, w in zip(reversed(states[:-1]), reversed(weights[:-1]), strict=True):
             mean, after = self.dynamics.mean(x), drawn[-1]
-            uniform = torch.rand(len(last), generator=rng)
+            chance = uniform((len(last),), like=x, rng=rng)
             chosen = torch.empty_like(last)
             widest = int((after.amax(0) - after.amin(0)).argmax())
             for group in after[:, widest].argsort().split(self.rows):
                 kept = self._possible(mean, w, after[group])
-                chosen[group] = kept[self._choose(mean[kept], w[kept], after[group], uniform[group])]
+                chosen[group] = kept[self._choose(mean[kept], w[kept], after[group], chance[group])]
             index.append(chosen)
             drawn.append(x[chosen])
         index.reverse()

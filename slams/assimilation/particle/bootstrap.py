@@ -12,7 +12,7 @@ from torch import Tensor
 
 from slams.assimilation.filter import Failure, Filter, Memory
 from slams.assimilation.variational.linearized import chi2, deterministic, whitened_residual
-from slams.core.random import Rng, normal
+from slams.core.random import Rng, generator, normal, uniform
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
 
@@ -75,6 +75,7 @@ class BootstrapPF(Filter):
     ) -> Tensor:
         """See `Filter.analyse`; the new weights are in `memory.carry["log_weights"]`."""
         memory = Memory() if memory is None else memory
+        rng = generator(rng, "analysis")
         log_weights = self._weigh(forecast, observation, memory)
         # members that are not finite are left where they are: the loop replaces them or stops
         needed = self._few(log_weights) & torch.isfinite(self._flat(forecast)).all(-1).all(-1)
@@ -354,6 +355,5 @@ def _unbias(w: Tensor) -> Tensor:
 
 
 def _uniform(like: Tensor, rng: Rng) -> Tensor:
-    """Uniform draws in [0, 1) of the shape of `like`, made on the generator's device."""
-    device = like.device if rng is None else rng.device
-    return torch.rand(like.shape, generator=rng, dtype=torch.float64, device=device).to(like.device)
+    """Uniform draws in [0, 1) of the shape of `like`."""
+    return uniform(like.shape, like=like, dtype=torch.float64, rng=rng)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.score.ensemble_mixture import ONE, candidates, leave_one_out
-from slams.core.random import Rng, normal
+from slams.core.random import Rng, generator, normal
 
 
 @dataclass(frozen=True)
@@ -274,13 +274,13 @@ class NetworkScore:
         return (self.noise * self._score(w, x + self.noise * noise) + noise).square().mean((-2, -1))
 
     def _train(self, x: Tensor, start: dict[str, Tensor], steps: int, rng: Rng) -> dict[str, Tensor]:
-        size, device = x.shape[-2], None if rng is None else rng.device
+        size, rng = x.shape[-2], generator(rng, "training")
         with torch.enable_grad():
             weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
             optimizer = torch.optim.AdamW(weights.values(), lr=self.rate, weight_decay=1e-3)
             plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
             for _ in range(steps):
-                chosen = torch.randint(size, (min(self.batch, size),), generator=rng, device=device)
+                chosen = torch.randint(size, (min(self.batch, size),), generator=rng, device=rng.device)
                 drawn = x[..., chosen.to(x.device), :]
                 loss = self._losses(weights, drawn, normal(drawn.shape, like=x, rng=rng)).sum()
                 optimizer.zero_grad()

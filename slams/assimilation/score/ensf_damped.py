@@ -11,7 +11,7 @@ from slams.assimilation.ensemble.kalman import Departures, EnsembleKalman
 from slams.assimilation.filter import Failure, Memory
 from slams.assimilation.score.ensf import refuse_collapsed, refuse_infinite
 from slams.assimilation.score.likelihood import Likelihood
-from slams.core.random import Rng, normal
+from slams.core.random import Rng, generator, normal, permutation
 from slams.diffusion.exact.kernel_mixture import KernelMixture
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -154,8 +154,7 @@ class DampedEnSF(EnsembleKalman):
         """The forecast as points, all or some of the members."""
         size = members.shape[-2]
         if self.batch is not None and self.batch < size:
-            device = None if rng is None else rng.device
-            chosen = torch.randperm(size, generator=rng, device=device)[: self.batch]
+            chosen = permutation(size, rng=rng)[: self.batch]
             members = members[..., chosen.to(members.device), :]
         return KernelMixture(
             members, torch.zeros_like(members[..., :1, :]), torch.zeros_like(members[..., 0])
@@ -300,8 +299,8 @@ def _bridge(mixture: KernelMixture, x: Tensor, high: float, low: float, rng: Rng
     x_j + (low / high)^2 (x - x_j) + low (1 - (low / high)^2)^1/2 w,  j with probability w_j(x, high).
     """
     shares = mixture.shares(x, high)
-    device = None if rng is None else rng.device
-    index = torch.multinomial(shares.flatten(0, -2).to(device), 1, generator=rng).to(x.device)
+    rng = generator(rng, "bridge")
+    index = torch.multinomial(shares.flatten(0, -2).to(rng.device), 1, generator=rng).to(x.device)
     point = mixture.means.gather(-2, index.reshape(*x.shape[:-1], 1).expand_as(x))
     ratio = (low / high) ** 2
     noise = normal(x.shape, like=x, rng=rng)

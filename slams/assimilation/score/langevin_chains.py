@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slams.assimilation.score.ensemble_score import Frame, Score
 from slams.assimilation.score.likelihood import Likelihood
-from slams.core.random import Rng, normal
+from slams.core.random import Rng, normal, uniform
 
 _LONGEST = 3.0  # h, over which members forget 95 % of where they were
 _SEEN = 1e-3  # least precision of a posterior, in units of the forecast's
@@ -286,8 +286,7 @@ def _noise(x: Tensor, rng: Rng) -> Tensor:
 
 def _uniform(like: Tensor, rng: Rng) -> Tensor:
     """Draws of the shape of `like`, in [0, 1)."""
-    device = torch.device("cpu") if rng is None else rng.device
-    return torch.rand(like.shape, generator=rng, dtype=like.dtype, device=device).to(like)
+    return uniform(like.shape, like=like, dtype=like.dtype, rng=rng)
 
 
 def _resampled(x: Tensor, log_weights: Tensor, rng: Rng) -> Tensor:

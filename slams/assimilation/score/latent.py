@@ -6,6 +6,7 @@ from torch import Tensor
 
 from slams.assimilation.base import Assimilator, Posterior
 from slams.core.random import Rng
+from slams.core.renamed import old_keywords
 from slams.observation.observation import Observations
 
 Decoder = Callable[[Tensor], Tensor]
@@ -25,7 +26,8 @@ class Latent(Assimilator):
         self.decoders = dict(decoders)
         self.decode = decode
 
-    def assimilate(self, observations: Observations, size: int, *, rng: Rng = None) -> Posterior:  # noqa: D102
-        posterior = self.method.assimilate(observations.pullback(self.decoders), size, rng=rng)
+    @old_keywords("method setting")
+    def assimilate(self, observations: Observations, members: int, *, rng: Rng = None) -> Posterior:  # noqa: D102
+        posterior = self.method.assimilate(observations.pullback(self.decoders), members, rng=rng)
         assert posterior.samples is not None  # methods keep their members unless told otherwise
-        return Posterior(self.decode(posterior.samples), posterior.diagnostics)
+        return Posterior(self.decode(posterior.samples), posterior.diagnostics, seed=posterior.seed)

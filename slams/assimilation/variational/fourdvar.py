@@ -1,12 +1,10 @@
 """Variational methods: the most likely state, or window of states, under a static background error."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from slams.assimilation.base import Posterior
 from slams.assimilation.filter import Failure, Memory
 from slams.assimilation.variational.linearized import (
     GaussianFilter,
@@ -23,7 +21,7 @@ from slams.assimilation.variational.minimize import Solver, gauss_newton, hessia
 from slams.assimilation.variational.window import WindowProblem
 from slams.core.covariance import Covariance
 from slams.core.random import Rng
-from slams.observation.observation import Observation, Observations
+from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
 
 
@@ -165,17 +163,6 @@ class FourDVar(GaussianFilter):
         self.delay = window - 1
         self.background = scale * as_matrix(covariance, dynamics)
         self.model_error = _model_error(model_error, dynamics)
-        self._observations: Observations | None = None
-
-    def assimilate(self, observations: Observations, size: int, **settings: Any) -> Posterior:  # noqa: ANN401
-        """See `Filter.assimilate`."""
-        self._observations = (
-            observations  # a window is fitted when its last step is reached, also after a resume
-        )
-        try:
-            return super().assimilate(observations, size, **settings)
-        finally:
-            self._observations = None
 
     def start(self, x: Tensor, memory: Memory) -> Tensor:
         """See `Filter.start`."""
@@ -207,8 +194,8 @@ class FourDVar(GaussianFilter):
         within = k % self.window
         if within < self.window - 1 and k < last:
             return
-        assert self._observations is not None
-        seen = [self._observations.step(j) for j in range(k - within, k + 1)]
+        assert memory.observations is not None
+        seen = [memory.observations.step(j) for j in range(k - within, k + 1)]
         background = memory.carry["background"].squeeze(self._axis)
         problem = WindowProblem(self.dynamics, seen, background, self.background, self.model_error)
         done = problem.solve(iterations=self.iterations, solver=self.solver)

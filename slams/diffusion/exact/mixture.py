@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from slams.core.random import Rng
+from slams.core.random import Rng, generator, permutation
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.exact.gaussian import GaussianDenoiser
 from slams.diffusion.schedule import Schedule
@@ -128,7 +128,7 @@ class EnsembleDenoiser(Denoiser):
         self.event = event
         self.variance = variance
         self.batch = batch
-        self.rng = rng
+        self.rng = None if batch is None else generator(rng, "subset of members")
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """(*B, N, *S), () or (b, 1, ..., 1) -> (*B, N, *S)."""
@@ -148,9 +148,7 @@ class EnsembleDenoiser(Denoiser):
     def _chosen(self) -> tuple[Tensor, Tensor | None]:
         if self.batch is None or self.batch == self.members.shape[-2]:
             return self.members, self.log_weights
-        device = None if self.rng is None else self.rng.device
-        index = torch.randperm(self.members.shape[-2], generator=self.rng, device=device)[: self.batch]
-        index = index.to(self.members.device)
+        index = permutation(self.members.shape[-2], rng=self.rng)[: self.batch].to(self.members.device)
         weights = None if self.log_weights is None else self.log_weights[..., index]
         return self.members[..., index, :], weights
 

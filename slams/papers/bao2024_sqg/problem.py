@@ -15,7 +15,7 @@ from slams.core.covariance import Isotropic
 from slams.core.files import atomic
 from slams.core.geometry.localization import Localization, gaspari_cohn
 from slams.core.geometry.torus import resample
-from slams.core.random import Rng, fork, normal
+from slams.core.random import Rng, fork, generator, normal
 from slams.core.settings import unknown
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import Compose, Flatten, Operator, Pointwise
@@ -90,8 +90,8 @@ class Shocks:
 
     def draw(self, steps: int, rng: Rng) -> Tensor:
         """Standard deviation at each of the steps, 0 where there is no shock, (steps)."""
-        device = None if rng is None else rng.device
-        struck = torch.rand(steps, generator=rng, device=device) < self.chance
+        rng = generator(rng, "shocks")
+        struck = torch.rand(steps, generator=rng, device=rng.device) < self.chance
         if not self.stds:
             return torch.zeros(steps)
         which = torch.multinomial(torch.tensor(list(self.shares)), steps, True, generator=rng)

@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from slams.core.geometry import torus
 from slams.core.geometry.torus import Torus
 from slams.core.integrate import integrating_factor_rk4
-from slams.core.random import normal
-from slams.systems.base import Dynamics, Rng
+from slams.core.random import Rng, generator, normal
+from slams.systems.base import Dynamics
 
 Coefficient = float | Tensor
 
@@ -260,7 +260,7 @@ class KolmogorovFlow(Dynamics):
 
         Args:
             *shape: Leading axes of the draw.
-            rng: Source of randomness; None uses torch's global one.
+            rng: Source of randomness; a fresh seed if None.
 
         Returns:
             Velocity, (*shape, 2, N, N).
@@ -271,7 +271,9 @@ class KolmogorovFlow(Dynamics):
         grid = self.torus
         log = grid.square.clamp(min=1).log() / 2
         shape_of = torch.exp(-((math.log(_PEAK) + _LOG_VARIANCE - log) ** 2) / (2 * _LOG_VARIANCE) - 2 * log)
-        noise = grid.analysis(normal((*shape, *self.state_shape), like=grid.kx, rng=rng))
+        noise = grid.analysis(
+            normal((*shape, *self.state_shape), like=grid.kx, rng=generator(rng, "initial"))
+        )
         w = grid.rotation(noise * shape_of.to(grid.kx))
         x = self._join(w, w.new_zeros(*shape, 2))
         speed = x.square().sum(-3, keepdim=True).sqrt().amax((-2, -1), keepdim=True)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from slams.core.geometry.spectral import SphericalHarmonics
 from slams.core.integrate import integrating_factor_rk4
-from slams.core.random import normal
-from slams.systems.base import Dynamics, Rng
+from slams.core.random import Rng, generator, normal
+from slams.systems.base import Dynamics
 from slams.systems.planet.climate import Climate, Weather
 from slams.systems.planet.geography import land_fraction, orography
 
@@ -301,7 +301,7 @@ class MoistQG(Dynamics):
         sphere = self.harmonics
         when = torch.full(shape, float(day), dtype=self.land.dtype, device=self.land.device)
         grid = (*shape, self.levels, *self.land.shape)
-        noise = sphere.analysis(normal(grid, like=self.land, rng=rng))
+        noise = sphere.analysis(normal(grid, like=self.land, rng=generator(rng, "initial")))
         degree = torch.arange(sphere.truncation + 1, device=self.land.device)
         noise = noise * ((degree >= 3) & (degree <= 10)) / (1 + degree) * 0.05
         weights = torch.linalg.pinv(self._thickness.double()).to(self.land.dtype)

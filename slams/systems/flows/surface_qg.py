@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from slams.core.geometry import torus
 from slams.core.geometry.torus import Torus, resample
 from slams.core.integrate import integrating_factor_rk4
-from slams.core.random import normal
-from slams.systems.base import Dynamics, Rng
+from slams.core.random import Rng, generator, normal
+from slams.systems.base import Dynamics
 
 _BUOYANCY = 1e-2  # N, buoyancy frequency [1/s]
 _CORIOLIS = 1e-4  # f [1/s]
@@ -254,7 +254,7 @@ class SurfaceQG(Dynamics):
 
         Args:
             *shape: Leading axes of the draw.
-            rng: Source of randomness; None uses torch's global one.
+            rng: Source of randomness; a fresh seed if None.
 
         Returns:
             Temperature [K], (*shape, 2, N, N), of mean 0.
@@ -262,7 +262,9 @@ class SurfaceQG(Dynamics):
         grid = self.torus
         shape_of = torch.where(grid.square > 0, grid.kept, 0) * grid.square.clamp(min=_LARGEST**2) ** (-2 / 3)
         variance = grid.mean_product(shape_of, shape_of) / self.size**2
-        white = self._analysis(normal((*shape, *self.state_shape), like=grid.kx, rng=rng))
+        white = self._analysis(
+            normal((*shape, *self.state_shape), like=grid.kx, rng=generator(rng, "initial"))
+        )
         return self.equilibrium + self._synthesis(white * (_NOISE / variance.sqrt() * shape_of).to(grid.kx))
 
     def streamfunction(self, x: Tensor) -> Tensor:

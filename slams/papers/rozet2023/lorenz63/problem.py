@@ -12,7 +12,7 @@ from slams.assimilation.particle.backward import BackwardSimulation
 from slams.assimilation.variational.minimize import cost, gauss_newton, hessian_factor
 from slams.assimilation.variational.window import WindowProblem
 from slams.core.covariance import Isotropic
-from slams.core.random import Rng, fork
+from slams.core.random import fork
 from slams.evaluation.transport import earth_mover
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import Select
@@ -112,7 +112,7 @@ def smoothed(
     return torch.stack(draws), {"ancestors": torch.stack(ancestors)}
 
 
-def ensemble_smoothed(problem: Problem, size: int, climate: Tensor, rng: Rng) -> Tensor:
+def ensemble_smoothed(problem: Problem, size: int, climate: Tensor, rng: torch.Generator) -> Tensor:
     """Ensemble Kalman smoother with the whole past in its lag, from climatological states (n, 3)."""
     count, length = problem.truth.shape[:2]
     index = torch.randint(len(climate), (count, size), generator=rng)
@@ -122,7 +122,7 @@ def ensemble_smoothed(problem: Problem, size: int, climate: Tensor, rng: Rng) ->
     return encode(done.samples)
 
 
-def variational(problem: Problem, size: int, climate: Tensor, rng: Rng) -> Tensor:
+def variational(problem: Problem, size: int, climate: Tensor, rng: torch.Generator) -> Tensor:
     """Weak-constraint 4D-Var over the whole record: draws of the Gaussian at the least of several minima."""
     system, count = noisy_lorenz63(torch.float64), len(problem.truth)
     states = decode(climate.double())
@@ -153,7 +153,7 @@ def variational(problem: Problem, size: int, climate: Tensor, rng: Rng) -> Tenso
     )
 
 
-def climatology(problem: Problem, size: int, train: Tensor, rng: Rng) -> Tensor:
+def climatology(problem: Problem, size: int, train: Tensor, rng: torch.Generator) -> Tensor:
     """Pieces of training trajectories, whatever was seen."""
     count, length = problem.truth.shape[:2]
     rows = torch.randint(len(train), (count, size), generator=rng)
