@@ -1,8 +1,27 @@
-"""A system moves, an observation sees it, a network inside a diffusion model holds what we believe.
+"""Score-based latent assimilation in multimodal settings.
 
-An assimilation method joins belief and observation, evaluation says how well; data and training
-make the belief, experiments run it all. The packages of `slams` are these nouns; `slams.core` is the
-mathematics they share.
+A system moves, an observation sees it, a network inside a diffusion model holds the prior, an assimilation method joins
+both, evaluation scores the result; data and training make the prior; a pipeline leads from files to a report, a twin
+experiment tries methods where the truth is known, papers hold the published numbers.
+
+The names of `slams/__init__.pyi` are imported from their packages when they are first used, so that `import slams`
+takes no time.
 """
 
-__version__ = "0.1.0"
+import difflib
+from typing import Any
+
+import lazy_loader
+
+__version__ = "0.2.0"
+
+_lazily, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return _lazily(name)
+    except AttributeError:
+        near = difflib.get_close_matches(name, __all__, n=1)
+        hint = f"; did you mean slams.{near[0]}?" if near else "; dir(slams) lists what it has."
+        raise AttributeError(f"module 'slams' has no attribute {name!r}{hint}") from None

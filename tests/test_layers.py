@@ -29,6 +29,7 @@ ALLOWED = {
     "cli": METHODS | {"pipeline", "twin", "papers"},
     "__main__": {"cli"},
     "__init__": set(),
+    "experiments": set(),  # an error that names the new places
 }
 
 # Foreign packages that stay at the border: tensors inside, labelled arrays, files and HTTP outside.
