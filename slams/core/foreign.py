@@ -1,0 +1,96 @@
+"""Classes of a user's own package by import path; nothing is imported that is not named as trusted."""
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+HERE = "."  # as a trusted name: packages of the working folder
+
+
+def network(path: str, settings: Mapping[str, Any], trust: Collection[str], where: str) -> nn.Module:
+    """A network of a user's own class.
+
+    Args:
+        path: "package.module:Class".
+        settings: Keywords of the class: plain numbers, texts, lists and mappings.
+        trust: Names of the packages that may be imported; "." allows packages of the working folder too.
+        where: Which setting or file asks for it, for messages.
+
+    Returns:
+        An instance.
+
+    Raises:
+        PermissionError: If the package is not trusted, or lies in the working folder and that is not.
+        ValueError: If the path has another form, there is no such class, or a keyword is not plain.
+        TypeError: If the class is no `torch.nn.Module`, or refuses the keywords.
+    """
+    _check_plain(settings, where)
+    found = _trusted_class(path, trust, where)
+    try:
+        return found(**settings)
+    except TypeError as error:
+        raise TypeError(f"{where}: {path} does not take these settings: {error}.") from error
+
+
+def _trusted_class(path: str, trust: Collection[str], where: str) -> type[nn.Module]:
+    if not isinstance(path, str) or not _PATH.fullmatch(path):
+        raise ValueError(f"{where}: a network's class is named 'package.module:Class', got {path!r}.")
+    module_name, _, name = path.partition(":")
+    package = module_name.partition(".")[0]
+    if package not in trust:
+        raise PermissionError(
+            f"{where} asks for the class {path}, which is code outside slams; if you trust the package {package!r}, "
+            f"pass trust=[{package!r}] or --trust {package}."
+        )
+    if package not in sys.modules:
+        _check_place(package, trust, where)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"{where}: {module_name} cannot be imported ({error}); install the package, or put its folder on "
+            "PYTHONPATH."
+        ) from error
+    found = getattr(module, name, None)
+    if found is None:
+        raise ValueError(f"{where}: {module_name} has no class {name}.")
+    if not isinstance(found, type) or not issubclass(found, nn.Module):
+        raise TypeError(f"{where}: {path} is no subclass of torch.nn.Module.")
+    return found
+
+
+def _check_place(package: str, trust: Collection[str], where: str) -> None:
+    """Refuse a package that would come from the working folder, which `python -m` puts on the path unasked."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ValueError(
+            f"{where}: there is no package {package!r}; install it, or put its folder on PYTHONPATH."
+        )
+    places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    here = Path.cwd().resolve()
+    inside = any(Path(place).resolve().parent in (here, here / package) for place in places if place)
+    if inside and HERE not in trust:
+        raise PermissionError(
+            f"{where}: the package {package!r} lies in the working folder {here}; if you mean that one, pass "
+            f"trust=['.', {package!r}] or --trust . --trust {package}."
+        )
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{where}: keywords are texts, got {key!r}.")
+            _check_plain(item, where)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_plain(item, where)
+    elif not (value is None or isinstance(value, (bool, int, float, str))):
+        raise ValueError(f"{where}: settings are plain numbers, texts, lists and mappings, got {value!r}.")
