@@ -5,4 +5,4 @@ make the belief, experiments run it all. The packages of `slams` are these nouns
 mathematics they share.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
