@@ -38,6 +38,15 @@ def test_requirements_equal_pyproject() -> None:
     assert [line for line in lines if line and not line.startswith("#")] == wanted
 
 
+def test_every_dependency_has_a_lower_bound() -> None:
+    """The versions that `uv pip install --resolution lowest-direct` takes are tested."""
+    for named in [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]:
+        for requirement in named:
+            assert re.fullmatch(r"[\w.-]+(\[[\w,]+\])?>=[\d.]+", requirement), requirement
+    extras = PROJECT["optional-dependencies"]
+    assert set(extras["distributed"]) <= set(extras["dev"])
+
+
 def test_constraints_pin_one_torch() -> None:
     """An open torch would take several GB of CUDA packages; the set-up reads exactly this line."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from pathlib import Path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NEARLY_FULL = 1 << 20  # bytes; libraries that swallow the errno leave less than this behind
+_WINDOWS = os.name == "nt"
+_PAUSES = (0.05, 0.2, 0.8, 2.0)  # [s] before another attempt to replace an open file
 
 
 @contextmanager
@@ -33,6 +36,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         OSError: If the disk is full, with the remedy; what stood at `path` before is untouched.
         FileNotFoundError: If the block wrote nothing.
+        PermissionError: If the folder is read-only or, on Windows, another program keeps the file open.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -94,27 +98,23 @@ def _remove_leftovers(target: Path) -> None:
 
 def _alive(pid: int) -> bool:
     """Whether a process of this number runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+    import psutil  # `os.kill(pid, 0)` would interrupt the process on Windows
+
+    return bool(psutil.pid_exists(pid))
 
 
 def _flush(path: Path) -> None:
     """Ask the disk to hold the content before the name points to it."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     for file in files:
-        with open(file, "rb") as handle:
+        with open(file, "r+b" if _WINDOWS else "rb") as handle:  # Windows flushes only what may be written
             os.fsync(handle.fileno())
 
 
 def _replace(temporary: Path, target: Path) -> None:
     """Rename `temporary` to `target`, replacing a file or a folder."""
     if not target.is_dir() or target.is_symlink():
-        os.replace(temporary, target)
+        _replace_file(temporary, target)
     elif _exchange(temporary, target):
         _remove(temporary)
     else:  # no atomic exchange of folders here: two renames, the first undone if the second fails
@@ -126,6 +126,22 @@ def _replace(temporary: Path, target: Path) -> None:
             os.rename(aside, target)
             raise
         _remove(aside)
+
+
+def _replace_file(temporary: Path, target: Path) -> None:
+    """Rename a file; where an open file can't be replaced (Windows), wait a little for its readers."""
+    pauses = list(_PAUSES) if _WINDOWS else []
+    while True:
+        try:
+            return os.replace(temporary, target)
+        except PermissionError as error:
+            if not _WINDOWS:
+                raise
+            if not pauses:
+                raise PermissionError(
+                    f"{target} can't be replaced, because another program has it open; close it there and run this again."
+                ) from error
+            time.sleep(pauses.pop(0))
 
 
 def _exchange(first: Path, second: Path) -> bool:
