@@ -11,7 +11,7 @@ RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 INPUTS := pyproject.toml constraints.txt tools/install.sh
 
-.PHONY: help demo test check lint fast slow clean
+.PHONY: help demo test check lint fast slow docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -37,8 +37,11 @@ fast: $(VENV)/.dev  ## while you work: ruff, then the tests that failed last (al
 slow: $(VENV)/.dev  ## the slow tests: paper numbers, full runs
 	$(RUN) -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]  # 5: no test is marked slow
 
+docs: $(VENV)/.docs  ## the documentation in docs/_build/html, its examples executed; a warning is an error
+	$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 clean:  ## remove .venv and caches; data/ and logs/ stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build docs/_build *.egg-info
 	find slams tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.runtime: $(INPUTS)
@@ -47,4 +50,8 @@ $(VENV)/.runtime: $(INPUTS)
 
 $(VENV)/.dev: $(INPUTS)
 	sh tools/install.sh $(VENV) data,maps,dev
+	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.docs: $(INPUTS)
+	sh tools/install.sh $(VENV) data,maps,docs
 	@touch $@ $(VENV)/.runtime

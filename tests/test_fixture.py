@@ -17,10 +17,10 @@ import xarray as xr
 
 from slams.cli import main
 from slams.data.store.store import FieldStore
+from slams.twin import setup as setups
 from slams.twin.benchmark import read_settings
 from slams.twin.methods import starting
 from slams.twin.runner import Runner
-from slams.twin.setup import setup
 
 FIXTURE = Path(__file__).parent / "fixtures" / "v0_1"
 RELATIVE, ABSOLUTE = 1e-5, 1e-6  # float32, another BLAS
@@ -114,6 +114,11 @@ def trained_again(folder: Path) -> dict:
     return {"kept": kept, "ledger": json.loads((run / ".stages.json").read_text())}
 
 
+def texts(values: np.ndarray) -> list[str]:
+    """Coordinates as text, times to the second: their unit depends on the version of xarray."""
+    return (values.astype("M8[s]") if values.dtype.kind == "M" else values).astype(str).tolist()
+
+
 def stored(folder: Path) -> dict:
     """Values on two dates, and what is known of the store."""
     copied("store", folder)
@@ -131,7 +136,7 @@ def stored(folder: Path) -> dict:
             "last": str(store.dates[-1]),
             "bounds": None if store.bounds is None else [[str(t) for t in row] for row in store.bounds[:2]],
             "dims": list(map(str, array.dims)),
-            "coords": {str(k): array[k].values.astype(str).tolist() for k in sorted(map(str, array.coords))},
+            "coords": {k: texts(array[k].values) for k in sorted(map(str, array.coords))},
             "attrs": {k: str(v) for k, v in sorted(array.attrs.items())},
             "values": [None if math.isnan(x) else x for x in array.values.astype(float).ravel().tolist()],
         }
@@ -141,7 +146,7 @@ def stored(folder: Path) -> dict:
 def resolved(folder: Path) -> dict:
     """Settings as `slams bench --settings` takes them, and what they make of two short truths."""
     given = read_settings(copied("tuned.yaml", folder), "lorenz96")
-    runner = Runner(setup({"system": "lorenz96"}, BENCH), detail=False)
+    runner = Runner(setups.setup({"system": "lorenz96"}, BENCH), detail=False)
     found = {}
     for name, settings in given.items():
         values = {**starting(name, "lorenz96")[1], **settings}

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+import yaml
 
 import slams
 
@@ -15,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HEAVY = {"torch", "numpy", "scipy", "xarray", "pandas", "zarr", "netCDF4", "dask", "matplotlib", "cartopy"}
 README = ROOT / "README.md"
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 SOURCES = sorted((ROOT / "slams").rglob("*.py"))
 
 
@@ -23,6 +25,23 @@ def console_lines(text: str) -> list[str]:
     blocks = re.findall(r"^```(?:bash|console|sh|shell)\n(.*?)^```", text, flags=re.M | re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.removeprefix("$ ").split(" #")[0].strip() for line in lines if not line.startswith("#")]
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_run_make_targets_that_exist(workflow: Path) -> None:
+    """What runs on the server is what runs here."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for job in yaml.safe_load(workflow.read_text())["jobs"].values():
+        commands = "\n".join(step.get("run", "") for step in job["steps"])
+        assert set(re.findall(r"\bmake ([a-z]+)", commands)) <= targets
+
+
+def test_every_python_of_the_classifiers_is_tested() -> None:
+    """And no other; the set-up script looks for each of them."""
+    named = [text.rsplit(" ", 1)[1] for text in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", text)]
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"]
+    assert jobs["tests"]["strategy"]["matrix"]["python"] == named
+    assert all(f"python{number}" in (ROOT / "tools" / "install.sh").read_text() for number in named)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -41,7 +41,7 @@ PY
 }
 
 find_python() {
-    candidates=${PYTHON:-python3 python python3.13 python3.12 python3.11}
+    candidates=${PYTHON:-python3 python python3.14 python3.13 python3.12 python3.11}
     for candidate in $candidates; do
         if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             echo "$candidate"
