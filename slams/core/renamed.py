@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 RENAMED: dict[str, dict[str, str]] = {
     "method setting": {"size": "members"},
     "size preset": {"grid": "size"},
+    "bar": {"experiment": "case", "process": "case", "run": "row"},
 }
 
 

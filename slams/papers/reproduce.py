@@ -1,6 +1,5 @@
 """`slams reproduce`: each published row beside ours, inside a stated band or not."""
 
-import csv
 import importlib
 import math
 from collections.abc import Mapping, Sequence, Set
@@ -9,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from slams import config
 from slams.core.console import Console
-from slams.core.files import atomic
-from slams.core.settings import known_keys, unknown
+from slams.core.settings import build, read_tree, unknown
 from slams.core.stages import file_stem
 from slams.evaluation.evaluate import mean_interval, median_interval
 from slams.evaluation.figures.twin_plots import against_published
-from slams.evaluation.tables import console_table
+from slams.papers.study import new_name
+from slams.papers.table import Bar, Verdict, info, judge, save_figure, show, write_rows
 from slams.twin.benchmark import rows_of, run_with_bar
 from slams.twin.benchmark import write_rows as write_metrics
 from slams.twin.experiment import Result
@@ -29,7 +27,7 @@ from slams.twin.setup import setup
 
 PAPERS = Path(__file__).parent
 EXACT = "exact"  # as a row's method: the exact filter of the set-up's model
-COLUMNS = ("row", "metric", "expected", "low", "high", "value", "lower", "upper", "status")
+SIZES = ("quick", "reduced", "full")  # a table is the same at each
 
 _TRUTHS = 8  # of every row, unless the paper's file or an override says otherwise
 _BAND = 0.02  # half-width that any row measured with three seeds is given
@@ -75,35 +73,25 @@ class Paper:
     """A table to be reproduced.
 
     Attributes:
-        name: Stem of its file.
         title: What it is.
-        source: Where it is from.
-        setup: Of the experiment.
-        rows: Of the table.
+        source: Reference.
+        setup: Settings of the twin experiment.
+        rows: Rows of the table.
         detail: Whether each set-up leaves metrics.csv and a report with scores of the whole ensemble.
+        name: Stem of its file.
     """
 
-    name: str
     title: str
     source: str
     setup: Mapping[str, Any]
     rows: Sequence[PaperRow]
     detail: bool = False
+    name: str = ""
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """A row of rows.csv."""
-
-    row: str
-    metric: str
-    expected: float
-    low: float
-    high: float
-    value: float
-    lower: float
-    upper: float
-    status: str
+    @property
+    def detailed(self) -> bool:
+        """Whether more than errors of the mean is asked for, which are cheaper."""
+        return self.detail or any(row.metric in ("crps", "coverage90") for row in self.rows)
 
 
 def reproduce(
@@ -144,8 +132,8 @@ def reproduce(
             module = importlib.import_module(".".join(("slams.papers", *study, "run")))
             verdicts = module.run(path, root / path.stem, overrides, console, train=train)
         else:
-            verdicts = _reproduce(read_paper(path), root / path.stem, overrides, console)
-        fine = fine and all(verdict.status != "FAIL" for verdict in verdicts)
+            verdicts = _reproduce(path, root / path.stem, overrides, console)
+        fine = fine and not any(verdict.status.startswith("FAIL") for verdict in verdicts)
     return fine
 
 
@@ -153,28 +141,23 @@ def read_paper(path: Path) -> Paper:
     """A paper's table from its file.
 
     Raises:
-        ValueError: If a key or a method is unknown (the nearest is named).
+        ValueError: If a key or a method is unknown (the nearest is named), or a value has the wrong type.
     """
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    known_keys(tree, ("title", "source", "setup", "rows", "detail"), path.name)
-    rows = []
-    for row in tree["rows"]:
-        known_keys(row, PaperRow.__dataclass_fields__, f"a row of {path.name}")
-        rows.append(PaperRow(**row))
-        if rows[-1].method != EXACT:
-            entry(rows[-1].method)
-        if rows[-1].rival and rows[-1].rival not in [other.row for other in rows[:-1]]:
-            raise ValueError(
-                f"{path.name}: the rival of {rows[-1].row} must be a row above it, got {rows[-1].rival!r}."
-            )
-    if len({row.row for row in rows}) < len(rows):
-        raise ValueError(f"{path.name} has two rows of one name; rows.csv could not tell them apart.")
-    return Paper(
-        path.stem, tree["title"], tree["source"], tree["setup"], rows, bool(tree.get("detail", False))
-    )
+    try:
+        paper: Paper = build(Paper, {"name": path.stem, **read_tree(path, "table of a paper")})
+        for i, row in enumerate(paper.rows):
+            if row.method != EXACT:
+                entry(row.method)
+            if row.rival and row.rival not in [other.row for other in paper.rows[:i]]:
+                raise ValueError(f"the rival of {row.row} must be a row above it, got {row.rival!r}.")
+        if len({row.row for row in paper.rows}) < len(paper.rows):
+            raise ValueError("two rows have one name; rows.csv could not tell them apart.")
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    return paper
 
 
-def judge(row: PaperRow, result: Result, rival: Result | None = None) -> list[Verdict]:
+def verdicts_of(row: PaperRow, result: Result, rival: Result | None = None) -> list[Verdict]:
     """Our number in the row's band or not, against its rival's, and, where a truth was lost, how many.
 
     A row that was measured on at least three truths must come out within max(0.02, 3 combined standard errors) of
@@ -184,34 +167,28 @@ def judge(row: PaperRow, result: Result, rival: Result | None = None) -> list[Ve
     is the median over truths, whose standard error is 1.25 times that of the mean.
 
     Args:
-        row: Of the paper.
-        result: Ours.
-        rival: That of the row's rival, on the same truths.
+        row: Row of the paper.
+        result: Our result.
+        rival: Result of the row's rival, on the same truths.
     """
     values = result.scores[row.metric]
     count, lost = len(values), int(result.scores["divergence_rate"].sum())
     robust = lost > 0 or (row.method != EXACT and entry(row.method).kind == "particle")
     middle = median_interval if robust else mean_interval
-    value, lower, upper = middle(values.tolist())
     known = [x for x in (row.measured, row.published) if x is not None]
-    expected = known[0] if known else math.nan
-    low, high, status = math.nan, math.nan, "INFO"
-    if row.at_most is not None or known:
-        bounds = (
-            band(row, _scatter(values, robust), count) if row.at_most is None else (-math.inf, row.at_most)
-        )
-        low, high = bounds
-        status = "PASS" if low <= value <= high else "FAIL"
-    verdicts = [Verdict(row.row, row.metric, expected, low, high, value, lower, upper, status)]
+    low, high = math.nan, math.nan
+    if row.at_most is not None:
+        low, high = -math.inf, row.at_most
+    elif known:
+        low, high = band(row, _scatter(values, robust), count)
+    bar = Bar(row.row, row.metric, low, high, published=known[0] if known else math.nan)
+    verdicts = [judge(bar, middle(values.tolist()))]
     if rival is not None:
-        apart = middle((values - row.factor * rival.scores[row.metric]).tolist())
         label = f"{row.row} less {'' if row.factor == 1 else f'{row.factor:g} x '}{row.rival}"
-        status = "PASS" if apart[0] <= 0 else "FAIL"
-        verdicts.append(Verdict(label, row.metric, math.nan, -math.inf, 0.0, *apart, status))
+        apart = middle((values - row.factor * rival.scores[row.metric]).tolist())
+        verdicts.append(judge(Bar(label, row.metric, high=0.0), apart))
     if robust:
-        nothing = (math.nan,) * 3
-        share = (lost / count, math.nan, math.nan)
-        verdicts.append(Verdict(row.row, "lost", *nothing, *share, "INFO"))
+        verdicts.append(info(row.row, "lost", lost / count))
     return verdicts
 
 
@@ -242,49 +219,39 @@ def band(row: PaperRow, scatter: float, count: int) -> tuple[float, float]:
     return row.measured - half, row.measured + half
 
 
-def write_rows(path: Path, verdicts: Sequence[Verdict]) -> None:
-    """Write rows.csv, whole or not at all."""
-    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for verdict in verdicts:
-            writer.writerow(
-                [_plain(x) if isinstance(x, float) else x for x in (getattr(verdict, c) for c in COLUMNS)]
-            )
-
-
-def _reproduce(paper: Paper, folder: Path, overrides: Sequence[str], console: Console) -> list[Verdict]:
+def _reproduce(path: Path, folder: Path, overrides: Sequence[str], console: Console) -> list[Verdict]:
+    paper = read_paper(path)
     console.say(f"{paper.title} ({paper.source})")
+    given = [new_name(text) for text in overrides]
+    for text in given:
+        if text.startswith("size=") and text.removeprefix("size=") not in SIZES:
+            raise ValueError(unknown("size", text.removeprefix("size="), SIZES))
+    given = [text for text in given if not text.startswith("size=")]
     parts: dict[str, _Part] = {}
-    detail = _detailed(paper)
     verdicts: list[Verdict] = []
     for row in paper.rows:
         tree = _merged(paper.setup, row.setup)
         part = parts.get(str(tree))
         if part is None:
-            made = setup({"replicates": _TRUTHS, **tree}, overrides)
-            part = parts[str(tree)] = _Part(Runner(made, folder / f"setup_{len(parts)}", detail=detail))
+            made = setup({"replicates": _TRUTHS, **tree}, given)
+            runner = Runner(made, folder / f"setup_{len(parts)}", detail=paper.detailed)
+            part = parts[str(tree)] = _Part(runner)
         result = _result(part.runner, row, console)
         if row.rival and row.rival not in part.results:
             raise ValueError(f"{row.row} and its rival {row.rival} are of different set-ups.")
         part.results[row.row] = result
-        verdicts += judge(row, result, part.results[row.rival] if row.rival else None)
+        verdicts += verdicts_of(row, result, part.results[row.rival] if row.rival else None)
         write_rows(folder / "rows.csv", verdicts)
-    if detail:
+    if paper.detailed:
         for part in parts.values():
             part.write({row.row for row in paper.rows if row.method == EXACT})
-    lines = [_line(verdict) for verdict in verdicts]
-    console.rich.print(console_table(lines, title=paper.name))
     if any(len(part.runner.setup.seeds) < _TRUTHS for part in parts.values()):
         console.say(
             f"fewer than {_TRUTHS} truths: their scatter makes the bands too wide for PASS to mean much"
         )
-    judged = [vars(verdict) for verdict in verdicts if verdict.status != "INFO"]
     drawn = [vars(v) for v in verdicts if v.metric != "lost" and " less " not in v.row]
-    with atomic(folder / "rows.png") as temporary:
-        against_published(drawn, title=paper.title).savefig(temporary, dpi=120)
-    failed = sum(verdict.status == "FAIL" for verdict in verdicts)
-    console.say(f"{len(judged) - failed} of {len(judged)} rows within their band: {folder.resolve()}")
+    save_figure(against_published(drawn, title=paper.title), folder / "rows.png")
+    show(console, verdicts, folder, title=paper.name, every=True)
     return verdicts
 
 
@@ -303,11 +270,6 @@ class _Part:
         rows = [row for each in zip(results, origins, strict=True) for row in rows_of(*each)]
         write_metrics(self.runner.folder / "metrics.csv", rows)
         write_pages(self.runner.folder, self.runner.setup, results, rows)
-
-
-def _detailed(paper: Paper) -> bool:
-    """Whether a paper's table asks for more than errors of the mean, which is cheaper."""
-    return paper.detail or any(row.metric in ("crps", "coverage90") for row in paper.rows)
 
 
 def _result(runner: Runner, row: PaperRow, console: Console) -> Result:
@@ -334,21 +296,3 @@ def _scatter(values: torch.Tensor, robust: bool) -> float:
         return float(values.std())
     distance = (values - values.quantile(0.5)).abs()
     return 1.25 * 1.4826 * float(distance.quantile(0.5))
-
-
-def _line(verdict: Verdict) -> dict[str, Any]:
-    if verdict.metric == "lost":
-        return {"row": "  lost", "ours": f"{verdict.value:.0%} of the truths"}
-    bounded = math.isfinite(verdict.high)
-    low = f"{verdict.low:.3f} … " if math.isfinite(verdict.low) else "at most "
-    return {
-        "row": verdict.row,
-        "expected": f"{verdict.expected:.3f}" if math.isfinite(verdict.expected) else "",
-        "band": f"{low}{verdict.high:.3f}" if bounded else "",
-        "ours": f"{verdict.value:.3f}",
-        "status": verdict.status if bounded else "",
-    }
-
-
-def _plain(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"

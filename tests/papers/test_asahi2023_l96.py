@@ -9,7 +9,8 @@ import yaml
 
 from slams.core.console import Console
 from slams.papers.asahi2023_l96 import run as model_error
-from slams.papers.asahi2023_l96.run import Cell, Line, judge, read_plan, settings_of, won
+from slams.papers.asahi2023_l96.plan import ModelErrorCell, ModelErrorLine, read_plan
+from slams.papers.asahi2023_l96.problem import judge_cell, won
 from slams.papers.reproduce import PAPERS, reproduce
 from slams.twin.generator import GeneratorSettings
 
@@ -27,7 +28,8 @@ PLAN = {
     },
     "ours": "ours",
     "exact": {"F8_every_1": 20.0},
-    "quick": ["F5_every_2"],
+    "only": ["F5_every_2"],
+    "sizes": {"full": {"only": []}},
     "lines": {
         "nudging": {"method": "Nudging", "settings": {"size": 2}, "tuned": "nudging", "rival": True},
         "letkf": {"method": "LETKF", "settings": {"size": 8}, "tuned": "letkf", "rival": True},
@@ -39,7 +41,11 @@ PLAN = {
         },
     },
     "cells": [
-        {"forcing": f, "stride": s, "nudging": {"gain": 0.3}, "letkf": {"inflation": 1.1, "radius": 3.0}}
+        {
+            "forcing": f,
+            "stride": s,
+            "tuned": {"nudging": {"gain": 0.3}, "letkf": {"inflation": 1.1, "radius": 3.0}},
+        }
         for f, s in ((5, 2), (8, 1), (11, 4))
     ],
 }
@@ -87,11 +93,11 @@ def test_from_nothing_to_rows_and_again_without_work(papers, tmp_path, monkeypat
 
 def test_settings_of_a_line_come_before_what_was_tuned():
     """An ablation turns off what the cell has tuned."""
-    cell = Cell(5.0, 1, {"tuned": {"trust": 0.3, "gain": 2.0}})
-    line = Line("GenerativeEnKF", {"trust": 0.0}, tuned="tuned")
-    assert settings_of(line, cell, None) == {"trust": 0.0, "gain": 2.0}
-    assert settings_of(line, cell, SHIPPED)["weights"] == str(SHIPPED)
-    assert "weights" not in settings_of(Line("LETKF"), cell, SHIPPED)
+    cell = ModelErrorCell(5.0, 1, {"tuned": {"trust": 0.3, "gain": 2.0}})
+    line = ModelErrorLine("GenerativeEnKF", {"trust": 0.0}, tuned="tuned")
+    assert line.settings_in(cell) == {"trust": 0.0, "gain": 2.0}
+    assert line.settings_in(cell, SHIPPED)["weights"] == str(SHIPPED)
+    assert "weights" not in ModelErrorLine("LETKF").settings_in(cell, SHIPPED)
 
 
 @dataclasses.dataclass
@@ -111,13 +117,13 @@ def test_a_cell_is_won_by_the_mean_over_truths(papers):
         )
 
     found = {"nudging": result(2.0, 2.0), "letkf": result(1.0, 1.2), "ours": result(0.9, 1.4)}
-    verdicts = {(v.row, v.metric): v for v in judge(plan, cell, found)}
+    verdicts = {(v.row, v.metric): v for v in judge_cell(plan, cell, found)}
     assert verdicts["F5_every_2 ours less nudging", "rmse_a"].status == "PASS"
     assert verdicts["F5_every_2 ours less letkf", "rmse_a"].status == "FAIL"
     assert verdicts["F5_every_2 ours", "cpu_seconds"].status == "FAIL"
-    right = {v.row: v for v in judge(plan, plan.cells[1], found) if v.metric == "rmse_a"}
+    right = {v.row: v for v in judge_cell(plan, plan.cells[1], found) if v.metric == "rmse_a"}
     assert right["F8_every_1 ours"].status == "PASS" and "F8_every_1 ours less letkf" not in right
-    counts = {v.row: v.value for v in won(plan, [cell], {cell.name: found})}
+    counts = {v.row: v.value for v in won(plan, {cell.name: found})}
     assert counts == {
         "cells won against nudging, of 1": 1,
         "cells won against letkf, of 1": 0,
@@ -154,14 +160,23 @@ def test_the_shipped_plan_tunes_every_rival_in_every_cell():
     tuned = {line.tuned for line in plan.lines.values() if line.tuned}
     assert all(set(cell.tuned) == tuned for cell in plan.cells)
     assert {line.method for line in plan.lines.values() if line.rival} == {"LETKF", "Nudging"}
-    assert plan.setup_of(plan.cells[0], []).cycles >= 500
+    assert plan.setup_of(plan.cells[0]).cycles >= 500
+    everything = read_plan(SHIPPED, ["size=full"])
+    assert everything.chosen == list(plan.cells) and set(everything.methods) == set(plan.lines)
+    assert len(plan.chosen) == 2 and set(plan.lines) - set(plan.methods) == {
+        label for label, line in plan.lines.items() if line.extra
+    }
+    with pytest.warns(FutureWarning, match="is now 'size'"):
+        assert read_plan(SHIPPED, ["grid=full"]) == everything
 
 
 def test_bad_input_is_told_with_the_remedy(papers, tmp_path):
     path = papers / "asahi2023_l96" / "tiny2023_l96.yaml"
     with pytest.raises(ValueError, match="F5_every_2"):
         model_error.run(path, tmp_path, ["cell=F5_every_3"], Console(quiet=True))
-    path.write_text(yaml.safe_dump({**PLAN, "quick": ["F5_every_3"]}))
+    with pytest.raises(ValueError, match="did you mean full"):
+        read_plan(path, ["size=fll"])
+    path.write_text(yaml.safe_dump({**PLAN, "only": ["F5_every_3"]}))
     with pytest.raises(ValueError, match="did you mean F5_every_2"):
         read_plan(path)
     path.write_text(yaml.safe_dump({**PLAN, "rings": 1}))

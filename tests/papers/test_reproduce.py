@@ -10,7 +10,7 @@ from slams.assimilation.base import Posterior
 from slams.cli import main
 from slams.core.console import Console
 from slams.papers import reproduce as module
-from slams.papers.reproduce import PAPERS, PaperRow, band, judge, read_paper, reproduce
+from slams.papers.reproduce import PAPERS, PaperRow, band, read_paper, reproduce, verdicts_of
 from slams.twin.experiment import Result
 from slams.twin.methods import Climate, build
 from slams.twin.setup import setup
@@ -66,32 +66,32 @@ def test_band_of_a_relative_row_is_at_least_that_share():
 
 def test_a_verdict_is_the_mean_in_the_band():
     row = PaperRow("r", "EnKF", measured=0.5)
-    (verdict,) = judge(row, result([0.49, 0.51, 0.50, 0.50]))
+    (verdict,) = verdicts_of(row, result([0.49, 0.51, 0.50, 0.50]))
     assert (
         verdict.status == "PASS"
         and verdict.value == pytest.approx(0.5)
         and verdict.lower < 0.5 < verdict.upper
     )
-    (verdict,) = judge(row, result([0.60, 0.60, 0.601, 0.599]))
+    (verdict,) = verdicts_of(row, result([0.60, 0.60, 0.601, 0.599]))
     assert verdict.status == "FAIL"
-    (verdict,) = judge(row, result([0.5, 0.5, 0.5, math.nan]))
+    (verdict,) = verdicts_of(row, result([0.5, 0.5, 0.5, math.nan]))
     assert verdict.status == "FAIL"
 
 
 def test_where_a_truth_is_lost_the_median_counts_and_the_losses_are_told():
     values, lost = [0.28] * 6 + [0.29, 2.05], [0] * 7 + [1]
-    verdict, losses = judge(PaperRow("r", "EnKF", measured=0.28), result(values, lost))
+    verdict, losses = verdicts_of(PaperRow("r", "EnKF", measured=0.28), result(values, lost))
     assert verdict.status == "PASS" and verdict.value == pytest.approx(0.28)
     assert (losses.metric, losses.value, losses.status) == ("lost", 1 / 8, "INFO")
-    assert len(judge(PaperRow("r", "BootstrapPF", measured=0.28), result([0.28] * 8))) == 2
+    assert len(verdicts_of(PaperRow("r", "BootstrapPF", measured=0.28), result([0.28] * 8))) == 2
 
 
 def test_a_bound_from_above_has_no_band():
     row = PaperRow("r", "EnKF", measured=0.1, at_most=0.3)
-    assert [v.status for v in judge(row, result([0.29, 0.28, 0.3]))] == ["PASS"]
-    (verdict,) = judge(row, result([0.31, 0.32, 0.3]))
+    assert [v.status for v in verdicts_of(row, result([0.29, 0.28, 0.3]))] == ["PASS"]
+    (verdict,) = verdicts_of(row, result([0.31, 0.32, 0.3]))
     assert (verdict.low, verdict.high, verdict.status) == (-math.inf, 0.3, "FAIL")
-    assert judge(PaperRow("r", "EnKF"), result([0.3, 0.4]))[0].status == "INFO"
+    assert verdicts_of(PaperRow("r", "EnKF"), result([0.3, 0.4]))[0].status == "INFO"
 
 
 @pytest.mark.parametrize("factor, status", [(1.0, "FAIL"), (1.5, "PASS")])
@@ -99,7 +99,7 @@ def test_a_rival_is_met_truth_by_truth(factor, status):
     """Differences of 0.1 on every truth have no scatter, whatever that of the truths."""
     row = PaperRow("ours", "EnKF", rival="theirs", factor=factor)
     theirs = [0.3, 0.5, 0.9]
-    _, verdict = judge(row, result([x + 0.1 for x in theirs]), result(theirs))
+    _, verdict = verdicts_of(row, result([x + 0.1 for x in theirs]), result(theirs))
     assert verdict.status == status and "theirs" in verdict.row
     if factor == 1:
         assert (verdict.value, verdict.lower, verdict.upper) == pytest.approx((0.1, 0.1, 0.1))
@@ -158,7 +158,7 @@ def test_an_unknown_paper_method_or_key_names_the_nearest(tmp_path):
     with pytest.raises(ValueError, match="did you mean EnKF"):
         read_paper(path)
     path.write_text(path.read_text().replace("method: EnFK", "metod: EnKF"))
-    with pytest.raises(ValueError, match="did you mean method"):
+    with pytest.raises(ValueError, match=r"did you mean rows\[1\]\.method"):
         read_paper(path)
 
 

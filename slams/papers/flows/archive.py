@@ -1,20 +1,17 @@
 """The Kolmogorov flow of SDA: its trajectories of coarse velocities on disk."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from slams.core.console import Console
-from slams.core.files import atomic
 from slams.core.geometry.torus import coarsen, resample
 from slams.core.random import fork
+from slams.papers.study import finite, rows_of, simulated
 from slams.systems.flows.kolmogorov import KolmogorovFlow
-
-SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class FlowArchive:
         coarse: Cells along a side of what is kept.
         reynolds: Reynolds number.
         seed: Trajectory i draws its start from a generator of this seed and i.
-        batch: Trajectories simulated at once, and in one file while the archive is not complete.
+        batch: Trajectories simulated at once, and in one file.
     """
 
     count: int = 160
@@ -62,12 +59,6 @@ class FlowArchive:
         if self.fine % self.coarse:
             raise ValueError(f"{self.fine} cells do not make blocks for {self.coarse}; choose a multiple.")
 
-    def rows(self, split: str) -> range:
-        """Numbers of the trajectories of a part."""
-        ends = (0, int(0.8 * self.count), int(0.9 * self.count), self.count)
-        part = SPLITS.index(split)
-        return range(ends[part], ends[part + 1])
-
 
 def flow(archive: FlowArchive, size: int) -> KolmogorovFlow:
     """The archive's system on a grid; steps hold for |u| + |v| < 7.9, and 7 is rarely exceeded.
@@ -92,49 +83,44 @@ def simulate(archive: FlowArchive, rows: range) -> Tensor:
     x = resample(x, archive.fine)
     kept = []
     for k in range(archive.adjusted + archive.length):
-        x = large(x)
-        if not bool(torch.isfinite(x).all()):
-            raise FloatingPointError(
-                f"trajectories {rows.start} to {rows.stop - 1} are not finite after transition "
-                f"{archive.spin_up - archive.adjusted + k + 1}; take another seed, or smaller steps."
-            )
+        step = archive.spin_up - archive.adjusted + k + 1
+        x = finite(
+            large(x),
+            f"trajectories {rows.start} to {rows.stop - 1} are not finite after transition {step}; take another seed, "
+            "or smaller steps.",
+        )
         if k >= archive.adjusted:
             kept.append(coarsen(x, archive.fine // archive.coarse))
     return torch.stack(kept, 1)
 
 
-def archive(folder: Path, settings: FlowArchive, console: Console | None = None) -> dict[str, Tensor]:
-    """The archive's three parts, simulated where they are not on disk; a killed run goes on with its next batch.
+def trajectories(
+    folder: Path, settings: FlowArchive, split: str, count: int | None = None, console: Console | None = None
+) -> Tensor:
+    """The first trajectories of a part; only their batches are simulated, where they are not on disk.
 
     Args:
-        folder: Holds train, valid and test.safetensors, key "x", and until they are complete their batches.
+        folder: Folder of the archive.
         settings: Which trajectories.
+        split: "train", "valid" or "test".
+        count: How many; all of the part if None.
         console: Where progress is shown.
 
     Returns:
-        Velocities (n, length, 2, coarse, coarse) of "train", "valid" and "test".
+        Velocities (count, length, 2, coarse, coarse).
+
+    Raises:
+        ValueError: If the part has fewer.
     """
-    console = console or Console(quiet=True)
-    paths = {split: folder / f"{split}.safetensors" for split in SPLITS}
-    missing = [split for split, path in paths.items() if not _fits(path, settings)]
-    if missing:
-        batches = [
-            rows[i : i + settings.batch]
-            for rows in map(settings.rows, missing)
-            for i in range(0, len(rows), settings.batch)
-        ]
-        with console.bar("simulate the flow", len(batches)) as advance:
-            for rows in batches:
-                _batch(folder, settings, rows)
-                advance(1, "")
-    for split in missing:
-        x = torch.cat([_read(path) for path in _parts(folder, settings, split)])
-        with atomic(paths[split]) as temporary:
-            save_file({"x": x}, temporary, {"archive": repr(settings)})
-    for split in missing:
-        for path in _parts(folder, settings, split):
-            path.unlink()
-    return {split: _read(path) for split, path in paths.items()}
+    rows = rows_of(split, settings.count)
+    count = len(rows) if count is None else count
+    if count > len(rows):
+        raise ValueError(
+            f"{split} has {len(rows)} trajectories, {count} were asked for; make a larger archive (archive.count=...)."
+        )
+    batches = [rows[i : i + settings.batch] for i in range(0, count, settings.batch)]
+    pieces = {f"{split}_{batch.start:05d}": partial(simulate, settings, batch) for batch in batches}
+    return torch.cat(simulated(folder, settings, pieces, title=f"the flow, {split}", console=console))[:count]
 
 
 def statistics(x: Tensor, lags: tuple[int, ...] = (1, 2, 4, 8, 16)) -> dict[str, float]:
@@ -155,35 +141,3 @@ def statistics(x: Tensor, lags: tuple[int, ...] = (1, 2, 4, 8, 16)) -> dict[str,
         if lag < x.shape[1]:
             found[f"persistence_{lag}"] = (x[:, lag:] - x[:, :-lag]).square().mean().sqrt()
     return {name: float(value) for name, value in found.items()}
-
-
-def _batch(folder: Path, settings: FlowArchive, rows: range) -> None:
-    path = _part(folder, rows)
-    if not _fits(path, settings):
-        with atomic(path) as temporary:
-            save_file({"x": simulate(settings, rows)}, temporary, {"archive": repr(settings)})
-
-
-def _parts(folder: Path, settings: FlowArchive, split: str) -> list[Path]:
-    rows = settings.rows(split)
-    return [_part(folder, rows[i : i + settings.batch]) for i in range(0, len(rows), settings.batch)]
-
-
-def _part(folder: Path, rows: range) -> Path:
-    return folder / f"batch_{rows.start:05d}.safetensors"
-
-
-def _read(path: Path) -> Tensor:
-    with safe_open(path, "pt") as file:
-        return file.get_tensor("x")
-
-
-def _fits(path: Path, settings: FlowArchive) -> bool:
-    """Whether a file holds its share of this archive."""
-    if not path.exists():
-        return False
-    try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("archive") == repr(settings)
-    except SafetensorError:
-        return False

@@ -20,7 +20,7 @@ from slams.diffusion.solenoidal_denoiser import SolenoidalDenoiser
 from slams.diffusion.trajectory import MarkovBlanket
 from slams.networks.score_flow import FlowUNet
 from slams.networks.score_unet import ScoreUNet, forcing_map
-from slams.papers.rozet2023.prior import draw_pieces
+from slams.papers.study import draw_pieces
 from slams.training.fit import FitSettings, History, fit
 
 RATIOS = (5e-3, 50.0)  # sigma / alpha between which training times lie

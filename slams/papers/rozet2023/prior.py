@@ -22,6 +22,7 @@ from slams.diffusion.whitened import WhitenedDenoiser
 from slams.networks.score_gated import ScoreGated
 from slams.networks.score_mlp import ScoreMLP
 from slams.networks.score_unet import ScoreUNet
+from slams.papers.study import draw_pieces
 from slams.training.fit import FitSettings, History, fit
 
 
@@ -209,10 +210,3 @@ def load_net(path: Path, channels: int = 3) -> tuple[Denoiser, dict[str, Any]]:
             f"{path} does not hold the weights that its settings ask for ({error}); restore it or train again."
         ) from error
     return denoiser.eval(), meta
-
-
-def draw_pieces(x: Tensor, count: int, length: int, rng: torch.Generator) -> Tensor:
-    """Random pieces of trajectories, (count, length, *Z)."""
-    rows = torch.randint(len(x), (count,), generator=rng)
-    starts = torch.randint(x.shape[1] - length + 1, (count,), generator=rng)
-    return x[rows[:, None], starts[:, None] + torch.arange(length)]

@@ -9,13 +9,14 @@ from safetensors.torch import load_file
 
 from slams.core.geometry.torus import coarsen
 from slams.papers.flows import archive as flow_archive
-from slams.papers.flows.archive import FlowArchive, archive, flow, simulate, statistics
+from slams.papers.flows.archive import FlowArchive, flow, simulate, statistics, trajectories
+from slams.papers.study import SPLITS, rows_of
 
 SMALL = FlowArchive(count=12, length=3, spin_up=3, adjusted=2, fine=32, coarse=16, batch=4)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    whole = archive(tmp_path / "whole", SMALL)
+    whole = {split: trajectories(tmp_path / "whole", SMALL, split) for split in SPLITS}
     done = []
 
     def dying(settings, rows):
@@ -26,32 +27,37 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch
 
     monkeypatch.setattr(flow_archive, "simulate", dying)
     with pytest.raises(KeyboardInterrupt):
-        archive(tmp_path / "killed", SMALL)
+        trajectories(tmp_path / "killed", SMALL, "train")
     made = list(done)
     monkeypatch.setattr(
         flow_archive, "simulate", lambda settings, rows: done.append(rows) or simulate(settings, rows)
     )
-    resumed = archive(tmp_path / "killed", SMALL)
-    assert not set(made) & set(done[2:])  # nothing twice
     for split, x in whole.items():
-        assert torch.equal(resumed[split], x)
-        name = f"{split}.safetensors"
+        assert torch.equal(trajectories(tmp_path / "killed", SMALL, split), x)
+    assert not set(made) & set(done[2:])  # nothing twice
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "killed").iterdir())
+    assert names[0] == "test_00010.safetensors" and len(names) == 5
+    for name in names:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [
-        "test.safetensors",
-        "train.safetensors",
-        "valid.safetensors",
-    ]
+
+
+def test_only_the_batches_that_are_asked_for_are_simulated(tmp_path):
+    few = trajectories(tmp_path, SMALL, "train", 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["train_00000.safetensors"]
+    assert torch.equal(trajectories(tmp_path, SMALL, "train")[:2], few)
+    with pytest.raises(ValueError, match="valid has 1 trajectories, 2 were asked for"):
+        trajectories(tmp_path, SMALL, "valid", 2)
 
 
 def test_files_of_another_archive_or_torn_ones_are_made_anew(tmp_path):
     # copies, as tensors lie in the mapped files, which are overwritten here
-    first = {split: x.clone() for split, x in archive(tmp_path, SMALL).items()}
-    (tmp_path / "valid.safetensors").write_bytes(b"torn")
-    assert torch.equal(archive(tmp_path, SMALL)["valid"], first["valid"])
-    other = archive(tmp_path, dataclasses.replace(SMALL, seed=1))
-    assert not torch.allclose(other["train"], first["train"])
-    assert torch.equal(load_file(tmp_path / "train.safetensors")["x"], other["train"])
+    first = {split: trajectories(tmp_path, SMALL, split).clone() for split in SPLITS}
+    (tmp_path / "valid_00009.safetensors").write_bytes(b"torn")
+    assert torch.equal(trajectories(tmp_path, SMALL, "valid"), first["valid"])
+    other = trajectories(tmp_path, dataclasses.replace(SMALL, seed=1), "train")
+    assert not torch.allclose(other, first["train"])
+    assert torch.equal(load_file(tmp_path / "train_00004.safetensors")["x"], other[4:8])
 
 
 def test_a_trajectory_is_its_own_start_followed_by_the_flow():
@@ -70,9 +76,9 @@ def test_a_trajectory_is_its_own_start_followed_by_the_flow():
 
 
 def test_parts_are_disjoint_and_in_order():
-    rows = [i for split in flow_archive.SPLITS for i in SMALL.rows(split)]
+    rows = [i for split in SPLITS for i in rows_of(split, SMALL.count)]
     assert rows == list(range(12))
-    assert [len(FlowArchive().rows(split)) for split in flow_archive.SPLITS] == [128, 16, 16]
+    assert [len(rows_of(split, FlowArchive().count)) for split in SPLITS] == [128, 16, 16]
 
 
 def test_statistics_of_a_travelling_wave():

@@ -1,4 +1,4 @@
-"""Laws of the noisy Lorenz-63 chain, its archive, its nets and its smoothing problem."""
+"""Laws of the noisy Lorenz-63 system, its archive, its nets and its smoothing problem."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import torch
 from slams.core.random import fork
 from slams.papers.rozet2023 import prior as priors
 from slams.papers.rozet2023.lorenz63.archive import (
-    Archive,
+    Lorenz63Archive,
     decode,
     encode,
     noisy_lorenz63,
@@ -17,8 +17,8 @@ from slams.papers.rozet2023.lorenz63.archive import (
     trajectories,
 )
 from slams.papers.rozet2023.lorenz63.problem import (
-    Problem,
-    Process,
+    Lorenz63Problem,
+    Lorenz63Process,
     climatology,
     ensemble_smoothed,
     interpolated,
@@ -28,24 +28,24 @@ from slams.papers.rozet2023.lorenz63.problem import (
 )
 from slams.papers.rozet2023.prior import NetSettings, build, load_net, moments, save_net, train_net
 
-SMALL = Archive(count=20, spin_up=100, length=80)
-PROCESS = Process(every=4, std=0.05, length=17)
+SMALL = Lorenz63Archive(count=20, spin_up=100, length=80)
+PROCESS = Lorenz63Process(every=4, std=0.05, length=17)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return trajectories(tmp_path_factory.mktemp("chain"), SMALL)
+    return trajectories(tmp_path_factory.mktemp("lorenz63"), SMALL)
 
 
 @pytest.fixture(scope="module")
 def problem(data):
-    return Problem.draw(PROCESS, data["test"], 2, 0, "seen")
+    return Lorenz63Problem.draw(PROCESS, data["test"], 2, 0, "seen")
 
 
 def test_entropy_of_the_transitions():
     """E log p(x_2:65 | x_1) = -96 (log(2 pi 0.025) + 1) = 81.7 nats, a chi-square of 192 degrees of freedom around it:
     within 6 standard errors of 400 trajectories."""
-    x = decode(simulate(Archive(count=400, spin_up=64, length=65)).double())
+    x = decode(simulate(Lorenz63Archive(count=400, spin_up=64, length=65)).double())
     log_prior = noisy_lorenz63(torch.float64).log_transition(x[:, :-1], x[:, 1:]).sum(-1)
     expected = -96 * (math.log(2 * math.pi * 0.025) + 1)
     assert expected == pytest.approx(81.7, abs=0.05)
@@ -55,8 +55,8 @@ def test_entropy_of_the_transitions():
 
 def test_a_trajectory_has_its_own_random_numbers():
     few, more = (
-        simulate(Archive(count=2, spin_up=3, length=5)),
-        simulate(Archive(count=4, spin_up=3, length=5)),
+        simulate(Lorenz63Archive(count=2, spin_up=3, length=5)),
+        simulate(Lorenz63Archive(count=4, spin_up=3, length=5)),
     )
     torch.testing.assert_close(few, more[:2], rtol=0, atol=1e-6)
     assert (few[0] != few[1]).any()
@@ -66,9 +66,9 @@ def test_the_archive_is_split_in_order_kept_and_made_anew_when_it_changes(tmp_pa
     first = trajectories(tmp_path, SMALL)
     torch.testing.assert_close(torch.cat(list(first.values())), simulate(SMALL))
     assert [len(first[s]) for s in ("train", "valid", "test")] == [16, 2, 2]
-    before = (tmp_path / "train.safetensors").stat().st_mtime_ns
+    before = (tmp_path / "trajectories.safetensors").stat().st_mtime_ns
     trajectories(tmp_path, SMALL)
-    assert (tmp_path / "train.safetensors").stat().st_mtime_ns == before
+    assert (tmp_path / "trajectories.safetensors").stat().st_mtime_ns == before
     other = trajectories(tmp_path, dataclasses.replace(SMALL, seed=1))
     assert (other["train"] != first["train"]).any()
 

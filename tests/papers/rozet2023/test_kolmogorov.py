@@ -9,11 +9,13 @@ import yaml
 
 from slams.assimilation.score.sda import TrajectorySDA
 from slams.core.console import Console
+from slams.core.settings import read_tree
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.sampler import Sampler
 from slams.diffusion.schedule import VPCosine
 from slams.diffusion.solenoidal import FlowCovariance, flow_moments
 from slams.papers.reproduce import PAPERS, reproduce
+from slams.papers.rozet2023.guidance import guidance_of
 from slams.papers.rozet2023.kolmogorov import run as sda_kolmogorov
 from slams.papers.rozet2023.kolmogorov.baselines import (
     FlowGaussian,
@@ -22,21 +24,21 @@ from slams.papers.rozet2023.kolmogorov.baselines import (
     persistent,
     velocity_of,
 )
-from slams.papers.rozet2023.kolmogorov.plan import guide, read_plan
-from slams.papers.rozet2023.kolmogorov.problem import EVENT, Problem, Process, scores
-from slams.papers.rozet2023.kolmogorov.report import judge
-from slams.papers.rozet2023.kolmogorov.resimulate import resimulated
-from slams.papers.rozet2023.kolmogorov.run import Outcome
+from slams.papers.rozet2023.kolmogorov.plan import read_plan
+from slams.papers.rozet2023.kolmogorov.problem import EVENT, FlowProblem, FlowProcess, scores
+from slams.papers.rozet2023.kolmogorov.report import judge_process
+from slams.papers.rozet2023.kolmogorov.resimulate import resimulate
 from slams.papers.rozet2023.kolmogorov.variational import FlowFourDVar, lbfgs
+from slams.papers.rozet2023.outcome import SDAOutcome
 from slams.systems.flows.kolmogorov import KolmogorovFlow
 
 SHIPPED = PAPERS / "rozet2023" / "kolmogorov" / "rozet2023_kolmogorov.yaml"
 LENGTH = 5
 PROCESSES = {
-    "means": Process([{"coarsen": 8}], LENGTH, 0.1, every=2),
-    "box": Process([{"coarsen": 4}, {"box": [4, 12]}], LENGTH, 0.05, times=[0, 3]),
-    "points": Process([{"stride": [16, 7]}], LENGTH, 0.1),
-    "saturating": Process(
+    "means": FlowProcess([{"coarsen": 8}], LENGTH, 0.1, every=2),
+    "box": FlowProcess([{"coarsen": 4}, {"box": [4, 12]}], LENGTH, 0.05, times=[0, 3]),
+    "points": FlowProcess([{"stride": [16, 7]}], LENGTH, 0.1),
+    "saturating": FlowProcess(
         [{"coarsen": 4}, {"vorticity": True}, {"saturate": True}, {"box": [2, 14]}],
         LENGTH,
         0.05,
@@ -67,7 +69,7 @@ PLAN = {
     "main": RUN,
     "variational": {"iterations": 1},
     "climate": 2,
-    "grids": {"quick": {"truths": 2, "samples": 2, "runs": [RUN]}},
+    "sizes": {"quick": {"truths": 2, "samples": 2, "runs": [RUN]}},
 }
 
 
@@ -121,7 +123,8 @@ def test_from_nothing_to_rows_and_again_without_work(tmp_path, monkeypatch):
         raise AssertionError("this was done before")
 
     monkeypatch.setattr(sda_kolmogorov, "write_pages", lambda *_: None)  # seconds of drawing
-    for name in ("simulate", "TrajectorySDA", "gaussian_posterior", "FlowFourDVar", "moments_of"):
+    monkeypatch.setattr("slams.papers.flows.archive.simulate", never)
+    for name in ("TrajectorySDA", "gaussian_posterior", "FlowFourDVar", "moments_of"):
         monkeypatch.setattr(sda_kolmogorov, name, never)
     assert reproduce("tiny", out=out, papers=papers, console=quiet, overrides=only)
     with pytest.raises(AssertionError, match="done before"):
@@ -140,8 +143,8 @@ def test_the_shipped_plan_is_the_papers():
     shapes = {label: tuple(p.operator(x).shape[2:]) for label, p in published.items()}
     assert shapes["assimilation"] == (2, 8, 8) and shapes["extrapolation"] == (2, 8, 8)
     assert shapes["saturating"] == (12, 12) and shapes["offset16"] == (2, 4, 4) and shapes["loop"] == EVENT
-    for grid in plan.grids:
-        assert read_plan(SHIPPED, [f"grid={grid}"]).work.processes
+    for size in read_tree(SHIPPED)["sizes"]:
+        assert read_plan(SHIPPED, [f"size={size}"]).labels
 
 
 @pytest.mark.parametrize("name", ["means", "box", "points"])
@@ -150,7 +153,7 @@ def test_gaussian_posterior_is_where_its_gradient_vanishes(name, flows, gaussian
     mean = gaussian.mean.double()
     moments = flow_moments(flows.double(), mean, LENGTH)
     gaussian = FlowGaussian(mean, FlowCovariance(moments, LENGTH, torch.float64))
-    problem = Problem.draw(PROCESSES[name], flows[:1].double(), 0, name)
+    problem = FlowProblem.draw(PROCESSES[name], flows[:1].double(), 0, name)
     _, best = gaussian_posterior(problem, gaussian, 1, torch.Generator().manual_seed(0))
     system = problem.process.system(gaussian.covariance)
     residual = problem.seen.value[0, system.steps] - system.seen(best[0])
@@ -161,7 +164,7 @@ def test_gaussian_posterior_is_where_its_gradient_vanishes(name, flows, gaussian
 def test_draws_of_a_gaussian_meet_truths_of_it_to_the_error(gaussian):
     """y - H x has variance R under the posterior; 640 values of 4 draws: 5 standard errors are 0.14 of the std."""
     rng = torch.Generator().manual_seed(1)
-    problem = Problem.draw(PROCESSES["points"], gaussian.sample(4, rng=rng), 0, "points")
+    problem = FlowProblem.draw(PROCESSES["points"], gaussian.sample(4, rng=rng), 0, "points")
     draws, _ = gaussian_posterior(problem, gaussian, 4, rng)
     found = scores(problem, draws)
     assert float(found["misfit"].mean().sqrt()) == pytest.approx(problem.process.std, rel=0.14)
@@ -169,7 +172,7 @@ def test_draws_of_a_gaussian_meet_truths_of_it_to_the_error(gaussian):
 
 def test_a_saturating_sensor_is_met_better_than_by_its_inverse(flows, gaussian):
     """The most likely trajectory fits the values to about their error, from 1 to 2 of it; interpolation does not."""
-    problem = Problem.draw(PROCESSES["saturating"], flows[:2], 0, "saturating")
+    problem = FlowProblem.draw(PROCESSES["saturating"], flows[:2], 0, "saturating")
     draws, best = gaussian_posterior(problem, gaussian, 4, torch.Generator().manual_seed(0))
     rough = interpolated(problem, gaussian.mean)
     own, other = (float(problem.residual(x[:, None]).square().mean().sqrt()) for x in (best, rough))
@@ -182,7 +185,7 @@ def test_a_saturating_sensor_is_met_better_than_by_its_inverse(flows, gaussian):
 @pytest.mark.parametrize("name", ["points", "box"])
 def test_interpolation_keeps_what_it_was_given(name, flows, gaussian):
     """Points are met where they stand, and at observed steps persistence says the same."""
-    problem = Problem.draw(PROCESSES[name], flows[:2], 0, name)
+    problem = FlowProblem.draw(PROCESSES[name], flows[:2], 0, name)
     x, steps = interpolated(problem, gaussian.mean), problem.process.steps
     torch.testing.assert_close(x[:, steps], persistent(problem, gaussian.mean)[:, steps], rtol=0, atol=1e-5)
     if name == "points":
@@ -214,8 +217,8 @@ def test_lbfgs_minimises_each_row_on_its_own():
 
 def test_a_perfect_model_finds_the_start(flows):
     """Strong constraint, every second point seen for two steps: the error falls far below that of the values."""
-    process = Process([{"stride": 4}], 3, 0.02)
-    problem = Problem.draw(process, flows[:1], 0, "perfect")
+    process = FlowProcess([{"stride": 4}], 3, 0.02)
+    problem = FlowProblem.draw(process, flows[:1], 0, "perfect")
     method = FlowFourDVar(flows, samples=2, iterations=25, strong=True)
     guess = interpolated(problem, method.mean)
     best, _ = method.assimilate(problem, guess[:, 0])
@@ -231,34 +234,34 @@ def test_the_solver_agrees_with_itself(flows):
         for _ in range(2):
             states.append(plain(states[-1]))
     x = torch.stack(states, 1)
-    assert float(resimulated(x, 64).error.max()) < 1e-5
-    assert float(resimulated(x.flip(1), 64).error.max()) > 0.1
+    assert float(resimulate(x, 64).error.max()) < 1e-5
+    assert float(resimulate(x.flip(1), 64).error.max()) > 0.1
 
 
-def outcome(error: torch.Tensor, misfit: float) -> Outcome:
+def outcome(error: torch.Tensor, misfit: float) -> SDAOutcome:
     names = ("crps", "coverage90", "spectral")
     filled = {name: torch.full_like(error, 0.5) for name in names}
-    return Outcome(
+    return SDAOutcome(
         {**filled, "squared_error": error**2, "variance": error**2, "misfit": error * 0 + misfit**2}, {}
     )
 
 
 def test_bars_pass_and_fail_where_they_say():
     """A gain holds only if its paired interval does; the residual within 15 %; few truths are not judged."""
-    plan = read_plan(SHIPPED, ["grid=reduced", "chosen=[stride4]", "runs=[local2 / fast / covariance]"])
+    plan = read_plan(SHIPPED, ["size=reduced", "chosen=[stride4]", "runs=[local2 / fast / covariance]"])
     wobble = torch.linspace(-0.3, 0.3, 16, dtype=torch.float64)
     found = {
         plan.main: outcome(0.5 + wobble, 0.114),
         "interpolation": outcome(0.51 + wobble + 0.001 * wobble.flip(0), 0.1),
         "climatology": outcome(0.51 + wobble.flip(0), 1.0),
     }
-    status = {verdict.metric: verdict.status for verdict in judge(plan, "stride4", found)}
+    status = {verdict.metric: verdict.status for verdict in judge_process(plan, "stride4", found)}
     assert status["residual"] == "PASS" and status["spread_skill"] == "PASS"
     assert status["rmse_minus_interpolation"] == "PASS" and status["rmse_minus_climatology"] == "FAIL"
     found[plan.main] = outcome(0.5 + wobble, 0.116)
-    assert {v.metric: v.status for v in judge(plan, "stride4", found)}["residual"] == "FAIL"
+    assert {v.metric: v.status for v in judge_process(plan, "stride4", found)}["residual"] == "FAIL"
     few = dataclasses.replace(plan, truths=15)
-    assert {v.status for v in judge(few, "stride4", found)} == {"INFO"}
+    assert {v.status for v in judge_process(few, "stride4", found)} == {"INFO"}
 
 
 class Broken(Denoiser):
@@ -271,8 +274,10 @@ class Broken(Denoiser):
 
 
 def test_a_draw_that_is_not_finite_names_step_and_guidance(flows, gaussian):
-    problem = Problem.draw(PROCESSES["points"], flows[:1], 0, "points")
-    make = guide({"kind": "covariance"}, gaussian.covariance, problem.process.system(gaussian.covariance))
+    problem = FlowProblem.draw(PROCESSES["points"], flows[:1], 0, "points")
+    make = guidance_of(
+        {"kind": "covariance"}, gaussian.covariance, problem.process.system(gaussian.covariance)
+    )
     method = TrajectorySDA(Broken(), Sampler(4), event=EVENT, guidance=make)
     with pytest.raises(
         FloatingPointError, match=r"in step 2 of 4: .*norm of the finite part of the guidance"
@@ -282,9 +287,9 @@ def test_a_draw_that_is_not_finite_names_step_and_guidance(flows, gaussian):
 
 def test_what_cannot_be_is_refused(flows):
     with pytest.raises(ValueError, match="must be positive"):
-        Process([{"coarsen": 8}], std=0.0)
+        FlowProcess([{"coarsen": 8}], std=0.0)
     with pytest.raises(ValueError, match="did you mean vorticity"):
-        Process([{"vorticty": True}])
+        FlowProcess([{"vorticty": True}])
     with pytest.raises(ValueError, match="gamma must be positive, got 0"):
         read_plan(SHIPPED, ["guidances.sda.gamma=0"])
     with pytest.raises(ValueError, match="error must be positive, got -1"):
@@ -292,6 +297,6 @@ def test_what_cannot_be_is_refused(flows):
     with pytest.raises(ValueError, match="fewer than the windows of 5"):
         read_plan(SHIPPED, ["processes.stride2.length=4"])
     with pytest.raises(ValueError, match="did you mean reduced"):
-        read_plan(SHIPPED, ["grid=redced"])
+        read_plan(SHIPPED, ["size=redced"])
     with pytest.raises(ValueError, match="shorten the process"):
-        Problem.draw(Process([{"coarsen": 8}], 40), flows, 0, "long")
+        FlowProblem.draw(FlowProcess([{"coarsen": 8}], 40), flows, 0, "long")

@@ -11,7 +11,7 @@ from slams.diffusion.guidance.evidence import Evidence, Linearized
 from slams.diffusion.guidance.krylov import conjugate_gradients
 from slams.diffusion.solenoidal import FlowCovariance
 from slams.observation.observation import Observations
-from slams.papers.rozet2023.kolmogorov.problem import EVENT, SIZE, Problem, Process
+from slams.papers.rozet2023.kolmogorov.problem import EVENT, SIZE, FlowProblem, FlowProcess
 
 _SATURATED = 0.95  # of a saturating sensor: noise beyond would stand for an unbounded vorticity
 
@@ -40,15 +40,7 @@ class FlowGaussian:
         return self.mean + own + c.rest**0.5 * (white - frame.synthesis(waves))
 
 
-def climatology(problem: Problem, train: Tensor, size: int, rng: torch.Generator) -> Tensor:
-    """Pieces of training trajectories (n, T, 2, N, N), whatever was seen: (R, N, L, 2, N, N)."""
-    count, length = problem.truth.shape[:2]
-    rows = torch.randint(len(train), (count, size), generator=rng)
-    starts = torch.randint(train.shape[1] - length + 1, (count, size), generator=rng)
-    return train[rows[..., None], starts[..., None] + torch.arange(length)]
-
-
-def interpolated(problem: Problem, mean: Tensor) -> Tensor:
+def interpolated(problem: FlowProblem, mean: Tensor) -> Tensor:
     """Observations joined by lines, in space and in time: (R, L, 2, N, N).
 
     It is the anomaly from the mean flow (2, N, N) that is interpolated; where nothing is near, as outside of a box, it
@@ -68,14 +60,14 @@ def interpolated(problem: Problem, mean: Tensor) -> Tensor:
     return mean + frames[:, left] * (1 - share) + frames[:, right] * share
 
 
-def persistent(problem: Problem, mean: Tensor) -> Tensor:
+def persistent(problem: FlowProblem, mean: Tensor) -> Tensor:
     """The latest observed frame, interpolated in space only: (R, L, 2, N, N)."""
     steps = torch.tensor(problem.process.steps)
     latest = torch.searchsorted(steps, torch.arange(problem.process.length), right=True).sub(1).clamp(min=0)
     return mean + _frames(problem, mean)[:, latest]
 
 
-def _frames(problem: Problem, mean: Tensor) -> Tensor:
+def _frames(problem: FlowProblem, mean: Tensor) -> Tensor:
     """Anomalies of velocity at the observed steps, (R, n, 2, N, N)."""
     process, value = problem.process, problem.seen.value[:, problem.process.steps]
     if process.has("loop") or process.has("ring"):
@@ -98,7 +90,7 @@ def _frames(problem: Problem, mean: Tensor) -> Tensor:
     return velocity_of(-fine * (SIZE / step) / (2 * math.pi)) if process.has("vorticity") else fine
 
 
-def _lattice(process: Process) -> tuple[int, int]:
+def _lattice(process: FlowProcess) -> tuple[int, int]:
     """Distance of neighbouring values, and the place of the first [points]."""
     if process.has("coarsen"):
         return process.setting("coarsen"), 0
@@ -129,7 +121,7 @@ def velocity_of(vorticity: Tensor) -> Tensor:
 
 
 def gaussian_posterior(
-    problem: Problem,
+    problem: FlowProblem,
     gaussian: FlowGaussian,
     size: int,
     rng: torch.Generator,

@@ -1,7 +1,7 @@
 """Pictures of the Kolmogorov flow: vorticity of truths, estimates and events; errors and spectra."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from slams.core.geometry.torus import clockwise_vorticity
 from slams.evaluation.figures.style import COLOURS, dress, heading, new_figure
-from slams.papers.rozet2023.kolmogorov.problem import Process
+from slams.papers.rozet2023.kolmogorov.problem import FlowProcess
+from slams.papers.rozet2023.outcome import SDAOutcome
 
 _RANGE, _POWER = 1.25, 0.8  # of vorticity in grid units; the power brings out what is weak
 # ice to fire through black: the sign is told by hue, the size by lightness
@@ -23,25 +24,13 @@ _COLOURS = LinearSegmentedColormap.from_list(
 )
 
 
-class Shown(Protocol):
-    """Draws of one method."""
-
-    @property
-    def scores(self) -> Mapping[str, Tensor]:
-        """One number a truth by name."""
-
-    @property
-    def example(self) -> Mapping[str, Tensor]:
-        """Of the first truth."""
-
-
 def image(field: Tensor) -> NDArray[Any]:
     """Signed power of a field (n, n) with x to the right and y up."""
     scaled = (field / _RANGE).clamp(-1, 1)
     return (scaled.sign() * scaled.abs() ** _POWER).mT.numpy()
 
 
-def panel(process: Process, found: Mapping[str, Shown]) -> Figure:
+def panel(process: FlowProcess, found: Mapping[str, SDAOutcome]) -> Figure:
     """What is seen, and of every method the mean, draws, their standard deviation and the error, at one state.
 
     Args:
@@ -83,7 +72,7 @@ def panel(process: Process, found: Mapping[str, Shown]) -> Figure:
     return figure
 
 
-def _moment(process: Process) -> int:
+def _moment(process: FlowProcess) -> int:
     """A state between two observed ones where there is one; of an event the last it says something of."""
     steps = process.steps
     if process.value is not None:
@@ -92,7 +81,7 @@ def _moment(process: Process) -> int:
     return between[len(between) // 2] if between else process.length // 2
 
 
-def _top(row: Sequence[Axes], process: Process, e: Mapping[str, Tensor], when: int, event: bool) -> None:
+def _top(row: Sequence[Axes], process: FlowProcess, e: Mapping[str, Tensor], when: int, event: bool) -> None:
     """The truth and what is seen last before the moment."""
     for axis in row:
         axis.set_axis_off()
@@ -151,7 +140,7 @@ def strip(draw: Tensor, count: int = 12) -> Figure:
     return figure
 
 
-def sweep(strides: Mapping[str, int], outcomes: Mapping[str, Mapping[str, Shown]]) -> Figure:
+def sweep(strides: Mapping[str, int], outcomes: Mapping[str, Mapping[str, SDAOutcome]]) -> Figure:
     """Error of every method against the distance of observed points, with intervals of paired truths."""
     figure = new_figure(11.0, 4.2)
     left, right = figure.subplots(1, 2)
@@ -182,7 +171,7 @@ def sweep(strides: Mapping[str, int], outcomes: Mapping[str, Mapping[str, Shown]
     return figure
 
 
-def spectra(outcomes: Mapping[str, Mapping[str, Shown]]) -> Figure:
+def spectra(outcomes: Mapping[str, Mapping[str, SDAOutcome]]) -> Figure:
     """Kinetic energy of draws by wavenumber, one panel a process."""
     columns = min(4, len(outcomes))
     rows = -(-len(outcomes) // columns)

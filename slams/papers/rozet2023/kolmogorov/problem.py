@@ -56,7 +56,7 @@ _PARTS: Mapping[str, Callable[[Any, int], Operator]] = {
 
 
 @dataclass(frozen=True)
-class Process:
+class FlowProcess:
     """How a flow is seen: y = h(x_k) + N(0, std^2) at some of its steps.
 
     Attributes:
@@ -109,7 +109,7 @@ class Process:
 
     def system(self, covariance: FlowCovariance) -> LatticeSystem:
         """What solves for the values of a lattice, with the covariance of trajectories of this length."""
-        filtered = Process([part for part in self.sensor if "box" not in part]).operator
+        filtered = FlowProcess([part for part in self.sensor if "box" not in part]).operator
         box = tuple(self.setting("box")) if self.has("box") else None
         return LatticeSystem(covariance, filtered, self.steps, (self.length, *EVENT), self.std, box=box)
 
@@ -130,7 +130,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Problem:
+class FlowProblem:
     """Truths and what was seen of them.
 
     Attributes:
@@ -139,12 +139,12 @@ class Problem:
         observations: Values (R, L, *O) of "flow".
     """
 
-    process: Process
+    process: FlowProcess
     truth: Tensor
     observations: Observations
 
     @classmethod
-    def draw(cls, process: Process, test: Tensor, seed: int, label: str) -> "Problem":
+    def draw(cls, process: FlowProcess, test: Tensor, seed: int, label: str) -> "FlowProblem":
         """What is seen of the beginnings of trajectories (R, T, 2, N, N), each with its own noise.
 
         Raises:
@@ -174,25 +174,27 @@ class Problem:
         difference = self.seen.value.unsqueeze(1) - self.seen.operator(samples)
         return difference.flatten(2)[..., keep]
 
-    def told(self, factor: float) -> "Problem":
-        """The same values, said to have errors of `factor` times their standard deviation."""
+    def with_error(self, factor: float) -> "FlowProblem":
+        """The same values with errors of `factor` times their standard deviation, as guidance takes them."""
         process = replace(self.process, std=factor * self.process.std)
-        return Problem(process, self.truth, Observations({"flow": _observation(self.seen.value, process)}))
+        return FlowProblem(
+            process, self.truth, Observations({"flow": _observation(self.seen.value, process)})
+        )
 
-    def part(self, rows: slice) -> "Problem":
+    def part(self, rows: slice) -> "FlowProblem":
         """Of some of the truths."""
-        return Problem(
+        return FlowProblem(
             self.process,
             self.truth[rows],
             Observations({"flow": _observation(self.seen.value[rows], self.process)}),
         )
 
 
-def _observation(value: Tensor, process: Process) -> Observation:
+def _observation(value: Tensor, process: FlowProcess) -> Observation:
     return Observation(value, process.operator, Isotropic(process.std**2), event=value.ndim - 2)
 
 
-def _event(process: Process, count: int, like: Tensor) -> Observations:
+def _event(process: FlowProcess, count: int, like: Tensor) -> Observations:
     """The same value at all that is observed."""
     shape = process.operator(like.new_zeros(1, process.length, *EVENT)).shape[1:]
     value = like.new_full((count, *shape), torch.nan)
@@ -200,7 +202,7 @@ def _event(process: Process, count: int, like: Tensor) -> Observations:
     return Observations({"flow": _observation(value, process)})
 
 
-def scores(problem: Problem, samples: Tensor, mean: Tensor | None = None) -> dict[str, Tensor]:
+def scores(problem: FlowProblem, samples: Tensor, mean: Tensor | None = None) -> dict[str, Tensor]:
     """What draws are worth, one number for each truth, (R).
 
     Args:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from slams.core.geometry.torus import coarsen, upsample
+from slams.papers.study import finite
 from slams.systems.flows.kolmogorov import KolmogorovFlow
 
 
-class Again(NamedTuple):
+class Resimulation(NamedTuple):
     """Draws simulated again.
 
     Attributes:
@@ -26,7 +27,7 @@ class Again(NamedTuple):
 
 
 @torch.no_grad()
-def resimulated(draws: Tensor, fine: int, *, dt: float = 0.2) -> Again:
+def resimulate(draws: Tensor, fine: int, *, dt: float = 0.2) -> Resimulation:
     """Solve on from the first state of each draw, on a finer grid.
 
     Args:
@@ -45,16 +46,15 @@ def resimulated(draws: Tensor, fine: int, *, dt: float = 0.2) -> Again:
     x = upsample(draws[:, 0], factor)
     states = [draws[:, 0]]
     for k in range(1, draws.shape[1]):
-        x = flow(x)
-        if not bool(torch.isfinite(x).all()):
-            raise FloatingPointError(
-                f"the flow from a draw's first state is not finite after {k} of {draws.shape[1] - 1} steps (largest "
-                f"speed at the start {float(draws[:, 0].abs().max()):g}); the draw is no state of this flow."
-            )
+        x = finite(
+            flow(x),
+            f"the flow from a draw's first state is not finite after {k} of {draws.shape[1] - 1} steps (largest "
+            f"speed at the start {float(draws[:, 0].abs().max()):g}); the draw is no state of this flow.",
+        )
         states.append(coarsen(x, factor))
     again = torch.stack(states, 1)
     other = draws.roll(1, 0) if len(draws) > 1 else draws.roll(draws.shape[1] // 2, 1)
-    return Again(
+    return Resimulation(
         again,
         (again - draws).square().mean((0, 2, 3, 4)).sqrt(),
         (draws[:, :1] - draws).square().mean((0, 2, 3, 4)).sqrt(),

@@ -8,7 +8,7 @@ from torch import Tensor
 from slams.core.geometry.torus import vorticity
 from slams.core.random import normal
 from slams.papers.rozet2023.kolmogorov.baselines import velocity_of
-from slams.papers.rozet2023.kolmogorov.problem import SIZE, Problem
+from slams.papers.rozet2023.kolmogorov.problem import SIZE, FlowProblem
 from slams.systems.flows.kolmogorov import KolmogorovFlow
 
 _HISTORY = 10  # pairs of L-BFGS
@@ -53,7 +53,7 @@ class FlowFourDVar:
 
     def assimilate(
         self,
-        problem: Problem,
+        problem: FlowProblem,
         first_guess: Tensor,
         *,
         members: int = 0,
@@ -84,7 +84,7 @@ class FlowFourDVar:
         ensemble = torch.cat([torch.stack(each, 1) for each in drawn]) if members else None
         return torch.cat(best), ensemble
 
-    def _minimum(self, problem: Problem, guess: Tensor, rng: torch.Generator | None) -> Tensor:
+    def _minimum(self, problem: FlowProblem, guess: Tensor, rng: torch.Generator | None) -> Tensor:
         length, count = problem.process.length, len(problem.truth)
         model = _model(length)
         value, h, std = problem.seen.value, problem.seen.operator, problem.process.std

@@ -1,27 +1,25 @@
-"""The noisy Lorenz-63 chain of SDA: the system, its normalisation, and its trajectories on disk."""
+"""The noisy Lorenz-63 system of SDA: the system, its normalisation, and its trajectories on disk."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from slams.core.files import atomic
+from slams.core.console import Console
 from slams.core.random import fork
+from slams.papers.study import SPLITS, rows_of, simulated
 from slams.systems.flow import Gaussian
 from slams.systems.lorenz import Lorenz63
 
 MEAN = (0.0, 0.0, 25.0)
 SCALE = (8.0, 9.0, 8.6)
-SPLITS = ("train", "valid", "test")
 
 _PRIOR = ((64.0, 50.0, 0.0), (50.0, 81.0, 0.0), (0.0, 0.0, 75.0))
 
 
 @dataclass(frozen=True)
-class Archive:
+class Lorenz63Archive:
     """Which trajectories are simulated.
 
     Attributes:
@@ -56,7 +54,7 @@ def decode(z: Tensor) -> Tensor:
     return z * z.new_tensor(SCALE) + z.new_tensor(MEAN)
 
 
-def simulate(archive: Archive) -> Tensor:
+def simulate(archive: Lorenz63Archive) -> Tensor:
     """Normalised trajectories, (count, length, 3), each with its own random numbers.
 
     Args:
@@ -75,34 +73,18 @@ def simulate(archive: Archive) -> Tensor:
     return encode(torch.stack(kept, 1)).float()
 
 
-def trajectories(folder: Path, archive: Archive) -> dict[str, Tensor]:
+def trajectories(folder: Path, archive: Lorenz63Archive, console: Console | None = None) -> dict[str, Tensor]:
     """The archive's three parts, simulated where they are not on disk.
 
     Args:
-        folder: Holds train, valid and test.safetensors, key "x".
+        folder: Folder of the archive.
         archive: Which trajectories.
+        console: Where progress is shown.
 
     Returns:
         Normalised trajectories (n, length, 3) of "train", "valid" and "test".
     """
-    paths = {split: folder / f"{split}.safetensors" for split in SPLITS}
-    if not all(_fits(path, archive) for path in paths.values()):
-        x = simulate(archive)
-        first, second = int(0.8 * archive.count), int(0.9 * archive.count)
-        parts = (x[:first], x[first:second], x[second:])
-        for (split, path), part in zip(paths.items(), parts, strict=True):
-            with atomic(path) as temporary:
-                save_file({"x": part.contiguous()}, temporary, {"archive": repr(archive), "split": split})
-    out = {}
-    for split, path in paths.items():
-        with safe_open(path, "pt") as file:
-            out[split] = file.get_tensor("x")
-    return out
-
-
-def _fits(path: Path, archive: Archive) -> bool:
-    """Whether a file holds this archive."""
-    if not path.exists():
-        return False
-    with safe_open(path, "pt") as file:
-        return (file.metadata() or {}).get("archive") == repr(archive)
+    pieces = {"trajectories": lambda: simulate(archive)}
+    (x,) = simulated(folder, archive, pieces, title="Lorenz-63", console=console)
+    parts = {split: rows_of(split, archive.count) for split in SPLITS}
+    return {split: x[rows.start : rows.stop] for split, rows in parts.items()}

@@ -1,7 +1,7 @@
 """Figures of the smoothing problem: quality against cost, and draws beside the truth."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -10,7 +10,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from slams.evaluation.figures.style import COLOURS, dress, heading, new_figure
-from slams.papers.rozet2023.lorenz63.problem import Problem
+from slams.papers.rozet2023.lorenz63.problem import Lorenz63Problem
+from slams.papers.rozet2023.outcome import SDAOutcome
 
 _PANELS = (
     ("w1", "Wasserstein-1 to the smoother"),
@@ -21,19 +22,9 @@ _SHOWN = 32
 _MARKS = "os^Dv"
 
 
-class Scored(Protocol):
-    """What a method's draws are worth, and what they cost."""
-
-    @property
-    def scores(self) -> Mapping[str, Tensor]:
-        """One number a truth by name."""
-
-    @property
-    def evaluations(self) -> float:
-        """Of the network."""
-
-
-def quality_figure(outcomes: Mapping[str, Mapping[str, Scored]], floor: str, *, title: str = "") -> Figure:
+def quality_figure(
+    outcomes: Mapping[str, Mapping[str, SDAOutcome]], floor: str, *, title: str = ""
+) -> Figure:
     """Median scores against network evaluations, one row a process, one panel a score.
 
     Colours are nets and guidances, marks samplers; lines join samplers that differ in the number behind their name.
@@ -58,7 +49,7 @@ def quality_figure(outcomes: Mapping[str, Mapping[str, Scored]], floor: str, *, 
     return figure
 
 
-def _learnt(found: Mapping[str, Scored]) -> dict[str, Scored]:
+def _learnt(found: Mapping[str, SDAOutcome]) -> dict[str, SDAOutcome]:
     return {run: outcome for run, outcome in found.items() if outcome.evaluations > 0}
 
 
@@ -82,7 +73,7 @@ def _styles(runs: Sequence[str]) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def _panel(
-    axis: Axes, found: Mapping[str, Scored], floor: str, metric: str, styles: Mapping[tuple[str, str], dict[str, Any]]
+    axis: Axes, found: Mapping[str, SDAOutcome], floor: str, metric: str, styles: Mapping[tuple[str, str], dict[str, Any]]
 ) -> None:  # fmt: skip
     level = float(found[floor].scores[metric].nanquantile(0.5))
     axis.axhline(level, color="#000000", linestyle="--", linewidth=1.0, label=floor)
@@ -113,7 +104,7 @@ def _plain_ticks(scale: Axis) -> None:
     scale.set_minor_formatter(NullFormatter())
 
 
-def trajectory_figure(problem: Problem, draws: Mapping[str, Tensor]) -> Figure:
+def trajectory_figure(problem: Lorenz63Problem, draws: Mapping[str, Tensor]) -> Figure:
     """The observed coordinate of draws for the first truth, with truth and observations; one panel a method.
 
     Args:

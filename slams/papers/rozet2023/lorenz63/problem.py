@@ -1,4 +1,4 @@
-"""The smoothing problem of SDA on the noisy Lorenz-63 chain: what is seen, references, rivals and scores."""
+"""The smoothing problem of SDA on noisy Lorenz-63: what is seen, references, rivals and scores."""
 
 import math
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from slams.observation.observation import Observation, Observations
 from slams.observation.operators import Select
 from slams.observation.survey import Survey
 from slams.papers.rozet2023.lorenz63.archive import SCALE, decode, encode, noisy_lorenz63
+from slams.papers.study import draw_pieces
 
 _SPIN_UP = 64  # transitions after which the prior's draws lie on the attractor
 _STARTS = 8  # of 4D-Var, whose cost has several minima
@@ -25,7 +26,7 @@ _BLOWN = 8.0  # normalised; the attractor ends at 3
 
 
 @dataclass(frozen=True)
-class Process:
+class Lorenz63Process:
     """How the normalised first coordinate is seen.
 
     Attributes:
@@ -46,7 +47,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Lorenz63Problem:
     """Truths and what was seen of them.
 
     Attributes:
@@ -55,12 +56,14 @@ class Problem:
         observations: Of normalised states, values (R, L, 1).
     """
 
-    process: Process
+    process: Lorenz63Process
     truth: Tensor
     observations: Observations
 
     @classmethod
-    def draw(cls, process: Process, test: Tensor, count: int, seed: int, label: str) -> "Problem":
+    def draw(
+        cls, process: Lorenz63Process, test: Tensor, count: int, seed: int, label: str
+    ) -> "Lorenz63Problem":
         """Observations of the beginnings of test trajectories, each with its own noise.
 
         Raises:
@@ -89,7 +92,7 @@ class Problem:
 
 
 def smoothed(
-    problem: Problem,
+    problem: Lorenz63Problem,
     size: int,
     *,
     particles: int,
@@ -112,7 +115,7 @@ def smoothed(
     return torch.stack(draws), {"ancestors": torch.stack(ancestors)}
 
 
-def ensemble_smoothed(problem: Problem, size: int, climate: Tensor, rng: torch.Generator) -> Tensor:
+def ensemble_smoothed(problem: Lorenz63Problem, size: int, climate: Tensor, rng: torch.Generator) -> Tensor:
     """Ensemble Kalman smoother with the whole past in its lag, from climatological states (n, 3)."""
     count, length = problem.truth.shape[:2]
     index = torch.randint(len(climate), (count, size), generator=rng)
@@ -122,7 +125,7 @@ def ensemble_smoothed(problem: Problem, size: int, climate: Tensor, rng: torch.G
     return encode(done.samples)
 
 
-def variational(problem: Problem, size: int, climate: Tensor, rng: torch.Generator) -> Tensor:
+def variational(problem: Lorenz63Problem, size: int, climate: Tensor, rng: torch.Generator) -> Tensor:
     """Weak-constraint 4D-Var over the whole record: draws of the Gaussian at the least of several minima."""
     system, count = noisy_lorenz63(torch.float64), len(problem.truth)
     states = decode(climate.double())
@@ -153,15 +156,13 @@ def variational(problem: Problem, size: int, climate: Tensor, rng: torch.Generat
     )
 
 
-def climatology(problem: Problem, size: int, train: Tensor, rng: torch.Generator) -> Tensor:
+def climatology(problem: Lorenz63Problem, size: int, train: Tensor, rng: torch.Generator) -> Tensor:
     """Pieces of training trajectories, whatever was seen."""
     count, length = problem.truth.shape[:2]
-    rows = torch.randint(len(train), (count, size), generator=rng)
-    starts = torch.randint(train.shape[1] - length + 1, (count, size), generator=rng)
-    return train[rows[..., None], starts[..., None] + torch.arange(length)]
+    return draw_pieces(train, (count, size), length, rng)
 
 
-def interpolated(problem: Problem, size: int, train: Tensor) -> Tensor:
+def interpolated(problem: Lorenz63Problem, size: int, train: Tensor) -> Tensor:
     """Observations joined by lines, and the climatological mean of what is not seen, N times the same."""
     value = problem.observations["a"].value[..., 0]
     steps = torch.arange(0, value.shape[1], problem.process.every)
@@ -175,7 +176,7 @@ def interpolated(problem: Problem, size: int, train: Tensor) -> Tensor:
     return x.unsqueeze(1).expand(-1, size, -1, -1).contiguous()
 
 
-def scores(problem: Problem, samples: Tensor, reference: Tensor) -> dict[str, Tensor]:
+def scores(problem: Lorenz63Problem, samples: Tensor, reference: Tensor) -> dict[str, Tensor]:
     """What a method's draws are worth, one number for each truth, (R).
 
     Args:

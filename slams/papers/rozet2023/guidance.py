@@ -1,0 +1,114 @@
+"""Guidances by the kind that a plan names, and what a run of net, sampler and guidance costs."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from slams.assimilation.score.sda import Guidance
+from slams.core.settings import unknown
+from slams.diffusion.denoiser import Denoiser
+from slams.diffusion.guidance.covariance_matching import Covariance, CovarianceMatching
+from slams.diffusion.guidance.dps import PosteriorSampling
+from slams.diffusion.guidance.moment_matching import MomentMatching, PseudoInverse
+from slams.diffusion.guidance.sda import GaussianGuidance
+from slams.diffusion.lattice import LatticeMatching, LatticeSystem
+from slams.diffusion.precondition import Detached
+from slams.diffusion.sampler import Sampler
+from slams.observation.observation import Observations
+
+Settings = Mapping[str, Any]
+
+
+def _detached(denoiser: Denoiser, seen: Observations, **settings: Any) -> Denoiser:
+    return GaussianGuidance(Detached(denoiser), seen, **settings)
+
+
+# kind -> guided denoiser, and the backward passes of a guided mean
+_KINDS: Mapping[str, tuple[Callable[..., Denoiser], int]] = {
+    "sda": (GaussianGuidance, 1),
+    "detached": (_detached, 0),
+    "dps": (PosteriorSampling, 1),
+    "pseudo": (PseudoInverse, 1),
+    "moments": (MomentMatching, 1),
+    "covariance": (CovarianceMatching, 0),
+}
+
+
+def guidance_of(
+    settings: Settings, covariance: Tensor | Covariance, system: LatticeSystem | None = None
+) -> Guidance:
+    """Makes a guided denoiser.
+
+    Args:
+        settings: "kind", and the settings of its class.
+        covariance: Covariance of whole trajectories, for "covariance".
+        system: Observations on a lattice, which "covariance" and "moments" then use; None for others.
+
+    Raises:
+        ValueError: If the kind is unknown (the nearest is named).
+    """
+    kind, given = settings["kind"], {key: value for key, value in settings.items() if key != "kind"}
+    if kind not in _KINDS:
+        raise ValueError(unknown("guidance", kind, _KINDS))
+    if system is not None and kind == "covariance":
+        return partial(LatticeMatching, system=system)
+    if system is not None and kind == "moments":
+        return partial(LatticeMatching, system=system, iterations=given.get("iterations", 1))
+    if kind == "covariance":
+        given["covariance"] = covariance
+    return partial(_KINDS[kind][0], **given)
+
+
+def cost_of(settings: Settings, *, lattice: bool = False) -> float:
+    """Network evaluations of a guided one, a backward pass counted as two.
+
+    Args:
+        settings: As of `guidance_of`.
+        lattice: Whether observations are on a lattice.
+    """
+    kind, solver = settings["kind"], 0
+    if kind == "moments" and lattice:
+        solver = settings.get("iterations", 1) - 1  # the last product is one of the solver's
+    elif kind == "moments":
+        solver = settings.get("iterations", 16)
+    return 1.0 + 2.0 * (_KINDS[kind][1] + solver)
+
+
+class Parts(Protocol):
+    """A plan whose runs combine what it names."""
+
+    @property
+    def nets(self) -> Mapping[str, Any]:
+        """Nets by name."""
+
+    @property
+    def samplers(self) -> Mapping[str, Sampler]:
+        """Samplers by name."""
+
+    @property
+    def guidances(self) -> Mapping[str, Settings]:
+        """Settings of guidances by name."""
+
+
+def parts_of(plan: Parts, run: str) -> tuple[str, str, str]:
+    """Names of net, sampler and guidance of a run.
+
+    Raises:
+        ValueError: If there are not three, or one is unknown (the nearest is named).
+    """
+    parts = tuple(part.strip() for part in run.split("/"))
+    if len(parts) != 3:
+        raise ValueError(f'a run is "net / sampler / guidance", got {run!r}.')
+    for kind, part in zip(("net", "sampler", "guidance"), parts, strict=True):
+        known = getattr(plan, f"{kind}s")
+        if part not in known:
+            raise ValueError(unknown(kind, part, known))
+    return parts[0], parts[1], parts[2]
+
+
+def evaluations(plan: Parts, run: str, *, lattice: bool = False) -> float:
+    """Network evaluations of a draw, a backward pass counted as two."""
+    _, sampler, guidance = parts_of(plan, run)
+    return plan.samplers[sampler].evaluations * cost_of(plan.guidances[guidance], lattice=lattice)

@@ -1,0 +1,159 @@
+"""Rows of a study: published bounds, verdicts, rows.csv and the table on the terminal."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from slams.core.console import Console
+from slams.core.files import atomic
+from slams.evaluation.tables import console_table
+
+COLUMNS = ("row", "metric", "expected", "low", "high", "value", "lower", "upper", "status")
+
+Numbers = tuple[float, float, float]  # a value and its 95 % interval
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Bounds on a score of one run.
+
+    Attributes:
+        row: Name of the run; of a verdict, name of the row.
+        metric: Score.
+        low: Least value that passes; NaN, as `high`, for a row that is shown and not judged.
+        high: Largest value that passes.
+        against: Run with which the score is compared, replicate by replicate; none if empty.
+        published: The paper's number.
+        case: Part of the study that holds the run, such as an experiment.
+    """
+
+    row: str
+    metric: str
+    low: float = -math.inf
+    high: float = math.inf
+    against: str = ""
+    published: float = math.nan
+    case: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A row of rows.csv.
+
+    Attributes:
+        row: Name.
+        metric: Score.
+        expected: Published or measured number.
+        low: Least value that passes.
+        high: Largest value that passes.
+        value: Our number.
+        lower: Lower end of its 95 % interval.
+        upper: Upper end.
+        status: Begins with PASS or FAIL, or is INFO where nothing is judged.
+    """
+
+    row: str
+    metric: str
+    expected: float
+    low: float
+    high: float
+    value: float
+    lower: float
+    upper: float
+    status: str
+
+    @property
+    def judged(self) -> bool:
+        """Whether the row can fail."""
+        return self.status != "INFO"
+
+
+def judge(bar: Bar, numbers: Numbers, *, tested: float | None = None, held: bool = True) -> Verdict:
+    """The verdict on a number.
+
+    Args:
+        bar: Bounds.
+        numbers: Value and 95 % interval.
+        tested: Number that must lie within the bounds, such as an end of the interval; the value if None.
+        held: Whether the bounds are applied.
+
+    >>> judge(Bar("ETKF", "rmse", high=0.2), (0.19, 0.18, 0.2)).status
+    'PASS'
+    """
+    number = numbers[0] if tested is None else tested
+    free = not held or (math.isnan(bar.low) and math.isnan(bar.high))
+    status = "INFO" if free else "PASS" if bar.low <= number <= bar.high else "FAIL"
+    return Verdict(bar.row, bar.metric, bar.published, bar.low, bar.high, *numbers, status)
+
+
+def info(row: str, metric: str, value: float, lower: float = math.nan, upper: float = math.nan) -> Verdict:
+    """A number that is shown and not judged."""
+    return judge(Bar(row, metric, math.nan, math.nan), (value, lower, upper))
+
+
+def write_rows(path: Path, verdicts: Sequence[Verdict]) -> None:
+    """Write rows.csv, whole or not at all."""
+    lines = [{column: getattr(verdict, column) for column in COLUMNS} for verdict in verdicts]
+    write_lines(path, [{key: _text(value) for key, value in line.items()} for line in lines], COLUMNS)
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write lines of one kind as CSV, whole or not at all; without lines and columns nothing is written."""
+    columns = columns or list(lines[0] if lines else ())
+    if not columns:
+        return
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as an image, whole or not at all."""
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def line(verdict: Verdict) -> dict[str, str]:
+    """A verdict as text, for tables."""
+    low, high = (f"{bound:.4g}" if math.isfinite(bound) else "" for bound in (verdict.low, verdict.high))
+    band = (
+        f"{low} … {high}" if low and high else f"at most {high}" if high else f"at least {low}" if low else ""
+    )
+    interval = "" if math.isnan(verdict.lower) else f" [{verdict.lower:.3g}, {verdict.upper:.3g}]"
+    return {
+        "row": verdict.row,
+        "metric": verdict.metric,
+        "published": "" if math.isnan(verdict.expected) else f"{verdict.expected:g}",
+        "bar": band,
+        "ours": f"{verdict.value:.3g}{interval}",
+        "status": verdict.status,
+    }
+
+
+def show(
+    console: Console, verdicts: Sequence[Verdict], folder: Path, *, title: str = "bars", every: bool = False
+) -> None:
+    """The judged rows on the terminal, with `every` also the others, and how many passed."""
+    judged = [verdict for verdict in verdicts if verdict.judged]
+    lines = [line(verdict) for verdict in (verdicts if every else judged)]
+    if lines:
+        console.rich.print(console_table(lines, title=title))
+    console.say(f"{passed(judged)} of {len(judged)} rows within their band: {folder.resolve()}")
+
+
+def passed(verdicts: Sequence[Verdict]) -> int:
+    """How many rows passed."""
+    return sum(verdict.status.startswith("PASS") for verdict in verdicts)
+
+
+def _text(value: Any) -> Any:
+    """Numbers to six digits, nothing where there is none."""
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.6g}"
