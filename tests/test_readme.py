@@ -58,8 +58,8 @@ def test_recipe_of_the_readme_loads() -> None:
     """Every key is known and every name in it is a modality."""
     (text,) = blocks("README.md", "yaml")
     recipe = from_tree(yaml.safe_load(text))
-    kinds = {m.kind for m in recipe.modalities().values()}
-    roles = {m.role for m in recipe.modalities().values()}
+    kinds = {m.kind for m in recipe.modalities.values()}
+    roles = {m.role for m in recipe.modalities.values()}
     assert kinds == {"grid", "stations"} and roles == {"state", "observation"}
 
 

@@ -1,9 +1,56 @@
 """Changes of coordinates: what is standardized or encoded, and back."""
 
 import abc
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A pointwise change of a variable, y = f(x), before statistics and networks see it.
+
+    Attributes:
+        name: Of the transform, as recipes and files have it.
+        forward: f, of an array in the unit of the file.
+        inverse: f^-1.
+        lower: Smallest y that is a value of the variable; None where every y is one.
+        text: y in words, with {} for x.
+    """
+
+    name: str
+    forward: Callable[[np.ndarray], np.ndarray] = lambda x: x
+    inverse: Callable[[np.ndarray], np.ndarray] = lambda y: y
+    lower: float | None = None
+    text: str = "{}"
+
+    def label(self, x: str) -> str:
+        """y in words: of a unit, the unit of y.
+
+        >>> TRANSFORMS["log1p"].label("mm")
+        'log(1 + mm)'
+        """
+        return self.text.format(x)
+
+
+# The one table of transforms: an entry here is a choice in recipes, and all that readers, draws and reports need.
+TRANSFORMS = {
+    transform.name: transform
+    for transform in (
+        Transform("none"),
+        # amounts such as rain: what a draw gives below zero is no rain
+        Transform(
+            "log1p",
+            lambda x: np.log1p(np.maximum(x, 0)),
+            lambda y: np.expm1(np.maximum(y, 0)),
+            0.0,
+            "log(1 + {})",
+        ),
+    )
+}
 
 
 class Codec(nn.Module, abc.ABC):

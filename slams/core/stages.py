@@ -88,11 +88,13 @@ class Stage:
         name: Of its result.
         inputs: Everything that the result depends on: plain values and dataclasses.
         version: Of its algorithm; raised in the commit that changes its numbers.
+        earlier: Keys of the same inputs and algorithm that releases before 0.2 wrote.
     """
 
     name: str
     inputs: Any = None
     version: int = 1
+    earlier: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -190,7 +192,7 @@ class Stages:
 
     def _same(self, stage: Stage, key: Any) -> bool:
         """Whether a kept key is the stage's; a line says so where the version is another."""
-        if key == stage.key:
+        if key == stage.key or key in stage.earlier:
             return True
         before = str(key).partition(":")[0]
         if ":" in str(key) and before != str(stage.version):

@@ -64,15 +64,7 @@ class WindowGaussian(Denoiser):
 
     @classmethod
     def fit(
-        cls,
-        z: Tensor,
-        starts: Tensor,
-        length: int,
-        schedule: Schedule,
-        *,
-        fraction: float = 0.99,
-        most: int = 256,
-        shrink: float = 0.1,
+        cls, z: Tensor, starts: Tensor, length: int, schedule: Schedule, **settings: float
     ) -> "WindowGaussian":
         """Patterns and window covariance of training states.
 
@@ -81,23 +73,12 @@ class WindowGaussian(Denoiser):
             starts: First step of each training window, shape (w).
             length: L.
             schedule: Noise schedule.
-            fraction: Share of variance in the patterns.
-            most: Most patterns.
-            shrink: Weight, in [0, 1], of the covariance in which different patterns do not vary together; it
-                tames the sampling error of L K (L K + 1) / 2 numbers estimated from few independent windows.
+            **settings: fraction, most and shrink of `window_moments`.
 
         Returns:
             The fitted denoiser.
         """
-        flat = z.flatten(1)
-        thin = max(1, len(flat) // 2000)  # neighbouring days add little to patterns, and cost grows with n^3
-        patterns = eof(flat[::thin], fraction=fraction, most=most)
-        coefficients = flat @ patterns.basis
-        windows = torch.stack([coefficients[starts + k] for k in range(length)], 1)
-        covariance = window_covariance(windows, shrink)
-        outside = flat.square().sum(1).mean() - coefficients.square().sum(1).mean()
-        remainder = float(outside) / max(flat.shape[1] - coefficients.shape[1], 1)
-        return cls(patterns.basis, covariance, remainder, z.shape[1:], schedule)
+        return cls(*window_moments(z, starts, length, **settings), z.shape[1:], schedule)  # type: ignore[arg-type]
 
     def coefficients(self, x: Tensor) -> Tensor:
         """(*B, L, *Z) -> (*B, L K)."""
@@ -147,6 +128,33 @@ class WindowGaussian(Denoiser):
         """Log-density of the coefficients of whole windows, without the remainder: (*B, L, *Z) -> (*B)."""
         a = self.coefficients(x) @ self.vectors
         return -0.5 * (a**2 / self.values + self.values.log() + 1.8378770664093453).sum(-1)
+
+
+def window_moments(
+    z: Tensor, starts: Tensor, length: int, *, fraction: float = 0.99, most: int = 256, shrink: float = 0.1
+) -> tuple[Tensor, Tensor, float]:
+    """Patterns of training states, the covariance of their coefficients over a window, and the variance left.
+
+    Args:
+        z: States of consecutive steps (n, *Z), mean zero.
+        starts: First step of each training window, shape (w).
+        length: L.
+        fraction: Share of variance in the patterns.
+        most: Most patterns.
+        shrink: Weight, in [0, 1], of the covariance in which different patterns do not vary together; it tames the
+            sampling error of L K (L K + 1) / 2 numbers estimated from few independent windows.
+
+    Returns:
+        V (D, K), C (L K, L K) and the variance a component outside the patterns.
+    """
+    flat = z.flatten(1)
+    thin = max(1, len(flat) // 2000)  # neighbouring days add little to patterns, and cost grows with n^3
+    patterns = eof(flat[::thin], fraction=fraction, most=most)
+    coefficients = flat @ patterns.basis
+    windows = torch.stack([coefficients[starts + k] for k in range(length)], 1)
+    covariance = window_covariance(windows, shrink)
+    outside = flat.square().sum(1).mean() - coefficients.square().sum(1).mean()
+    return patterns.basis, covariance, float(outside) / max(flat.shape[1] - coefficients.shape[1], 1)
 
 
 def window_covariance(windows: Tensor, shrink: float) -> Tensor:

@@ -14,21 +14,22 @@ from slams.core.console import Console
 from slams.core.device import computing_device
 from slams.core.random import fork
 from slams.core.settings import override
-from slams.pipeline.baselines import members as baseline_members
 from slams.pipeline.baselines.file import FILE_NAME, load_baselines
-from slams.pipeline.baselines.fit import Baselines, decoded, posterior, state_names
+from slams.pipeline.baselines.fit import Baselines
+from slams.pipeline.baselines.members import BASELINES, ClosedForm, members_of, prior, reconstruction
 from slams.pipeline.inputs.fields import phase_of, read_file
 from slams.pipeline.inputs.named_files import Source, match
-from slams.pipeline.inputs.operators import operators_of, thinned
-from slams.pipeline.inputs.segments import Piece, pieces_of, seen_on
+from slams.pipeline.inputs.operators import thinned
+from slams.pipeline.inputs.segments import Segment, seen_on, segments_of
 from slams.pipeline.model.model import Model
+from slams.pipeline.model.posterior import decoded, posterior
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
 from slams.pipeline.results.analysis_file import provenance, write_analysis
 
 _SETTABLE = re.compile(
     r"device|assimilation\.\w+|assimilation\.operators\.[^.]+|experiment\.withhold\.[^.]+|data\.modalities\.[^.]+\.error_std"
 )
-_VALUES = 2**24  # of all windows of all members in one piece: it bounds the memory to about 2 GB
+_VALUES = 2**24  # of all windows of all members in one segment: it bounds the memory to about 2 GB
 _BATCH = 8  # short runs drawn together
 
 
@@ -62,7 +63,7 @@ def assimilate(
 ) -> Path:
     """Analyse every day of the observations.
 
-    Each run of consecutive days is one trajectory; very long ones are drawn in pieces, across whose seams
+    Each run of consecutive days is one trajectory; very long ones are drawn in segments, across whose seams
     members have no continuity. A state variable is read only if NAME=FILE or `modalities` names it; all its
     values then count as observed.
 
@@ -94,7 +95,7 @@ def assimilate(
         raise ValueError(f"an ensemble needs at least one member, got members={members}.")
     span = _span(dates)
     model = Model.load(folder)
-    model.recipe = configure(model.recipe, overrides, members)
+    model = Model(model.codec, model.prior, configure(model.recipe, overrides, members))
     model.on(computing_device(model.recipe.device))
     fitted = load_baselines(model, folder / FILE_NAME) if baselines else None
     sources = _sources(model.recipe, observations, modalities)
@@ -102,35 +103,37 @@ def assimilate(
         raise ValueError(f"{target} is one of the observation files; write the analysis elsewhere.")
     console.say(f"observed: {', '.join(sources)}")
     record = read_record(model, sources, span)
-    longest = _longest(model)
-    pieces = pieces_of(record.dates, model.recipe.prior.window, longest)
-    states, observed = _analyse(model, record, pieces, seed, console)
-    groups = None
-    if fitted is not None:
-        groups = _baseline_groups(model, *fitted, record, pieces, seed, console)
-    about: dict[str, Any] = {
-        name: {"files": [Path(f).name for f in source.files], "variable": source.variable}
-        for name, source in sources.items()
-    }
-    for name, kept in model.recipe.experiment.withhold.items():
-        about[name]["withheld"] = list(kept)
-    for name, operator in model.recipe.assimilation.operators.items():
-        if name in about:
-            about[name]["operator"] = asdict(operator)
+    segments = segments_of(record.dates, model.recipe.prior.window, _longest(model))
+    found, shown = _analyse(model, record, segments, seed, console), _shown(model, record)
+    groups = None if fitted is None else _baseline_groups(model, fitted, record, segments, seed, console)
     phase = phase_of(record.dates)
     with console.bar("writing the analysis", 1) as advance:
         write_analysis(
             target,
             model,
             record.dates,
-            states,
-            observed,
-            provenance(model, folder, about, seed),
+            {n: found[n] for n in model.states},
+            {n: (found[n], torch.isfinite(x)) for n, x in shown.items()},
+            provenance(model, folder, _about(model.recipe, sources), seed),
             groups,
-            observations={n: model.codec.physical(n, x, phase) for n, x in _shown(model, record).items()},
+            observations={n: model.codec.physical(n, x, phase) for n, x in shown.items()},
         )
         advance(1, str(target))
     return target
+
+
+def _about(recipe: Recipe, sources: Mapping[str, Source]) -> dict[str, Any]:
+    """What was observed, for the attributes of the file."""
+    about: dict[str, Any] = {
+        name: {"files": [Path(f).name for f in source.files], "variable": source.variable}
+        for name, source in sources.items()
+    }
+    for name, kept in recipe.experiment.withhold.items():
+        about[name]["withheld"] = list(kept)
+    for name, operator in recipe.assimilation.operators.items():
+        if name in about:
+            about[name]["operator"] = asdict(operator)
+    return about
 
 
 def configure(recipe: Recipe, overrides: Sequence[str] = (), members: int | None = None) -> Recipe:
@@ -182,8 +185,8 @@ def read_record(
     recipe = model.recipe
     files = {}
     for name, source in sources.items():
-        modality = replace(recipe.modalities()[name], files=tuple(source.files), variable=source.variable)
-        files[name] = read_file(modality, model.places[name])
+        modality = replace(recipe.modalities[name], files=tuple(source.files), variable=source.variable)
+        files[name] = read_file(modality, model.layouts[name])
     days = np.unique(np.concatenate([d for d, _ in files.values()]))
     dates = days if span is None else days[(days >= span[0]) & (days <= span[1])]
     if not dates.size:
@@ -201,8 +204,6 @@ def read_record(
         whole[torch.from_numpy(np.searchsorted(dates, have[here]))] = x[
             torch.from_numpy(np.flatnonzero(here))
         ]
-        # a point without training values has no statistics
-        whole = torch.where(model.codec.statistics[name].present, whole, torch.nan)
         values[name] = model.codec.anomaly(name, whole, phase)
     seen = {name: thinned(recipe, name, x.clone()) for name, x in values.items()}
     for name, stations in recipe.experiment.withhold.items():
@@ -218,10 +219,10 @@ def read_record(
 def _withhold(model: Model, seen: Mapping[str, Tensor], name: str, stations: Sequence[int]) -> None:
     if name not in seen:
         raise ValueError(f"withhold.{name}: {name} is not among the observed modalities, {', '.join(seen)}.")
-    place = model.places[name]
-    if place.is_grid:
+    layout = model.layouts[name]
+    if layout.is_grid:
         raise ValueError(f"withhold.{name}: {name} is on a grid; only stations can be withheld.")
-    count = len(place.coords["lat"])
+    count = len(layout.coords["lat"])
     wrong = [s for s in stations if not 0 <= s < count]
     if wrong:
         raise ValueError(
@@ -246,7 +247,7 @@ def _span(dates: str | None) -> tuple[np.datetime64, np.datetime64] | None:
 def _sources(
     recipe: Recipe, observations: Sequence[str], modalities: Sequence[str] | None
 ) -> dict[str, Source]:
-    known = recipe.modalities()
+    known = recipe.modalities
     variables = {name: m.variable for name, m in known.items()}
     sought = [n for n, m in known.items() if m.role == "observation"]
     if modalities is not None:
@@ -270,79 +271,66 @@ def _sources(
 
 
 def _longest(model: Model) -> int:
-    """Days of a piece that memory has room for."""
+    """Days of a segment that memory has room for."""
     length = model.recipe.prior.window
-    values = model.recipe.assimilation.members * length * torch.Size(model.belief.gaussian.event).numel()
+    values = model.recipe.assimilation.members * length * torch.Size(model.prior.gaussian.event).numel()
     return max(10 * length, _VALUES // values)
 
 
 def _analyse(
-    model: Model, record: Record, pieces: Sequence[Piece], seed: int, console: Console
-) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-    """Members of the states, and for each observed modality its members and what was observed."""
+    model: Model, record: Record, segments: Sequence[Segment], seed: int, console: Console
+) -> dict[str, Tensor]:
+    """Physical members (N, T, *S) of the states and of what was observed."""
     count, days = model.recipe.assimilation.members, len(record.dates)
-    phase, names = phase_of(record.dates), list(dict.fromkeys([*state_names(model), *record.seen]))
-    found = {n: torch.empty(count, days, *model.places[n].shape) for n in names}
+    phase, names = phase_of(record.dates), list(dict.fromkeys([*model.states, *record.seen]))
+    found = {n: torch.empty(count, days, *model.layouts[n].shape) for n in names}
     residual = {n: fork(seed, "residual", n) for n in names}
     length = model.recipe.prior.window
-    short = [p for p in pieces if len(p.rows) == length]
+    short = [s for s in segments if len(s.rows) == length]
     groups = [short[i : i + _BATCH] for i in range(0, len(short), _BATCH)]
-    groups += [[p] for p in pieces if len(p.rows) != length]
+    groups += [[s] for s in segments if len(s.rows) != length]
     rng = fork(seed, "analysis")
     with console.bar("assimilating", len(groups) * model.recipe.assimilation.steps) as advance:
         for group in groups:
-            seen = [seen_on(piece, record.seen) for piece in group]
+            seen = [seen_on(segment, record.seen) for segment in group]
             long = len(group[0].rows) != length
             draws = posterior(model, seen, long, rng=rng, progress=_counter(advance))
-            for piece, z in zip(group, draws, strict=True):
+            for segment, z in zip(group, draws, strict=True):
                 for n in names:
-                    kept, when = z[:, piece.keep], phase[piece.days]
-                    found[n][:, piece.days] = decoded(model, kept, n, when, rng=residual[n])
-    states = {n: found[n] for n in state_names(model)}
-    shown = _shown(model, record)
-    return states, {n: (found[n], torch.isfinite(x)) for n, x in shown.items()}
+                    kept, when = z[:, segment.keep], phase[segment.days]
+                    found[n][:, segment.days] = decoded(model, kept, n, when, rng=residual[n])
+    return found
 
 
 def _shown(model: Model, record: Record) -> dict[str, Tensor]:
     """What was seen as it is, (T, *S): nothing of a modality that was seen through an operator."""
-    unplaced = operators_of(model.recipe, model.places)
-    return {n: torch.full_like(x, torch.nan) if n in unplaced else x for n, x in record.seen.items()}
+    return {n: torch.full_like(x, torch.nan) if n in model.operators else x for n, x in record.seen.items()}
 
 
 def _baseline_groups(
-    model: Model,
-    fitted: Baselines,
-    networks: baseline_members.Networks,
-    record: Record,
-    pieces: Sequence[Piece],
-    seed: int,
-    console: Console,
+    model: Model, fitted: Baselines, record: Record, segments: Sequence[Segment], seed: int, console: Console
 ) -> dict[str, dict[str, Tensor]]:
-    with console.bar("baselines", len(pieces) * model.recipe.assimilation.steps + 1) as advance:
-        groups = {
-            "baseline_climatology": baseline_members.climatology(model, networks, record.dates, seed),
-            "baseline_interpolation": baseline_members.interpolation(
-                model, fitted, networks, record.seen, record.dates, seed
-            ),
-            "baseline_gaussian": baseline_members.gaussian(
-                model, fitted, record.seen, pieces, record.dates, seed
-            ),
-            "baseline_prior": baseline_members.prior(model, pieces, record.dates, seed, _counter(advance)),
-        }
-        truth = {n: record.values[n] for n in state_names(model) if n in record.values}
-        if truth:
-            groups["reconstruction"] = baseline_members.reconstruction(
-                model, truth, record.values, record.dates
-            )
-        advance(1, "")
-    ignored = baseline_members.unknown_to_gaussian(model, fitted, record.seen)
+    """Groups of the analysis file: members of every baseline that has a fit for what was observed."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    ignored = ClosedForm(model, fitted).unknown(record.seen)
     if ignored:
         console.say(
             f"baseline_gaussian: knows nothing of {', '.join(ignored)}, which no set of the recipe has"
         )
-    for name in [name for name, group in groups.items() if not group]:
-        console.say(f"{name}: left out, it has no fit for what was observed")
-    return {name: group for name, group in groups.items() if group}
+    with console.bar("baselines", len(segments) * model.recipe.assimilation.steps + 1) as advance:
+        # the order of the groups in the files of earlier versions
+        for baseline in sorted(BASELINES, key=lambda each: (each.observes, not each.pairs)):
+            method = baseline.kept(model, fitted, record.seen)
+            if method is not None:
+                moments = method.of_record(record.seen, segments)
+                members = members_of(model, method, moments, record.dates, seed)
+                groups[f"baseline_{baseline.name}"] = members
+            elif baseline.outlives:
+                console.say(f"baseline_{baseline.name}: left out, it has no fit for what was observed")
+        groups["baseline_prior"] = prior(model, segments, record.dates, seed, _counter(advance))
+        again = reconstruction(model, record.values, record.dates)
+        advance(1, "")
+    return groups | ({"reconstruction": again} if again else {})
 
 
 def _counter(advance: Callable[[int, str], None]) -> Callable[[int], None]:

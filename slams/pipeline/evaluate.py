@@ -15,7 +15,8 @@ from slams.data.files.modality import Modality
 from slams.data.files.read import find
 from slams.evaluation import Scores, window_statistics
 from slams.evaluation.report import console_table, wide, write_metrics
-from slams.pipeline.inputs.fields import Place, read_file
+from slams.pipeline.inputs.fields import read_file
+from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.named_files import match
 from slams.pipeline.results.evaluation_report import Verified, parts_shown, write_evaluation
 
@@ -28,7 +29,7 @@ class Target:
 
     Attributes:
         name: Modality.
-        place: Where its values are.
+        layout: Where its values are.
         transform: What the model saw; the file holds values before it.
         methods: Members (time, member, ...) by method, still on disk.
         observed: Which values were observed (time, ...), if any were.
@@ -36,7 +37,7 @@ class Target:
     """
 
     name: str
-    place: Place
+    layout: Layout
     transform: str
     methods: dict[str, xr.DataArray] = field(default_factory=dict)
     observed: xr.DataArray | None = None
@@ -69,7 +70,7 @@ def evaluate(
     with open_analysis(analysis) as tree:
         targets = targets_of(tree)
         dates = tree.to_dataset()["time"].values.astype("datetime64[D]")
-        variables = {name: target.place.source_name for name, target in targets.items()}
+        variables = {name: target.layout.source_name for name, target in targets.items()}
         sources = match(truths, variables, list(variables))
         scores, verified = Scores(), []
         with console.bar("scoring", sum(len(targets[n].methods) for n in sources)) as advance:
@@ -79,17 +80,17 @@ def evaluate(
                 rows = np.searchsorted(dates, days)
                 members = {}
                 for method, array in target.methods.items():
-                    members[method] = _tensor(array.isel(time=rows), target.place)
+                    members[method] = _tensor(array.isel(time=rows), target.layout)
                     _score(scores, target, method, members[method], truth, days, rows)
                     advance(1, f"{name}: {method}")
                 nearby = _observations(targets, target, rows)
                 withheld = None
                 if target.observed is not None:
-                    withheld = ~_tensor(target.observed.isel(time=rows), target.place)
+                    withheld = ~_tensor(target.observed.isel(time=rows), target.layout)
                 verified.append(
                     Verified(
                         name,
-                        target.place,
+                        target.layout,
                         target.transform,
                         days,
                         truth,
@@ -115,7 +116,7 @@ def evaluate(
             )
             if table:
                 where = "" if part == "all" else f", {part} points"
-                console.rich.print(console_table(table, title=f"{each.name} [{each.place.units}]{where}"))
+                console.rich.print(console_table(table, title=f"{each.name} [{each.layout.units}]{where}"))
     logarithmic = [each.name for each in verified if each.transform == "log1p"]
     if logarithmic:
         console.say(f"{', '.join(logarithmic)}: scored in the unit of the file, not as log(1 + x)")
@@ -160,7 +161,7 @@ def targets_of(tree: xr.DataTree) -> dict[str, Target]:
         target = _target(array, str(array.attrs.get("source_modality", array.name)))
         target.methods["analysis"] = array
         targets[target.name] = target
-    states = {target.place.source_name: target for target in targets.values()}
+    states = {target.layout.source_name: target for target in targets.values()}
     for group, node in tree.children.items():
         dataset = node.to_dataset(inherit=False)
         if group.startswith("baseline_") or group == "reconstruction":
@@ -182,7 +183,7 @@ def targets_of(tree: xr.DataTree) -> dict[str, Target]:
 def _target(array: xr.DataArray, name: str) -> Target:
     first = array.isel(member=0, drop=True)
     first.attrs = {"units": "", "source_name": str(array.name)} | array.attrs
-    return Target(name, Place.of(first), str(array.attrs.get("transform", "none")))
+    return Target(name, Layout.of(first), str(array.attrs.get("transform", "none")))
 
 
 def _plain(array: xr.DataArray, group: str) -> xr.DataArray:
@@ -192,27 +193,27 @@ def _plain(array: xr.DataArray, group: str) -> xr.DataArray:
     return array.rename({name: name.removesuffix(suffix) for name in names if name.endswith(suffix)})
 
 
-def _tensor(array: xr.DataArray, place: Place) -> Tensor:
+def _tensor(array: xr.DataArray, layout: Layout) -> Tensor:
     """(N, T, *S), or (T, *S) without members, with a channel axis."""
     lead = ("member", "time") if "member" in array.dims else ("time",)
-    tensor = torch.from_numpy(array.transpose(*lead, *place.dims).values)
-    return tensor if "level" in place.dims else tensor.unsqueeze(len(lead))
+    tensor = torch.from_numpy(array.transpose(*lead, *layout.dims).values)
+    return tensor if "level" in layout.dims else tensor.unsqueeze(len(lead))
 
 
 def _truth(
     target: Target, files: Sequence[str], variable: str, dates: np.ndarray
 ) -> tuple[np.ndarray, Tensor]:
-    place = target.place
+    layout = target.layout
     modality = Modality(
         target.name,
         tuple(files),
         variable,
         "state",
-        kind="grid" if place.is_grid else "stations",
-        units=place.units or None,
-        levels=tuple(place.coords["level"]) if "level" in place.dims else None,
+        kind="grid" if layout.is_grid else "stations",
+        units=layout.units or None,
+        levels=tuple(layout.coords["level"]) if "level" in layout.dims else None,
     )
-    return read_file(modality, place, dates=dates)
+    return read_file(modality, layout, dates=dates)
 
 
 def _score(
@@ -227,15 +228,18 @@ def _score(
     """Add every block of days, whole and in parts."""
     parts: dict[str, Tensor | None] = {"all": None}
     if target.observed is not None:
-        seen = _tensor(target.observed.isel(time=rows), target.place)
+        seen = _tensor(target.observed.isel(time=rows), target.layout)
         verifiable = torch.isfinite(truth)
         parts |= {k: m for k, m in (("observed", seen), ("withheld", ~seen)) if bool((m & verifiable).any())}
     for label, block in blocks(days):
         for part, mask in parts.items():
             statistics = window_statistics(
-                members[:, block], truth[block], target.place.weights(), None if mask is None else mask[block]
+                members[:, block],
+                truth[block],
+                target.layout.weights(),
+                None if mask is None else mask[block],
             )
-            levels = target.place.levels() or None
+            levels = target.layout.levels() or None
             scores.add(method, target.name, label, statistics, part=part, levels=levels)
 
 
@@ -254,17 +258,17 @@ def blocks(days: np.ndarray) -> list[tuple[str, slice]]:
 
 def _observations(
     targets: Mapping[str, Target], target: Target, rows: np.ndarray
-) -> tuple[Place, Tensor] | None:
+) -> tuple[Layout, Tensor] | None:
     """What was observed of the same quantity, for maps: its own values, else stations, else a grid."""
     alike = [
         other
         for other in targets.values()
         if other.observation is not None
-        and (other.place.units, other.transform) == (target.place.units, target.transform)
-        and len(other.place.levels()) in (0, len(target.place.levels()))
+        and (other.layout.units, other.transform) == (target.layout.units, target.transform)
+        and len(other.layout.levels()) in (0, len(target.layout.levels()))
     ]
     if not alike:
         return None
-    best = min(alike, key=lambda other: (other is not target, other.place.is_grid))
+    best = min(alike, key=lambda other: (other is not target, other.layout.is_grid))
     assert best.observation is not None
-    return best.place, _tensor(best.observation.isel(time=rows), best.place)
+    return best.layout, _tensor(best.observation.isel(time=rows), best.layout)

@@ -1,13 +1,13 @@
 """Recipes: YAML to typed settings; an unknown key is an error that names the nearest."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from slams import config
-from slams.core.settings import build, convert, known_settings, override, plain, read_tree
+from slams.core.settings import build, override, plain, read_tree
 from slams.data.files.modality import Modality
 from slams.diffusion.sampler import Sampler
 from slams.training.fit import FitSettings
@@ -70,7 +70,7 @@ class LatentRecipe:
 
 @dataclass(frozen=True)
 class PriorRecipe:
-    """The belief over windows of latents: its closed form and the network that corrects it, ours or the published one."""
+    """The prior over windows of latents: its closed form and the network that corrects it, ours or the published one."""
 
     window: int = 3
     patterns: int = 400
@@ -228,6 +228,7 @@ class Recipe:
                 if getattr(fit, key) < 1:
                     raise ValueError(f"{name}.fit.{key} must be at least 1, got {getattr(fit, key)}.")
 
+    @cached_property
     def modalities(self) -> dict[str, Modality]:
         """The modalities, in order.
 
@@ -236,19 +237,10 @@ class Recipe:
         """
         found = {}
         for name, settings in self.data.modalities.items():
-            allowed = {f.name for f in dataclasses.fields(Modality)} - {"name"}
-            known_settings(settings, allowed, f"data.modalities.{name}.")
-            missing = {"files", "variable", "role"} - set(settings)
-            if missing:
-                raise ValueError(f"data.modalities.{name} needs {', '.join(sorted(missing))} too.")
-            numbers = {"error_std": float | None, "levels": tuple[float, ...] | None}
-            typed = {
-                key: convert(numbers[key], value, f"data.modalities.{name}.{key}")
-                if key in numbers
-                else value
-                for key, value in settings.items()
-            }
-            found[name] = Modality(name=name, **{**typed, "files": _paths(settings["files"])})
+            tree = {**settings, "name": name}
+            if "files" in tree:
+                tree["files"] = _paths(tree["files"])
+            found[name] = build(Modality, tree, f"data.modalities.{name}.", kind="setting")
         if not any(m.role == "state" for m in found.values()):
             raise ValueError("a recipe needs at least one modality with role: state (data.modalities).")
         groups: list[tuple[str, Iterable[str]]] = [
@@ -265,6 +257,11 @@ class Recipe:
                         f"{group} names {member!r}, which is no modality; there are {sorted(found)}."
                     )
         return found
+
+    @cached_property
+    def states(self) -> list[str]:
+        """Names of the state variables."""
+        return [name for name, modality in self.modalities.items() if modality.role == "state"]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -292,7 +289,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def from_tree(tree: Mapping[str, Any]) -> Recipe:
     """A typed recipe from nested mappings (see `load`)."""
     recipe: Recipe = build(Recipe, tree)
-    recipe.modalities()
+    assert recipe.states  # an error of a modality shows here, not in the middle of a run
     return recipe
 
 

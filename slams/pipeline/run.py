@@ -10,19 +10,22 @@ import yaml
 from slams import config
 from slams.core.console import Console
 from slams.core.files import write_text
+from slams.core.stages import Stages
 from slams.data.planet.archive import simulate_archive
 from slams.evaluation.report import console_table, read_metrics, wide, write_metrics
-from slams.pipeline.baselines import fit as analyse
-from slams.pipeline.baselines.file import FILE_NAME, networks_of, save_baselines
+from slams.pipeline.baselines.file import FILE_NAME, save_baselines
+from slams.pipeline.baselines.fit import fit_gaussian
 from slams.pipeline.inputs.fields import Fields, load_fields
 from slams.pipeline.model.model import Model
 from slams.pipeline.recipe import Recipe, to_tree
 from slams.pipeline.results.analysis_file import provenance, write_analysis, write_truth
-from slams.pipeline.results.outcome import Finished, Outcome
+from slams.pipeline.results.outcome import Outcome
 from slams.pipeline.results.run_report import write_summary
 from slams.pipeline.results.scoring import test
-from slams.pipeline.train import Ledger, digest, train
+from slams.pipeline.train import stages_of, train
 from slams.systems.flows.quasigeostrophic import MoistQG
+
+_FILES = (FILE_NAME, "analysis.nc", "truth.nc", "metrics.csv")  # of a test; a report can be without figures
 
 
 def run(recipe: Recipe, *, console: Console | None = None) -> Path:
@@ -45,27 +48,16 @@ def run(recipe: Recipe, *, console: Console | None = None) -> Path:
     console.say(fields.report.text())
     model = train(recipe, fields, out, console)
     write_text(out / "recipe.yaml", yaml.safe_dump(to_tree(recipe), sort_keys=False))
-    if model is None:
-        console.say(f"{(time.monotonic() - start) / 60:.1f} minutes; the autoencoder is in {out}")
-        return out
-    ledger = Ledger(out / ".stages.json")
-    tree = to_tree(recipe)
-    key = digest(ledger.rows.get("calibration"), tree["assimilation"], tree["experiment"], tree["data"])
-    if recipe.experiment.sets and not ledger.done("report", key):
-        finished = Finished(out, key)
-        _evaluate(model, fields, out, console, finished)
-        ledger.finish("report", key)
-        finished.clear()
-    elif recipe.experiment.sets:
-        console.reused("scores and report")
-    if recipe.experiment.sets:
+    if model is not None and recipe.experiment.sets:
+        _test(model, fields, out, console)
         rows = read_metrics(out / "metrics.csv")
-        for variable in analyse.state_names(model):
+        for variable in model.states:
             metrics = ("rmse", "crps", "spread_skill", "coverage90")
             table = wide(rows, variable=variable, metrics=metrics, interval=False)
-            console.rich.print(console_table(table, title=f"{variable} [{model.places[variable].units}]"))
+            console.rich.print(console_table(table, title=f"{variable} [{model.layouts[variable].units}]"))
         console.say(f"report: {(out / 'report.html').resolve()}")
-    console.say(f"{(time.monotonic() - start) / 60:.1f} minutes")
+    ended = f"; the autoencoder is in {out}" if model is None else ""
+    console.say(f"{(time.monotonic() - start) / 60:.1f} minutes{ended}")
     return out
 
 
@@ -83,12 +75,17 @@ def _make_planet(recipe: Recipe, console: Console) -> None:
         simulate_archive(system, recipe.planet.folder, list(years), seed=recipe.seed, progress=progress)
 
 
-def _evaluate(model: Model, fields: Fields, out: Path, console: Console, finished: Finished) -> None:
+def _test(model: Model, fields: Fields, out: Path, console: Console) -> None:
+    """Scores, files and report, unless they are there already."""
+    stages, stage = Stages(out, console.say), stages_of(model.recipe, fields, out)["report"]
+    if stages.done(stage, _FILES):
+        console.reused("scores and report")
+        return
     with console.bar("fitting the baselines", 1) as advance:
-        baselines = analyse.fit_gaussian(model, fields)
+        baselines = fit_gaussian(model, fields)
         advance(1, json.dumps(baselines.settings))
-    outcome = test(model, baselines, fields, console, finished)
-    save_baselines(baselines, networks_of(model, fields), out / FILE_NAME)
+    outcome = test(model, baselines, fields, console, stages, stage)
+    save_baselines(baselines, out / FILE_NAME)
     label, names = list(model.recipe.experiment.sets.items())[-1]
     with console.bar("writing files", 1) as advance:
         _write(model, outcome, out, label, names)
@@ -96,10 +93,13 @@ def _evaluate(model: Model, fields: Fields, out: Path, console: Console, finishe
         write_metrics(out / "metrics.csv", rows)
         write_summary(model, baselines, fields, outcome, rows, out)
         advance(1, "")
+    stages.finish(stage, _FILES)
+    for part in out.glob("resume_test_*"):
+        part.unlink()
 
 
 def _write(model: Model, outcome: Outcome, out: Path, label: str, names: tuple[str, ...]) -> None:
-    states = {name: outcome.members[name] for name in analyse.state_names(model)}
+    states = {name: outcome.members[name] for name in model.states}
     observed = {name: (outcome.members[name], torch.isfinite(outcome.observed[name])) for name in names}
     write_analysis(
         out / "analysis.nc",

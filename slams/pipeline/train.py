@@ -1,8 +1,9 @@
 """From fields to a model: autoencoder, prior, observation errors. Each stage is kept and reused."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields as fields_of
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,54 +15,82 @@ from slams.core.console import Console
 from slams.core.device import computing_device
 from slams.core.files import write_text
 from slams.core.random import fork
+from slams.core.settings import plain
+from slams.core.stages import Stage, Stages, digest
+from slams.core.tensorfile import read_facts
 from slams.data.windows import window_starts
-from slams.diffusion.denoiser import WindowGaussian
+from slams.diffusion.denoiser import WindowGaussian, window_moments
 from slams.diffusion.schedule import VPCosine
 from slams.networks.autoencoder import MultimodalAutoencoder
 from slams.pipeline.inputs.fields import Fields, phase_of
 from slams.pipeline.inputs.large import fit_statistics
 from slams.pipeline.inputs.operators import operators_of
+from slams.pipeline.model import codec as codecs
+from slams.pipeline.model import prior as priors
 from slams.pipeline.model.build import build_denoiser
-from slams.pipeline.model.calibrate import calibrate, errors
-from slams.pipeline.model.model import (
+from slams.pipeline.model.calibrate import calibrate, learnt_prior
+from slams.pipeline.model.codec import (
     Anomalies,
-    Codec,
-    Model,
+    MultimodalCodec,
     anomalies,
-    load_belief,
-    load_codec,
-    save_belief,
-    save_codec,
+    file_digest,
+    take_codec,
+    trained_codec,
 )
-from slams.pipeline.model.other_runs import codec_digest, take_codec
+from slams.pipeline.model.model import Model
+from slams.pipeline.model.prior import LearntPrior
 from slams.pipeline.recipe import FitSettings, Recipe, to_tree
-from slams.training.fit import History, fit
+from slams.training.fit import fit
 
 
-class Ledger:
-    """Which stages of a run are done, and from which inputs.
+def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
+    """The stages of a run: "codec", "prior", "calibration" and "report".
 
     Args:
-        path: File of the ledger.
+        recipe: Settings.
+        fields: All days.
+        out: Folder of the run.
     """
+    sizes = {
+        name: [list(x.shape), float(torch.nan_to_num(x[::97]).double().sum())]
+        for name, x in fields.values.items()
+    }
+    content = [sizes, str(fields.dates[0]), str(fields.dates[-1])]
+    taken = [file_digest(trained_codec(recipe.latent.trained))[:16]] if recipe.latent.trained else []
+    e, data = recipe.experiment, replace(recipe.data, store="")
+    codec = [replace(data, test=("", ""), direct={}), recipe.latent, recipe.seed, content, taken]
+    inputs: dict[str, Any] = {"codec": codec, "prior": [codec, recipe.prior]}
+    inputs["calibration"] = [inputs["prior"], e.sets, e.share, recipe.assimilation]
+    inputs["report"] = [inputs["calibration"], e, list(e.sets), data]
+    earlier = _earlier_keys(recipe, content, taken, out)
+    return {name: Stage(name, each, earlier=earlier.get(name, ())) for name, each in inputs.items()}
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
-    def done(self, stage: str, key: str) -> bool:
-        """Whether the stage was finished from the same inputs."""
-        return bool(self.rows.get(stage) == key)
+def _earlier_keys(recipe: Recipe, content: list[Any], taken: list[str], out: Path) -> dict[str, tuple[str]]:
+    """Keys of the same inputs in a ledger of versions before 0.2, whose recipe had fewer settings."""
+    path = out / codecs.FILE_NAME
+    try:
+        tree = _restricted(recipe, read_facts(path)["recipe"])
+    except (FileNotFoundError, ValueError):
+        return {}
+    data = {k: v for k, v in tree["data"].items() if k not in ("store", "test", "direct")}
+    codec = digest(data, tree["latent"], tree["seed"], *content)
+    codec = digest(codec, *taken) if taken else codec
+    prior = digest(codec, tree["prior"])
+    calibration = digest(prior, recipe.experiment.sets, recipe.experiment.share, tree["assimilation"])
+    report = digest(calibration, tree["assimilation"], tree["experiment"], tree["data"])
+    return {"codec": (codec,), "prior": (prior,), "calibration": (calibration,), "report": (report,)}
 
-    def finish(self, stage: str, key: str) -> None:
-        """Note that it was."""
-        self.rows[stage] = key
-        write_text(self.path, json.dumps(self.rows, indent=1))
 
-
-def digest(*parts: Any) -> str:
-    """A short name for inputs that JSON can hold."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _restricted(settings: Any, earlier: Mapping[str, Any]) -> Any:
+    """Settings as plain values, without those that are new since `earlier` was written and at their default."""
+    kept = {}
+    for field in fields_of(settings):
+        value, default = getattr(settings, field.name), field.default
+        if field.name in earlier or value != default:
+            own = earlier.get(field.name, {})
+            kept[field.name] = _restricted(value, own) if is_dataclass(value) else plain(value)
+    return kept
 
 
 def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model | None:
@@ -76,41 +105,30 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model 
     Returns:
         The model; `out` holds its weights and history.json. None where the recipe ends with the autoencoder.
     """
-    ledger = Ledger(out / ".stages.json")
-    tree = to_tree(recipe)
+    stages, plan = Stages(out, console.say), stages_of(recipe, fields, out)
     device = computing_device(recipe.device)
-    operators_of(recipe, fields.places)  # one that cannot be is told before hours of training
+    operators_of(recipe, fields.layouts)  # an invalid one shows before hours of training
     if device.type != "cpu":
         console.say(f"networks compute on {device.type}")
-    data = {k: v for k, v in tree["data"].items() if k not in ("store", "test", "direct")}
-    sizes = {
-        name: [list(x.shape), float(torch.nan_to_num(x[::97]).double().sum())]
-        for name, x in fields.values.items()
-    }
-    key = digest(data, tree["latent"], tree["seed"], sizes, str(fields.dates[0]), str(fields.dates[-1]))
-    if recipe.latent.trained:
-        key = digest(key, codec_digest(recipe.latent.trained))
-    codec = _codec(recipe, fields, out, console, ledger, key, device)
+    codec = _codec(recipe, fields, stages, plan["codec"], console, device)
     if recipe.until == "codec":
         _remove_resumes(out)
         return None
     codec.autoencoder.to(device)
-    key = digest(key, tree["prior"])
-    calibration = digest(key, recipe.experiment.sets, recipe.experiment.share, tree["assimilation"])
-    if ledger.done("prior", key):
-        belief = load_belief(codec, out / "denoiser.safetensors")
+    path, files = out / priors.FILE_NAME, [priors.FILE_NAME]
+    if stages.done(plan["prior"], files):
         console.reused("prior")
     else:
-        _train_belief(recipe, codec, fields, out, console, key)
-        ledger.finish("prior", key)
-        belief = load_belief(codec, out / "denoiser.safetensors")
-    model = Model(codec, belief).on(device)
-    if not ledger.done("calibration", calibration):
-        held = fields.part(recipe.data.validation)
-        starts = window_starts(fields.dates[held], recipe.prior.window)
-        calibrate(model, anomalies(codec, fields, held), starts, console)
-        save_belief(belief, recipe, out / "denoiser.safetensors")
-        ledger.finish("calibration", calibration)
+        _train_prior(codec, fields, out, console, digest(plan["prior"].key))
+        stages.finish(plan["prior"], files)
+    model = Model(codec, LearntPrior.load(codec, path)).on(device)
+    if not stages.done(plan["calibration"], files):
+        validation = fields.part(recipe.data.validation)
+        starts = window_starts(fields.dates[validation], recipe.prior.window)
+        calibrate(model, anomalies(codec, fields, validation), starts, console)
+        model.prior.save(recipe, path)
+        for name in ("prior", "calibration"):  # both are in this file
+            stages.finish(plan[name], files)
     _remove_resumes(out)
     return model
 
@@ -121,31 +139,25 @@ def _remove_resumes(out: Path) -> None:
 
 
 def _codec(
-    recipe: Recipe,
-    fields: Fields,
-    out: Path,
-    console: Console,
-    ledger: Ledger,
-    key: str,
-    device: torch.device,
-) -> Codec:
+    recipe: Recipe, fields: Fields, stages: Stages, stage: Stage, console: Console, device: torch.device
+) -> MultimodalCodec:
     """The codec of this run: kept, taken from another run, or trained now."""
-    path = out / "codec.safetensors"
-    if ledger.done("codec", key):
-        codec = load_codec(path)
-        if to_tree(codec.recipe) != to_tree(recipe):  # the settings of later stages travel with the codec
-            codec.recipe = recipe
-            save_codec(codec, path)
+    path, files = stages.folder / codecs.FILE_NAME, [codecs.FILE_NAME]
+    if stages.done(stage, files):
+        codec = MultimodalCodec.load(path)
         console.reused("autoencoder")
-        return codec
-    if recipe.latent.trained:
-        save_codec(take_codec(recipe, fields.places), path)
+        if to_tree(codec.recipe) == to_tree(recipe):
+            return codec
+        codec.recipe = recipe  # the settings of later stages travel with the codec
+        codec.save(path)
+    elif recipe.latent.trained:
+        take_codec(recipe, fields.layouts).save(path)
         console.say(f"autoencoder: taken from {recipe.latent.trained}")
     else:
-        _train_codec(recipe, fields, out, console, key, device)
-    ledger.finish("codec", key)
+        _train_codec(recipe, fields, stages.folder, console, digest(stage.key), device)
+    stages.finish(stage, files)
     # what goes on is what is on disk: rounding depends on how numbers lie in memory, and a resumed run reads them
-    return load_codec(path)
+    return MultimodalCodec.load(path)
 
 
 def _train_codec(
@@ -153,13 +165,13 @@ def _train_codec(
 ) -> None:
     train_days = fields.part(recipe.data.train)
     phase = phase_of(fields.dates[train_days])
-    weights = {name: place.weights() for name, place in fields.places.items()}
+    weights = {name: layout.weights() for name, layout in fields.layouts.items()}
     statistics = {
         name: fit_statistics(x, train_days, phase, recipe.data.harmonics, weights[name])
         for name, x in fields.values.items()
     }
     torch.manual_seed(recipe.seed)  # layers draw their first weights from the global generator
-    codec = Codec(recipe, fields.places, statistics)
+    codec = MultimodalCodec(recipe, fields.layouts, statistics)
     given = anomalies(codec, fields, train_days)
     held = anomalies(codec, fields, fields.part(recipe.data.validation))
     coder, names = codec.autoencoder, codec.autoencoder.names
@@ -189,10 +201,9 @@ def _train_codec(
             return total + 0.25 * sum(drops) / max(len(drops), 1)
 
     if any(parameter.requires_grad for parameter in coder.parameters()):
-        history = _fit(coder, loss, validate, settings, recipe, "autoencoder", out, key, console)
-        _remember(out, "autoencoder", history)
+        _fit(coder, loss, validate, settings, recipe, "autoencoder", out, key, console)
     coder.eval().standardize(codec.encode(given).to(device))
-    save_codec(codec, out / "codec.safetensors")
+    codec.save(out / codecs.FILE_NAME)
 
 
 def _in_parts(module: nn.Module, fields: Anomalies, device: torch.device) -> float:
@@ -222,47 +233,36 @@ def _fit(
     out: Path,
     key: str,
     console: Console,
-) -> History:
+) -> None:
+    """Train a module in place, and note its losses in history.json."""
+    checkpoint, path = out / f"resume_{name}_{key}.pt", out / "history.json"
     with console.bar(f"training the {name}", settings.steps) as advance:
-        return fit(
-            module,
-            loss,
-            validate,
-            settings,
-            seed=recipe.seed,
-            name=name,
-            checkpoint=out / f"resume_{name}_{key}.pt",
-            progress=advance,
-        )
-
-
-def _remember(out: Path, name: str, history: History) -> None:
-    path = out / "history.json"
+        history = fit(
+            module, loss, validate, settings,
+            seed=recipe.seed, name=name, checkpoint=checkpoint, progress=advance,
+        )  # fmt: skip
     rows = json.loads(path.read_text()) if path.exists() else {}
     # a first row has no training loss
     rows[name] = [[step, None if step == 0 else train, valid] for step, train, valid in history.rows]
     write_text(path, json.dumps(rows))
 
 
-def _train_belief(
-    recipe: Recipe, codec: Codec, fields: Fields, out: Path, console: Console, key: str
-) -> None:
-    index = fields.part(recipe.data.train)
-    held_index = fields.part(recipe.data.validation)
+def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Console, key: str) -> None:
+    recipe, prior = codec.recipe, codec.recipe.prior
+    index, held_index = fields.part(recipe.data.train), fields.part(recipe.data.validation)
     given, held = anomalies(codec, fields, index), anomalies(codec, fields, held_index)
     z, z_held = latents(codec, out, given), codec.encode(held)
-    length, prior = recipe.prior.window, recipe.prior
-    starts = window_starts(fields.dates[index], length)
-    held_starts = window_starts(fields.dates[held_index], length)
+    length = prior.window
+    starts, held_starts = (window_starts(fields.dates[rows], length) for rows in (index, held_index))
     with console.bar("closed form of the prior", 1) as advance:
-        gaussian = WindowGaussian.fit(
-            z, starts, length, VPCosine(), fraction=prior.fraction, most=prior.patterns, shrink=prior.shrink
+        basis, covariance, remainder = window_moments(
+            z, starts, length, fraction=prior.fraction, most=prior.patterns, shrink=prior.shrink
         )
-        advance(1, f"{gaussian.basis.shape[1]} patterns")
+        gaussian = WindowGaussian(basis, covariance, remainder, z.shape[1:], VPCosine())
+        advance(1, f"{basis.shape[1]} patterns")
     torch.manual_seed(recipe.seed)
-    periodic = next(iter(fields.places.values())).is_global
     device = codec.device
-    denoiser = build_denoiser(recipe, gaussian, periodic).to(device)
+    denoiser = build_denoiser(recipe, gaussian, codec.periodic).to(device)
     steps = torch.arange(length)
     some = held_starts[:: max(1, len(held_starts) // 64)]
     sample = z_held[some[:, None] + steps].to(device)
@@ -275,17 +275,16 @@ def _train_belief(
         with torch.no_grad():
             return float(module.loss(sample, rng=fork(recipe.seed, "validation noise")))  # type: ignore[operator]
 
-    history = _fit(denoiser, loss, validate, prior.fit, recipe, "prior", out, key, console)
-    _remember(out, "prior", history)
-    belief = errors(recipe, codec, denoiser, z, given, z_held, held)
-    save_belief(belief, recipe, out / "denoiser.safetensors")
+    _fit(denoiser, loss, validate, prior.fit, recipe, "prior", out, key, console)
+    learnt = learnt_prior(codec, denoiser, covariance, (z, given), (z_held, held))
+    learnt.save(recipe, out / priors.FILE_NAME)
 
 
-def latents(codec: Codec, out: Path, given: Anomalies) -> Tensor:
+def latents(codec: MultimodalCodec, out: Path, given: Anomalies) -> Tensor:
     """Training latents, encoded once and kept beside the run; made again if the codec changed."""
     path = out / "latents.npy"
     mark = out / "latents.json"
-    key = hashlib.sha256((out / "codec.safetensors").read_bytes()).hexdigest()
+    key = file_digest(out / codecs.FILE_NAME)
     if not (path.exists() and mark.exists() and mark.read_text() == key):
         mark.unlink(missing_ok=True)  # half-written latents must not pass for those of the mark
         np.save(path, codec.encode(given).numpy())

@@ -369,7 +369,7 @@ def test_recipes_read_the_stores_where_they_are_and_match_the_rain_day(data: Pat
     """Rain and radiation of the day before a state; the published recipe says so in its report."""
     fields = load_fields(from_tree(small("convae_2", data, tmp_path)))
     assert fields.dates[0] == FIRST + 1 and len(fields.dates) == DAYS - 1
-    assert fields.places["rain"].lag == fields.places["olr"].lag == -1 and fields.places["t"].lag == 0
+    assert fields.layouts["rain"].lag == fields.layouts["olr"].lag == -1 and fields.layouts["t"].lag == 0
     assert "end of the rain day" in fields.report.text()
     drive = np.array([amplitude(day) for day in fields.dates])
     for name, sign in (("t", 1), ("rain", 1), ("olr", -1)):
@@ -377,7 +377,7 @@ def test_recipes_read_the_stores_where_they_are_and_match_the_rain_day(data: Pat
         assert sign * np.corrcoef(series, drive)[0, 1] > 0.97, name  # rain as log(1 + mm)
     assert not (tmp_path / "store").exists()
     by_date = load_fields(from_tree(small("convae_2", data, tmp_path, **{"data.match": "date"})))
-    assert by_date.places["rain"].lag == 0 and len(by_date.dates) == DAYS
+    assert by_date.layouts["rain"].lag == 0 and len(by_date.dates) == DAYS
 
 
 def test_files_read_by_their_lag_are_those_of_the_training(data: Path, tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_files_read_by_their_lag_are_those_of_the_training(data: Path, tmp_path:
 
     recipe = from_tree(small("convae_1", data, tmp_path))
     fields = load_fields(recipe)
-    days, values = read_file(recipe.modalities()["rain"], fields.places["rain"], dates=fields.dates[3:6])
+    days, values = read_file(recipe.modalities["rain"], fields.layouts["rain"], dates=fields.dates[3:6])
     np.testing.assert_array_equal(days, fields.dates[3:6])
     torch.testing.assert_close(values, fields.values["rain"][3:6], equal_nan=True)
 

@@ -10,7 +10,7 @@ import xarray as xr
 
 from slams.assimilation.baseline.interpolation import AnomalyInterp
 from slams.core.console import Console
-from slams.pipeline.baselines.file import FILE_NAME, networks_of, save_baselines
+from slams.pipeline.baselines.file import FILE_NAME, save_baselines
 from slams.pipeline.baselines.fit import fit_gaussian
 from slams.pipeline.inputs.fields import load_fields
 from slams.pipeline.recipe import Recipe, from_tree
@@ -130,7 +130,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     model = train(recipe, fields, folder / "run", Console(quiet=True))
     baselines = fit_gaussian(model, fields)
     baselines.interpolators["both", "temp"] = AnomalyInterp(800.0, {"coarse": 0.1, "stn": 0.03})
-    save_baselines(baselines, networks_of(model, fields), folder / "run" / FILE_NAME)
+    save_baselines(baselines, folder / "run" / FILE_NAME)
     moved = folder / "elsewhere" / "moved"
     shutil.move(folder / "run", moved)
     archive.unlink()

@@ -10,8 +10,8 @@ import xarray as xr
 from slams.core.console import Console
 from slams.pipeline.assimilate import assimilate
 from slams.pipeline.baselines.file import FILE_NAME, load_baselines, save_baselines
-from slams.pipeline.baselines.fit import gaussian_posterior
-from slams.pipeline.inputs.segments import pieces_of
+from slams.pipeline.baselines.members import ClosedForm
+from slams.pipeline.inputs.segments import segments_of
 from slams.pipeline.model.model import Model
 
 QUIET = Console(quiet=True)
@@ -144,13 +144,13 @@ def test_gaps_and_lone_days_are_analysed_as_if_alone(world, tmp_path):
 
 
 def test_long_runs_in_pieces_cover_every_day_once():
-    """Kept days are a partition, margins never leave the run, no piece crosses a gap."""
+    """Kept days are a partition, margins never leave the run, no segment crosses a gap."""
     dates = np.datetime64("2000-01-01") + np.r_[0:95, 100:101, 110:112]
-    pieces = pieces_of(dates, 3, 30)
-    assert torch.cat([p.days for p in pieces]).tolist() == list(range(98))
-    for piece in pieces:
-        real = piece.rows[piece.rows >= 0]
-        assert 3 <= len(piece.rows) <= 30
+    segments = segments_of(dates, 3, 30)
+    assert torch.cat([p.days for p in segments]).tolist() == list(range(98))
+    for segment in segments:
+        real = segment.rows[segment.rows >= 0]
+        assert 3 <= len(segment.rows) <= 30
         assert (np.diff(dates[real.numpy()]).astype(int) == 1).all()
 
 
@@ -184,13 +184,13 @@ def test_zarr_holds_what_netcdf_holds(world, tmp_path):
 def test_baselines_survive_their_file(world, tmp_path):
     """Saved and loaded, the closed form gives the same numbers; groups have the layout of the root."""
     model = Model.load(world.run)
-    baselines, networks = load_baselines(model, world.run / FILE_NAME)
-    save_baselines(baselines, networks, tmp_path / FILE_NAME)
-    again, _ = load_baselines(model, tmp_path / FILE_NAME)
+    baselines = load_baselines(model, world.run / FILE_NAME)
+    save_baselines(baselines, tmp_path / FILE_NAME)
+    again = load_baselines(model, tmp_path / FILE_NAME)
     seen = {"stn": torch.randn(5, 1, 5, generator=torch.Generator().manual_seed(0))}
     for one, two in zip(
-        gaussian_posterior(model, baselines, seen, True)["temp"],
-        gaussian_posterior(model, again, seen, True)["temp"],
+        ClosedForm(model, baselines).moments(seen)["temp"],
+        ClosedForm(model, again).moments(seen)["temp"],
         strict=True,
     ):
         torch.testing.assert_close(one, two, rtol=0, atol=0, equal_nan=True)

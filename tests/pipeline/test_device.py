@@ -12,10 +12,11 @@ from slams.core.settings import override
 from slams.pipeline import assimilate as later
 from slams.pipeline import train as stages
 from slams.pipeline.assimilate import assimilate
-from slams.pipeline.baselines.fit import decoded, posterior
 from slams.pipeline.inputs.fields import Fields, load_fields
 from slams.pipeline.inputs.observe import observe
-from slams.pipeline.model.model import Model, anomalies
+from slams.pipeline.model.codec import anomalies
+from slams.pipeline.model.model import Model
+from slams.pipeline.model.posterior import decoded, posterior
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
 from slams.pipeline.train import train
 from tests.elsewhere import ELSEWHERE, Elsewhere
@@ -63,15 +64,15 @@ def tiny(request, tmp_path_factory) -> Tiny:
     return Tiny(recipe, fields, folder / "run")
 
 
-def drawn(model: Model, tiny: Tiny, blanket: bool) -> list[torch.Tensor]:
+def drawn(model: Model, tiny: Tiny, compose_windows: bool) -> list[torch.Tensor]:
     """Members of everything that the first set sees, in three windows or along a trajectory."""
     values = anomalies(model.codec, tiny.fields, tiny.fields.part(tiny.recipe.data.test))
     names = tiny.recipe.experiment.sets["both"]
-    days = torch.arange(9) if blanket else torch.arange(9).reshape(3, 3)
-    seen = observe(model.places, tiny.recipe, values, names, days=days)
-    each = [seen] if blanket else [{n: v[i] for n, v in seen.items()} for i in range(3)]
+    days = torch.arange(9) if compose_windows else torch.arange(9).reshape(3, 3)
+    seen = observe(model.layouts, tiny.recipe, values, names, days=days)
+    each = [seen] if compose_windows else [{n: v[i] for n, v in seen.items()} for i in range(3)]
     rng = torch.Generator().manual_seed(3)
-    z = posterior(model, each, blanket, rng=rng)
+    z = posterior(model, each, compose_windows, rng=rng)
     return [decoded(model, x, name, torch.linspace(0, 1, x.shape[1]), rng=rng) for x in z for name in values]
 
 
@@ -87,18 +88,19 @@ def test_training_elsewhere_gives_the_weights_of_the_cpu(tiny, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("guidance", ["covariance", "sda", "published"])
-@pytest.mark.parametrize("blanket", [False, True])
-def test_draws_elsewhere_are_those_of_the_cpu(tiny, guidance, blanket):
+@pytest.mark.parametrize("compose_windows", [False, True])
+def test_draws_elsewhere_are_those_of_the_cpu(tiny, guidance, compose_windows):
     """Encoding, guided sampling and decoding; what comes back is on the CPU."""
     model = Model.load(tiny.out)
-    model.recipe = from_tree(override(to_tree(model.recipe), [f"assimilation.guidance={guidance}"]))
+    recipe = from_tree(override(to_tree(model.recipe), [f"assimilation.guidance={guidance}"]))
+    model = Model(model.codec, model.prior, recipe)
     if guidance == "sda":  # which knows only diagonal errors here
-        model.belief.errors = {n: e.diagonal() if e.ndim == 2 else e for n, e in model.belief.errors.items()}
-    expected = drawn(model, tiny, blanket)
+        model.prior.errors = {n: e.diagonal() if e.ndim == 2 else e for n, e in model.prior.errors.items()}
+    expected = drawn(model, tiny, compose_windows)
     with Elsewhere() as device:
         model.on(ELSEWHERE)
         device.products["here"] = 0
-        found = drawn(model, tiny, blanket)
+        found = drawn(model, tiny, compose_windows)
     assert device.products["there"] > 50 and device.products["here"] < 20
     for one, other in zip(expected, found, strict=True):
         assert type(other) is torch.Tensor

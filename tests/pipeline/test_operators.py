@@ -15,17 +15,19 @@ from slams.diffusion.schedule import VPCosine
 from slams.evaluation.report import read_metrics
 from slams.pipeline import run as experiment
 from slams.pipeline.assimilate import assimilate
-from slams.pipeline.inputs.fields import Place
+from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.observe import observe
 from slams.pipeline.inputs.operators import noise_gain, operator_of, thinned
 from slams.pipeline.model.build import build_denoiser
-from slams.pipeline.model.model import Belief, Codec, Model
+from slams.pipeline.model.codec import MultimodalCodec
+from slams.pipeline.model.model import Model
+from slams.pipeline.model.prior import LearntPrior
 from slams.pipeline.recipe import OperatorRecipe, Recipe, from_tree, to_tree
 from tests.pipeline.conftest import LAT, LON, tiny_recipe, weather
 from tests.pipeline.test_assimilate import changed, group, root
 
 QUIET = Console(quiet=True)
-GRID = Place(("level", "lat", "lon"), {"level": (1.0, 2.0), "lat": tuple(LAT), "lon": tuple(LON)}, "K", "t")
+GRID = Layout(("level", "lat", "lon"), {"level": (1.0, 2.0), "lat": tuple(LAT), "lon": tuple(LON)}, "K", "t")
 BLOCKS = OperatorRecipe("block_mean", size=2)
 POINTS = OperatorRecipe("points", points=((43.0, -7.0), (40.5, 0.5), (38.0, 2.0)))
 L, K = 3, 5
@@ -56,13 +58,13 @@ def linear(request, rng) -> Model:
     """An untrained network, hence a linear decoder and a Gaussian prior; a channel has spread 2 K, the other 5 K."""
     recipe = linear_recipe(request.param)
     std = torch.tensor([2.0, 5.0]).reshape(2, 1, 1)
-    codec = Codec(recipe, {"t": GRID}, {"t": SeasonalStandardize(torch.zeros(1, *GRID.shape), std)})
+    codec = MultimodalCodec(recipe, {"t": GRID}, {"t": SeasonalStandardize(torch.zeros(1, *GRID.shape), std)})
     root = torch.randn(L * K, L * K, generator=rng)
     gaussian = WindowGaussian(torch.eye(K), root @ root.mT / K + torch.eye(L * K), 1e-3, (K,), VPCosine())
     matrix = codec.autoencoder.decode(torch.eye(K), "t").detach().flatten(1).mT
     samples = 0.3 * torch.randn(40, *GRID.shape, generator=rng)
     nothing = torch.ones(len(matrix))
-    belief = Belief(
+    prior = LearntPrior(
         build_denoiser(recipe, gaussian, False),
         {"t": matrix},
         {"t": nothing},
@@ -70,8 +72,8 @@ def linear(request, rng) -> Model:
         {},
         {"t": samples},
     )
-    belief.factors = {"t": 2.0}
-    return Model(codec, belief)
+    prior.factors = {"t": 2.0}
+    return Model(codec, prior)
 
 
 def by_hand(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,7 +96,7 @@ def by_hand(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
         rows = [x.flatten() for x in (a, b, c)]
     one = torch.stack(rows)
     h = torch.block_diag(one, one)
-    left = residual_variance(model.belief.samples["t"].flatten(1) @ h.mT)
+    left = residual_variance(model.prior.samples["t"].flatten(1) @ h.mT)
     instrument = torch.cat([torch.full((24,), (0.6 / s) ** 2) for s in (2.0, 5.0)])
     return h, 2.0 * left + h.square() @ instrument
 
@@ -105,14 +107,14 @@ def test_guided_denoiser_is_the_exact_posterior_mean(linear, rng, t):
     h, error = by_hand(linear)
     y = torch.randn(1, L, *GRID.shape, generator=rng)
     guided = CovarianceGuidance(
-        linear.belief.denoiser, linear.belief.gaussian, linear.observations({"t": y}), linear.jacobians()
+        linear.prior.denoiser, linear.prior.gaussian, linear.observations({"t": y}), linear.jacobians()
     )
     x_t = torch.randn(2, 1, L, K, generator=rng)
     alpha, sigma = (float(s) for s in VPCosine()(torch.tensor(t)))
-    gaussian = linear.belief.gaussian
+    gaussian = linear.prior.gaussian
     vectors = gaussian.vectors.double()
     prior = (vectors / gaussian.values.double()) @ vectors.mT
-    g = torch.block_diag(*[(h @ linear.belief.operators["t"]).double()] * L)
+    g = torch.block_diag(*[(h @ linear.prior.operators["t"]).double()] * L)
     weight = g.mT / error.double().repeat(L)
     seen = y.flatten(2).double() @ h.double().mT
     pulled = seen.flatten(1) @ weight.mT + alpha / sigma**2 * x_t.flatten(2).double()
@@ -125,12 +127,13 @@ def test_guided_denoiser_is_the_exact_posterior_mean(linear, rng, t):
 def test_draws_have_the_exact_posterior_mean(linear, rng):
     """800 draws: 6 standard errors, and 2 % of the posterior's spread for 40 steps of the sampler."""
     h, error = by_hand(linear)
-    linear.recipe = from_tree(override(to_tree(linear.recipe), ["assimilation.steps=40"]))
+    recipe = from_tree(override(to_tree(linear.recipe), ["assimilation.steps=40"]))
+    linear = Model(linear.codec, linear.prior, recipe)
     y = torch.randn(1, L, *GRID.shape, generator=rng)
     z = linear.sda().windows(linear.observations({"t": y}), 800, rng=rng).flatten(2)[:, 0].double()
-    gaussian = linear.belief.gaussian
+    gaussian = linear.prior.gaussian
     vectors = gaussian.vectors.double()
-    g = torch.block_diag(*[(h @ linear.belief.operators["t"]).double()] * L)
+    g = torch.block_diag(*[(h @ linear.prior.operators["t"]).double()] * L)
     weight = g.mT / error.double().repeat(L)
     covariance = torch.linalg.inv((vectors / gaussian.values.double()) @ vectors.mT + weight @ g)
     mean = covariance @ weight @ (y.flatten(2).double() @ h.double().mT).flatten()
@@ -200,7 +203,7 @@ def test_an_operator_that_training_did_not_know_leaves_the_gaussian_out(world, t
 
 
 def test_a_test_through_operators_scores_every_method_that_can_use_them(tmp_path, monkeypatch):
-    """Better than climatology from 6 block means; no interpolation of what is at no place; nothing counts as observed."""
+    """Better than climatology from 6 block means; no interpolation of what has no points; nothing is observed."""
     monkeypatch.setattr(experiment, "write_summary", lambda *arguments: None)
     weather(260).to_netcdf(tmp_path / "archive.nc")
     settings = [
@@ -245,6 +248,6 @@ def test_an_operator_that_cannot_be_is_told(world, tmp_path, setting, message):
 def test_published_guidance_through_an_operator_and_an_old_run_are_told(linear):
     with pytest.raises(ValueError, match="guidance 'published' encodes grids"):
         from_tree(override(to_tree(linear.recipe), ["assimilation.guidance=published"]))
-    linear.belief.samples = {}
+    linear.prior.samples = {}
     with pytest.raises(ValueError, match="train it again with this version"):
         linear.errors()

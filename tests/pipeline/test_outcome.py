@@ -3,18 +3,21 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
 from safetensors.torch import load_file
 
+from slams.assimilation.baseline.interpolation import AnomalyInterp
 from slams.core.console import Console
 from slams.core.settings import override
+from slams.core.stages import Stage, Stages
 from slams.evaluation import Scores, window_statistics
 from slams.pipeline import run as experiment
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
 from slams.pipeline.results import scoring as score
-from slams.pipeline.results.outcome import Finished
+from slams.pipeline.results.outcome import Outcome
 from tests.pipeline.conftest import tiny_recipe, weather
 from tests.pipeline.test_train import Killed, Trap
 
@@ -48,13 +51,13 @@ def done(tmp_path_factory) -> tuple[Recipe, Path]:
 def analysed(monkeypatch) -> list[int]:
     """One entry for every set whose posterior was drawn."""
     calls: list[int] = []
-    posterior = score.analyse.posterior
+    posterior = score.posterior
 
     def watched(*arguments, **settings):
         calls.append(1)
         return posterior(*arguments, **settings)
 
-    monkeypatch.setattr(score.analyse, "posterior", watched)
+    monkeypatch.setattr(score, "posterior", watched)
     return calls
 
 
@@ -95,17 +98,22 @@ def experiment_values(path: Path) -> dict[str, torch.Tensor]:
         }
 
 
-def test_parts_of_another_test_are_not_taken_and_removed(tmp_path):
+def test_a_part_is_kept_whole_and_that_of_another_test_is_not_taken(tmp_path):
     """The key stands for the weights, the fields and every setting of the test."""
-    scores = Scores()
+    dates = np.array(["2001-01-01", "2001-01-02"], dtype="datetime64[D]")
     draw = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
-    scores.add(
+    found = Outcome(Scores(), dates, members={"t": draw})
+    found.scores.add(
         "analysis", "t", "2001-01-01", window_statistics(draw, draw[0], torch.ones(3)), levels=(1, 2, 3.5)
     )
-    Finished(tmp_path, "a").save(0, scores, {"members": {"t": draw}}, {})
-    again = Scores()
-    known = Finished(tmp_path, "a").load(0, again)
-    assert known is not None and torch.equal(known[0]["members"]["t"], draw)
-    assert repr(again.rows()) == repr(scores.rows()) and again.keys() == scores.keys()
-    assert Finished(tmp_path, "b").load(0, Scores()) is None
-    assert not list(tmp_path.iterdir())
+    found.interpolators["both", "t"] = AnomalyInterp(300.0, {"stn": 0.1}, 1.5)
+    stages = Stages(tmp_path)
+    stages.save(Stage("resume_test_0", "a"), *found.pack())
+    kept = stages.load(Stage("resume_test_0", "a"))
+    assert kept is not None
+    again = Outcome(Scores(), dates)
+    again.unpack(*kept)
+    assert torch.equal(again.members["t"], draw) and again.interpolators == found.interpolators
+    assert repr(again.scores.rows()) == repr(found.scores.rows())
+    assert again.scores.keys() == found.scores.keys()
+    assert stages.load(Stage("resume_test_0", "b")) is None

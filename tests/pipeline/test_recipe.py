@@ -32,7 +32,7 @@ def test_a_shipped_recipe_loads_and_is_read_back_the_same(path):
     assert from_tree(to_tree(recipe)) == recipe
     assert from_tree(yaml.safe_load(yaml.safe_dump(to_tree(recipe)))) == recipe
     written = yaml.safe_load(path.read_text())
-    assert set(recipe.modalities()) == set(written["data"]["modalities"])
+    assert set(recipe.modalities) == set(written["data"]["modalities"])
     part = "prior" if "prior" in written else "latent"
     assert getattr(recipe, part).fit.steps == written[part]["fit"]["steps"]
     assert [str(day) for day in written["data"]["test"]] == list(recipe.data.test)
@@ -88,7 +88,7 @@ def test_overrides_are_read_as_yaml_of_the_type_of_the_setting():
     assert recipe.assimilation.gamma == 0.025 and recipe.prior.hidden == (8, 16)
     assert recipe.name == "1997" and recipe.data.train == ("1997-12-01", "1998-02-28")
     assert recipe.assimilation.residual is False and recipe.experiment.sets == {"all": ("t",)}
-    assert recipe.modalities()["t"].error_std == 0.1 and recipe.out == "a=b"
+    assert recipe.modalities["t"].error_std == 0.1 and recipe.out == "a=b"
 
 
 def test_what_is_not_overridden_stays(tmp_path):
@@ -123,7 +123,7 @@ def test_numbers_without_a_point_are_numbers_in_files_too(tmp_path):
         ("out=", "out must be str, got None"),
         ("data.modalities.t.error_std=small", "error_std must be float, got 'small'"),
         ("data.modalities.t.levels=[top]", r"levels\[0\] must be float, got 'top'"),
-        ("data.modalities.t.role=guess", "role of modality 't' must be one of state, observation"),
+        ("data.modalities.t.role=guess", "modalities.t.role is 'state' or 'observation', got 'guess'"),
         ("latent.kind=tree", "latent.kind is 'grid', 'vector', 'published' or 'pixel', got 'tree'"),
         ("assimilation.guidance=none", "assimilation.guidance is 'covariance'"),
         ("assimilation.grid=even", "assimilation.grid is 'time' or 'snr', got 'even'"),

@@ -13,12 +13,12 @@ from slams.core.settings import override
 from slams.evaluation.report import read_metrics
 from slams.pipeline import run as experiment
 from slams.pipeline import train as stages
-from slams.pipeline.inputs.fields import Place
+from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.observe import columns, observe
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
 from tests.pipeline.conftest import tiny_recipe, weather
 
-GRID = Place(
+GRID = Layout(
     ("level", "lat", "lon"),
     {
         "level": (500.0, 850.0),
@@ -28,8 +28,8 @@ GRID = Place(
     "K",
     "t",
 )
-STATIONS = Place(("station",), {"lat": (1.0, 2.0, 3.0, 4.0), "lon": (0.0,) * 4}, "degC", "s")
-PLACES = {"t": GRID, "quiet": GRID, "s": STATIONS, "o": GRID}
+STATIONS = Layout(("station",), {"lat": (1.0, 2.0, 3.0, 4.0), "lon": (0.0,) * 4}, "degC", "s")
+LAYOUTS = {"t": GRID, "quiet": GRID, "s": STATIONS, "o": GRID}
 WINDOWS, L, DAYS = 6, 3, 40
 
 
@@ -54,7 +54,7 @@ def recipe(**experiment_settings) -> Recipe:
 @pytest.fixture
 def fields(rng) -> dict[str, torch.Tensor]:
     """Anomalies of all days."""
-    return {name: torch.randn(DAYS, *place.shape, generator=rng) for name, place in PLACES.items()}
+    return {name: torch.randn(DAYS, *layout.shape, generator=rng) for name, layout in LAYOUTS.items()}
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def days() -> torch.Tensor:
     return 5 * torch.arange(WINDOWS)[:, None] + torch.arange(L)
 
 
-STD = {name: torch.full((1, 1, 1), 2.0) for name in PLACES}
+STD = {name: torch.full((1, 1, 1), 2.0) for name in LAYOUTS}
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
@@ -92,7 +92,7 @@ def test_a_share_of_nothing_or_more_than_all_is_refused(share):
 
 def test_a_state_is_seen_in_columns_and_an_observation_as_it_is(fields, days):
     """All levels of a column, the same columns on every day; without std nothing is added."""
-    seen = observe(PLACES, recipe(), fields, ["t", "s", "o"], days=days)
+    seen = observe(LAYOUTS, recipe(), fields, ["t", "s", "o"], days=days)
     assert list(seen) == ["t", "s", "o"] and seen["t"].shape == (WINDOWS, L, 2, 9, 12)
     here = torch.isfinite(seen["t"])
     expected = torch.zeros(108, dtype=torch.bool)
@@ -105,7 +105,7 @@ def test_a_state_is_seen_in_columns_and_an_observation_as_it_is(fields, days):
 def test_noise_is_the_instruments_of_states_only(fields, days):
     """error_std / std is 0.25: of about 400 values, 5 standard errors; repeated by the recipe's seed."""
     names = ["t", "quiet", "s"]
-    first, again = (observe(PLACES, recipe(share=1.0), fields, names, days=days, std=STD) for _ in range(2))
+    first, again = (observe(LAYOUTS, recipe(share=1.0), fields, names, days=days, std=STD) for _ in range(2))
     noise = first["t"] - fields["t"][days]
     assert abs(float(noise.std()) / 0.25 - 1) < 5 / (2 * noise.numel()) ** 0.5
     assert abs(float(noise.mean())) < 5 * 0.25 / noise.numel() ** 0.5
@@ -115,14 +115,14 @@ def test_noise_is_the_instruments_of_states_only(fields, days):
 
 
 def test_the_noise_of_a_modality_does_not_depend_on_the_others(fields, days):
-    alone = observe(PLACES, recipe(), fields, ["t"], days=days, std=STD)["t"]
-    together = observe(PLACES, recipe(), fields, ["s", "quiet", "t"], days=days, std=STD)["t"]
+    alone = observe(LAYOUTS, recipe(), fields, ["t"], days=days, std=STD)["t"]
+    together = observe(LAYOUTS, recipe(), fields, ["s", "quiet", "t"], days=days, std=STD)["t"]
     assert torch.equal(alone.nan_to_num(9.0), together.nan_to_num(9.0))
 
 
 def test_shuffling_gives_every_window_the_observations_of_another_and_leaves_states(fields, days):
     plain, shuffled = (
-        observe(PLACES, recipe(), fields, ["t", "s", "o"], days=days, std=STD, shuffled=flag)
+        observe(LAYOUTS, recipe(), fields, ["t", "s", "o"], days=days, std=STD, shuffled=flag)
         for flag in (False, True)
     )
     assert torch.equal(plain["t"].nan_to_num(9.0), shuffled["t"].nan_to_num(9.0))
@@ -136,7 +136,7 @@ def test_shuffling_gives_every_window_the_observations_of_another_and_leaves_sta
 
 
 def test_withheld_stations_are_missing_and_the_others_untouched(fields, days):
-    seen = observe(PLACES, recipe(), fields, ["s"], days=days, withhold={"s": [0, 2], "o": [1]})["s"]
+    seen = observe(LAYOUTS, recipe(), fields, ["s"], days=days, withhold={"s": [0, 2], "o": [1]})["s"]
     assert bool(torch.isnan(seen[..., [0, 2]]).all())
     assert torch.equal(seen[..., [1, 3]], fields["s"][days][..., [1, 3]])
     assert bool(torch.isfinite(fields["s"]).all())  # of the caller
@@ -145,7 +145,7 @@ def test_withheld_stations_are_missing_and_the_others_untouched(fields, days):
 @pytest.mark.parametrize("station", [4, -1])
 def test_a_station_that_is_not_there_is_told(station, fields, days):
     with pytest.raises(ValueError, match=rf"withhold\.s names station {station}, but there are 4 \(numbered"):
-        observe(PLACES, recipe(), fields, ["s"], days=days, withhold={"s": [station]})
+        observe(LAYOUTS, recipe(), fields, ["s"], days=days, withhold={"s": [station]})
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,7 @@ def test_a_finished_training_is_reused_and_gives_the_same_model(trained, copy, f
     assert fitted == []
     assert_same(copy, trained.out)
     loaded = Model.load(trained.out)
-    assert model.belief.factors == loaded.belief.factors and model.recipe == loaded.recipe == trained.recipe
+    assert model.prior.factors == loaded.prior.factors and model.recipe == loaded.recipe == trained.recipe
 
 
 @pytest.mark.parametrize(
@@ -239,11 +239,11 @@ def test_a_file_cut_short_or_missing_is_told(copy):
 
 
 def test_calibrated_factors_are_of_the_grid_and_the_spread_is_bounded(trained):
-    belief = Model.load(trained.out).belief
-    assert set(belief.factors) == {"temp", "rain", "coarse", "stn"}
-    assert set(belief.factors.values()) <= set(_FACTORS)
-    assert belief.factors["temp"] == belief.factors["rain"] == 1.0  # in no set
-    assert 0.7 <= belief.inflation <= 1.5
+    prior = Model.load(trained.out).prior
+    assert set(prior.factors) == {"temp", "rain", "coarse", "stn"}
+    assert set(prior.factors.values()) <= set(_FACTORS)
+    assert prior.factors["temp"] == prior.factors["rain"] == 1.0  # in no set
+    assert 0.7 <= prior.inflation <= 1.5
 
 
 def test_residual_of_rain_is_drawn_with_the_spread_it_has_at_that_amount(trained, rng):
@@ -252,21 +252,21 @@ def test_residual_of_rain_is_drawn_with_the_spread_it_has_at_that_amount(trained
     10 classes of 4000 values: the relative error of a mean square is (2 / 4000)^1/2 = 2.2 %, of their mix 0.8 %; the
     bounds add what a straight line between classes misses, and are 5 of these wide.
     """
-    belief = Model.load(trained.out).belief
-    assert set(belief.profiles) == {"rain"}
+    prior = Model.load(trained.out).prior
+    assert set(prior.profiles) == {"rain"}
     value = torch.rand(2000, 20, generator=rng) * 4 - 1
     spread = 0.3 * (1 + value.abs())
     residual = spread * torch.randn(value.shape, generator=rng)
     residual[::9, 3] = torch.nan
     variance = residual.nan_to_num().square().sum(0) / torch.isfinite(residual).sum(0)
-    belief.residuals["rain"], belief.profiles["rain"] = variance, profile(value, residual, variance)
-    found = belief.unresolved("rain", value)
+    prior.residuals["rain"], prior.profiles["rain"] = variance, profile(value, residual, variance)
+    found = prior.unresolved("rain", value)
     assert float(found.mean() / variance.mean()) == pytest.approx(1, abs=0.05)
     for low in (0.25, 1.0, 2.0):
         here = (value > low) & (value < low + 0.5)
         assert float(found[here].mean() / spread[here].square().mean()) == pytest.approx(1, abs=0.15)
-    belief.profiles.clear()
-    assert torch.equal(belief.unresolved("rain", value), variance.expand_as(value))
+    prior.profiles.clear()
+    assert torch.equal(prior.unresolved("rain", value), variance.expand_as(value))
 
 
 def test_latents_are_kept_and_made_again_for_another_codec(trained, copy):

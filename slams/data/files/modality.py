@@ -3,12 +3,18 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from slams.core.codec import TRANSFORMS, Transform
+
 Role = Literal["state", "observation"]
 Kind = Literal["grid", "stations"]
-Transform = Literal["none", "log1p"]
 Source = Literal["auto", "era5", "cpc", "olr"]
 
-_CHOICES = {"role": Role, "kind": Kind, "transform": Transform, "source": Source}
+_CHOICES = {
+    "role": get_args(Role),
+    "kind": get_args(Kind),
+    "transform": tuple(TRANSFORMS),
+    "source": get_args(Source),
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Modality:
         role: "state" (analysed) or "observation" (only seen).
         kind: "grid" (lat, lon) or "stations" (points with a latitude and longitude each).
         units: Unit wanted, e.g. "degC" or "mm/day"; None keeps the file's.
-        transform: What the model sees: "none", or "log1p" for log(1 + x).
+        transform: What the model sees: a name of `slams.core.codec.TRANSFORMS`, "none" or "log1p" for log(1 + x).
         levels: Pressure levels wanted [hPa], in this order; None takes all.
         error_std: Instrument error, standard deviation in units after the transform; None where unknown.
         source: The archive whose conventions the files follow; "auto" decides by the header.
@@ -37,7 +43,7 @@ class Modality:
     role: Role
     kind: Kind = "grid"
     units: str | None = None
-    transform: Transform = "none"
+    transform: str = "none"
     levels: tuple[float, ...] | None = None
     error_std: float | None = None
     source: Source = "auto"
@@ -54,8 +60,8 @@ class Modality:
             )
         if not files:
             raise ValueError(f"modality {self.name!r} names no files; give at least one path or glob.")
-        for field, choices in _CHOICES.items():
-            value, allowed = getattr(self, field), get_args(choices)
+        for field, allowed in _CHOICES.items():
+            value = getattr(self, field)
             if value not in allowed:
                 raise ValueError(
                     f"{field} of modality {self.name!r} must be one of {', '.join(allowed)}, got {value!r}."
@@ -66,3 +72,8 @@ class Modality:
             )
         if self.error_std is not None and not self.error_std > 0:
             raise ValueError(f"error_std of modality {self.name!r} must be positive, got {self.error_std}.")
+
+    @property
+    def transformed(self) -> Transform:
+        """The transform itself."""
+        return TRANSFORMS[self.transform]

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 import xarray as xr
 
-from slams.data.files.modality import Transform
 from slams.data.files.periods import DAILY_MEAN, Period, bounds
 from slams.data.processing.plan import Held, Piece, Plan, Run, hold, load, load_here, plan
 from slams.data.processing.regrid import Grid, Method
@@ -163,7 +162,7 @@ class _Job:
     settings: Mapping[str, Any]
     period: Period
     done: Processed
-    transforms: tuple[Transform, ...] = ("none",)
+    transforms: tuple[str, ...] = ("none",)
     training: tuple[int, int] = TRAINING_YEARS
     progress: Report = lambda what, days, total: None
     loading: Callable[[Iterable[tuple[Any, ...]]], Iterator[Piece]] = load_here

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from slams.data.files.modality import Transform
-
 _SUMS = ("weight", "mean", "m2")
 
 
@@ -33,7 +31,7 @@ class Moments:
     m2: np.ndarray
 
     @classmethod
-    def of(cls, values: np.ndarray, weights: np.ndarray, transform: Transform = "none") -> "Moments":
+    def of(cls, values: np.ndarray, weights: np.ndarray, transform: str = "none") -> "Moments":
         """Of one day.
 
         Args:
@@ -99,7 +97,7 @@ class Statistics:
         years: Moments by year.
     """
 
-    transform: Transform = "none"
+    transform: str = "none"
     years: dict[int, Moments] = field(default_factory=dict)
 
     def add(self, values: np.ndarray, days: np.ndarray, weights: np.ndarray) -> None:
@@ -154,7 +152,7 @@ class Statistics:
         return {str(year): self.years[year].to_json() for year in sorted(self.years)}
 
     @classmethod
-    def of_store(cls, attrs: Mapping[str, Any], transform: Transform = "none") -> "Statistics":
+    def of_store(cls, attrs: Mapping[str, Any], transform: str = "none") -> "Statistics":
         """What a store says of itself.
 
         Args:
@@ -176,7 +174,7 @@ class Statistics:
         return cls(transform, {int(year): Moments.from_json(row) for year, row in kept[transform].items()})
 
 
-def _moments(values: np.ndarray, weights: np.ndarray, transform: Transform) -> tuple[float, float, float]:
+def _moments(values: np.ndarray, weights: np.ndarray, transform: str) -> tuple[float, float, float]:
     """Weight, mean and squared deviations of one level; sums by numpy, which don't depend on threads."""
     there = np.isfinite(values)
     seen, w = values[there].astype(np.float64), weights[there]

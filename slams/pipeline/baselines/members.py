@@ -1,189 +1,324 @@
-"""The baselines as ensembles, for files that have the layout of an analysis."""
+"""The reference analyses, each a method with one verb: `moments(observations)`.
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+A baseline is a class of `BASELINES`: the test of a run scores it, and `slams assimilate --baselines` writes its members.
+"""
+
+import abc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from slams.assimilation.baseline.interpolation import AnomalyInterp, Network
+from slams.assimilation.baseline.interpolation import AnomalyInterp
 from slams.core.random import fork, normal
 from slams.diffusion.trajectory import MarkovBlanket
-from slams.pipeline.baselines import fit as analyse
-from slams.pipeline.baselines.fit import Baselines
+from slams.pipeline.baselines.fit import (
+    Baselines,
+    at_channel,
+    fit_interpolation,
+    regressors,
+    retrained_ridge,
+    split,
+)
 from slams.pipeline.inputs.fields import phase_of
-from slams.pipeline.inputs.operators import operators_of
-from slams.pipeline.inputs.segments import Piece, seen_on
+from slams.pipeline.inputs.observe import observe
+from slams.pipeline.inputs.segments import Segment, seen_on
+from slams.pipeline.model.codec import Anomalies
 from slams.pipeline.model.model import Model
+from slams.pipeline.model.posterior import decoded
 
-Members = dict[str, Tensor]
-Networks = Mapping[str, list[Network]]
-
-
-def climatology(model: Model, networks: Networks, dates: np.ndarray, seed: int) -> Members:
-    """Draws at every point from the climatological normal of training days, (N, T, *S) by state."""
-    found = {}
-    for name in analyse.state_names(model):
-        shape = model.places[name].shape
-        std = torch.stack([n.std for n in networks[name]]).reshape(shape)
-        zero = torch.zeros(len(dates), *shape)
-        found[name] = _draw(model, name, zero, std.expand_as(zero), dates, fork(seed, "climatology", name))
-    return found
+Seen = Mapping[str, Tensor]
+Moments = dict[str, tuple[Tensor, Tensor]]
 
 
-def interpolation(
-    model: Model,
-    baselines: Baselines,
-    networks: Networks,
-    values: Mapping[str, Tensor],
-    dates: np.ndarray,
-    seed: int,
-) -> Members:
-    """Draws from the marginals of optimal interpolation; from climatology on days that saw nothing.
+class Days(Protocol):
+    """What a baseline may be fitted to in the test of a run: anomalies of training and validation days."""
+
+    @property
+    def train(self) -> Anomalies: ...  # noqa: D102
+
+    @property
+    def validation(self) -> Anomalies: ...  # noqa: D102
+
+
+class Baseline(abc.ABC):
+    """A reference analysis: mean and standard deviation of the state variables, standardized, point by point.
 
     Args:
         model: Trained.
-        baselines: With tuned interpolators.
-        networks: Points and spreads.
-        values: Observed anomalies (T, *S).
-        dates: (T).
-        seed: Of the draws.
+        fitted: Its baselines.
 
-    Returns:
-        (N, T, *S) of each state that is measured directly by something observed.
+    Attributes:
+        name: In tables and files.
+        observes: Whether it uses observations; one that does not is scored once.
+        pairs: Whether its fit needs observations and states of the same dates, so that shuffled dates are left out.
+        outlives: Whether its fits are kept, for `slams assimilate`.
     """
-    found, unplaced = {}, operators_of(model.recipe, model.places)
-    for name in analyse.state_names(model):
-        direct = [
-            m
-            for m in model.recipe.data.direct.get(name, ())
-            if m in values and m in networks and m not in unplaced
+
+    name: ClassVar[str]
+    observes: ClassVar[bool] = True
+    pairs: ClassVar[bool] = False
+    outlives: ClassVar[bool] = True
+
+    def __init__(self, model: Model, fitted: Baselines) -> None:
+        self.model, self.fitted = model, fitted
+
+    @classmethod
+    def tuned(
+        cls, model: Model, fitted: Baselines, days: Days, label: str, names: Sequence[str]
+    ) -> Self | None:
+        """The method for one set of observations in the test of a run; None if it has none of use."""
+        return cls(model, fitted)
+
+    @classmethod
+    def kept(cls, model: Model, fitted: Baselines, seen: Seen) -> Self | None:
+        """The method for what was observed, without any training data; None if it has none of use."""
+        return cls(model, fitted)
+
+    @abc.abstractmethod
+    def moments(self, observations: Seen, composed: bool = True) -> Moments:
+        """Mean and standard deviation of the state variables, NaN where never seen.
+
+        Args:
+            observations: Anomalies by modality along one trajectory (T, *S); (W, L, *S) if not composed.
+            composed: Whether windows are composed along a trajectory.
+        """
+
+    def each(self, trajectories: Sequence[Seen], composed: bool) -> Iterable[Moments]:
+        """`moments` of every trajectory (T, *S)."""
+        return (self.moments(seen) for seen in trajectories)
+
+    def of_record(self, seen: Seen, segments: Sequence[Segment]) -> Moments:
+        """`moments` of a record with gaps (T, *S)."""
+        return self.moments(seen)
+
+
+class Climatology(Baseline):
+    """The climatological normal of training days at every point."""
+
+    name, observes = "climatology", False
+
+    def moments(self, observations: Seen, composed: bool = True) -> Moments:  # noqa: D102
+        days = len(next(iter(observations.values())))
+        found = {}
+        for name in self.model.states:
+            shape = self.model.layouts[name].shape
+            zero = torch.zeros(days, *shape)
+            std = torch.stack([n.std for n in self.fitted.networks[name]]).reshape(shape)
+            found[name] = (zero, std.expand_as(zero))
+        return found
+
+
+class ClosedForm(Baseline):
+    """The closed-form Gaussian (see `slams.assimilation.baseline.gaussian.ClosedFormGaussian`)."""
+
+    name = "gaussian"
+
+    def __init__(self, model: Model, fitted: Baselines) -> None:
+        super().__init__(model, fitted)
+        self.operators, self.errors = fitted.linear(model)
+
+    def unknown(self, names: Iterable[str]) -> list[str]:
+        """Modalities without a linear operator: no set has them, or they were seen otherwise when it was fitted."""
+        jacobians = self.model.jacobians()
+        return [n for n in names if n not in self.operators or len(self.operators[n]) != len(jacobians[n])]
+
+    @classmethod
+    def kept(cls, model: Model, fitted: Baselines, seen: Seen) -> Self | None:  # noqa: D102
+        method = cls(model, fitted)
+        return None if len(method.unknown(seen)) == len(seen) else method
+
+    def moments(self, observations: Seen, composed: bool = True) -> Moments:  # noqa: D102
+        length = self.model.recipe.prior.window
+        seen = self.model.seen(observations, self.errors)
+        mean_std = self.fitted.gaussian.windows(seen.windows(length) if composed else seen, self.operators)
+        if composed:  # each step from the window in whose middle it is
+            k = length // 2
+            mean_std = tuple(torch.cat([v[0, :k], v[:, k], v[-1, length - k :]]) for v in mean_std)  # type: ignore[assignment]
+        found: Moments = {}
+        for name, (own, rows) in split(self.model, self.fitted.present).items():
+            pair = []
+            for part in mean_std:
+                full = torch.full((*part.shape[:-1], len(own)), torch.nan)
+                full[..., own] = part[..., rows]
+                pair.append(full.reshape(*part.shape[:-1], *self.model.layouts[name].shape))
+            found[name] = (pair[0], pair[1])
+        return found
+
+    def each(self, trajectories: Sequence[Seen], composed: bool) -> Iterable[Moments]:
+        """Windows go together: those that saw the same points share one factorization."""
+        if composed:
+            return super().each(trajectories, composed)
+        stacked = {name: torch.stack([seen[name] for seen in trajectories]) for name in trajectories[0]}
+        joint = self.moments(stacked, composed=False)
+        return ({n: (m[i], s[i]) for n, (m, s) in joint.items()} for i in range(len(trajectories)))
+
+    def of_record(self, seen: Seen, segments: Sequence[Segment]) -> Moments:  # noqa: D102
+        ignored = self.unknown(seen)
+        known = {n: v for n, v in seen.items() if n not in ignored}
+        found: Moments = {}
+        for n in self.model.states:
+            blank = torch.full((len(next(iter(seen.values()))), *self.model.layouts[n].shape), torch.nan)
+            found[n] = (blank, blank.clone())
+        for segment in segments:
+            for n, pair in self.moments(seen_on(segment, known)).items():
+                for whole, part in zip(found[n], pair, strict=True):
+                    whole[segment.days] = part[segment.keep]
+        return found
+
+
+class Interpolation(Baseline):
+    """Optimal interpolation of what is measured directly, each day alone; climatology where nothing was seen."""
+
+    name, pairs = "interpolation", True
+
+    def __init__(
+        self, model: Model, fitted: Baselines, interpolators: Mapping[str, AnomalyInterp] | None = None
+    ) -> None:
+        super().__init__(model, fitted)
+        self.interpolators = dict(interpolators or {})
+
+    @classmethod
+    def tuned(
+        cls, model: Model, fitted: Baselines, days: Days, label: str, names: Sequence[str]
+    ) -> Self | None:
+        """Fitted on validation days, once for all sets that measure a variable by the same modalities."""
+        known = {(n, tuple(f.ratios)): f for (_, n), f in fitted.interpolators.items()}
+        std = {n: s.std for n, s in model.codec.statistics.items()}
+        for name, direct in _direct(model, names).items():
+            if (name, direct) not in known:
+                held = days.validation
+                some = torch.arange(0, len(held[name]), max(1, len(held[name]) // 60))
+                seen = observe(model.layouts, model.recipe, held, direct, days=some, std=std)
+                known[name, direct] = fit_interpolation(model, fitted.networks, name, seen, held[name][some])
+            fitted.interpolators[label, name] = known[name, direct]
+        return cls(model, fitted, {n: known[n, d] for n, d in _direct(model, names).items()})
+
+    @classmethod
+    def kept(cls, model: Model, fitted: Baselines, seen: Seen) -> Self | None:
+        """The fit on the set nearest to what is observed, with the other sets' ratios for what it lacks."""
+        found = {}
+        for name, direct in _direct(model, [m for m in seen if m in fitted.networks]).items():
+            fits = [fit for (_, variable), fit in fitted.interpolators.items() if variable == name]
+            ratios = {m: r for fit in fits for m, r in fit.ratios.items()}
+            if set(ratios) & set(direct):
+                nearest = min(fits, key=lambda fit: len(set(fit.ratios) ^ set(direct)))
+                ratios |= nearest.ratios
+                found[name] = AnomalyInterp(nearest.length, {m: ratios[m] for m in direct if m in ratios})
+        return cls(model, fitted, found) if found else None
+
+    def moments(self, observations: Seen, composed: bool = True) -> Moments:  # noqa: D102
+        found = {}
+        for name, interpolator in self.interpolators.items():
+            some = {m: observations[m] for m in interpolator.ratios}
+            if any(bool(torch.isfinite(v).any()) for v in some.values()):
+                found[name] = self._interpolated(name, interpolator, some)
+            else:
+                found[name] = Climatology(self.model, self.fitted).moments(some)[name]
+        return found
+
+    def _interpolated(self, name: str, interpolator: AnomalyInterp, seen: Seen) -> tuple[Tensor, Tensor]:
+        networks, shape = self.fitted.networks, self.model.layouts[name].shape
+        pairs = [
+            interpolator.analyse(networks[name][channel], *at_channel(networks, seen, channel))
+            for channel in range(shape[0])
         ]
-        fitted = _interpolator(baselines, name, direct)
-        if fitted is None:
-            continue
-        some = {m: values[m] for m in direct if m in fitted.ratios}
-        days = torch.stack([torch.isfinite(v).flatten(1).any(1) for v in some.values()]).any(0)
-        shape = model.places[name].shape
-        mean = torch.zeros(len(dates), *shape)
-        std = (
-            torch.stack([n.std for n in networks[name]]).reshape(shape).repeat(len(dates), *[1] * len(shape))
-        )
-        if bool(days.any()):
-            given = {m: v[days] for m, v in some.items()}
-            mean[days], std[days] = analyse.interpolation(model, networks, fitted, name, given)
-        found[name] = _draw(model, name, mean, std, dates, fork(seed, "interpolation", name))
+        mean, std = (torch.stack(parts, 1).reshape(-1, *shape) for parts in zip(*pairs, strict=True))
+        return mean, std
+
+
+class Regression(Baseline):
+    """A ridge regression retrained for one set alone: what giving up one model for all sets would buy."""
+
+    name, pairs, outlives = "ridge", True, False
+    operators: dict[str, tuple[Tensor, Tensor]]
+    names: Sequence[str]
+
+    @classmethod
+    def tuned(
+        cls, model: Model, fitted: Baselines, days: Days, label: str, names: Sequence[str]
+    ) -> Self | None:
+        """Of vector latents only, whose observations are few enough."""
+        if model.recipe.latent.kind != "vector":
+            return None
+        method = cls(model, fitted)
+        method.names, method.operators = names, retrained_ridge(model, days.train, days.validation, names)
+        return method
+
+    @classmethod
+    def kept(cls, model: Model, fitted: Baselines, seen: Seen) -> None:
+        """None: it needs training data."""
+
+    def moments(self, observations: Seen, composed: bool = True) -> Moments:  # noqa: D102
+        y, found = regressors(self.model, observations, self.names), {}
+        for name, (operator, std) in self.operators.items():
+            shape = self.model.layouts[name].shape
+            mean = (y @ operator.mT).reshape(-1, *shape)
+            found[name] = (self.model.codec.masked(name, mean), std.reshape(shape).expand_as(mean))
+        return found
+
+
+BASELINES: tuple[type[Baseline], ...] = (Climatology, ClosedForm, Interpolation, Regression)
+
+
+def _direct(model: Model, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """For each state variable, those of the modalities that measure it directly, in the recipe's order."""
+    found = {}
+    for name in model.states:
+        listed = model.recipe.data.direct.get(name, ())
+        direct = tuple(m for m in listed if m in names and m not in model.operators)
+        if direct:
+            found[name] = direct
     return found
 
 
-def gaussian(
-    model: Model,
-    baselines: Baselines,
-    values: Mapping[str, Tensor],
-    pieces: Sequence[Piece],
-    dates: np.ndarray,
-    seed: int,
-) -> Members:
-    """Draws from the marginals of the closed-form Gaussian, (N, T, *S) by state.
-
-    Empty if it has no operator for anything observed.
-    """
-    baselines = _with_states(model, baselines, values)
-    ignored = unknown_to_gaussian(model, baselines, values)
-    known = {n: v for n, v in values.items() if n not in ignored}
-    if not known:
-        return {}
-    shapes = {n: (len(dates), *model.places[n].shape) for n in analyse.state_names(model)}
-    means, stds = ({n: torch.full(s, torch.nan) for n, s in shapes.items()} for _ in range(2))
-    for piece in pieces:
-        posterior = analyse.gaussian_posterior(model, baselines, seen_on(piece, known), True)
-        for name, (mean, std) in posterior.items():
-            means[name][piece.days], stds[name][piece.days] = mean[piece.keep], std[piece.keep]
-    return {n: _draw(model, n, means[n], stds[n], dates, fork(seed, "gaussian", n)) for n in shapes}
-
-
-def unknown_to_gaussian(model: Model, baselines: Baselines, values: Mapping[str, Tensor]) -> list[str]:
-    """Observed modalities for which no linear operator was fitted: no set has them, or they were seen otherwise then."""
-    sizes = {n: torch.Size(model.places[n].shape).numel() for n in values}
-    jacobians = model.jacobians()
-    sizes |= {n: len(jacobians[n]) for n in operators_of(model.recipe, model.places) if n in values}
-    fitted = {n: len(operator) for n, operator in baselines.operators.items()}
-    # a state seen cell by cell has its own rows of the patterns
-    states = {n for n in analyse.state_names(model) if n not in operators_of(model.recipe, model.places)}
-    return [n for n in values if fitted.get(n, sizes[n] if n in states else 0) != sizes[n]]
-
-
-def _with_states(model: Model, baselines: Baselines, values: Mapping[str, Tensor]) -> Baselines:
-    """Operators of observed states that were in no set: their own rows of the patterns."""
-    names = analyse.state_names(model)
-    operators, errors = dict(baselines.operators), dict(baselines.errors)
-    for name in [n for n in names if n in values and n not in operators]:
-        here, rows = baselines.present[analyse.at_full(model, names, name)], baselines.splits[name]
-        operators[name] = torch.zeros(len(here), baselines.gaussian.decode.shape[1])
-        errors[name] = torch.ones(len(here))
-        operators[name][here] = baselines.gaussian.decode[rows]
-        errors[name][here] = baselines.gaussian.rest[rows]
-    return replace(baselines, operators=operators, errors=errors)
+def members_of(
+    model: Model, method: Baseline, moments: Moments, dates: np.ndarray, seed: int
+) -> dict[str, Tensor]:
+    """Members (N, T, *S) from standardized marginals, each point alone."""
+    count, phase = model.recipe.assimilation.members, phase_of(dates)
+    found = {}
+    for name, (mean, std) in moments.items():
+        noise = normal((count, *mean.shape), like=mean, rng=fork(seed, method.name, name))
+        found[name] = model.codec.possible(name, mean + std * noise, phase)
+    return found
 
 
 @torch.no_grad()
 def prior(
-    model: Model, pieces: Sequence[Piece], dates: np.ndarray, seed: int, progress: Callable[[int], None]
-) -> Members:
+    model: Model, segments: Sequence[Segment], dates: np.ndarray, seed: int, progress: Callable[[int], None]
+) -> dict[str, Tensor]:
     """Unconditional draws of the latent prior along each run of days, decoded, (N, T, *S) by state."""
     sda, count = model.sda(), model.recipe.assimilation.members
     rng = fork(seed, "prior")
     phase = phase_of(dates)
-    found = {n: torch.empty(count, len(dates), *model.places[n].shape) for n in analyse.state_names(model)}
+    found = {n: torch.empty(count, len(dates), *model.layouts[n].shape) for n in model.states}
     blanket = MarkovBlanket(sda.denoiser, sda.gaussian.length)
-    for piece in pieces:
-        noise = normal((count, len(piece.rows), *sda.gaussian.event), like=sda.gaussian.basis, rng=rng)
-        z = sda.sampler(blanket, noise, rng=rng, progress=progress)[:, piece.keep]
+    for segment in segments:
+        noise = normal((count, len(segment.rows), *sda.gaussian.event), like=sda.gaussian.basis, rng=rng)
+        z = sda.sampler(blanket, noise, rng=rng, progress=progress)[:, segment.keep]
         for name, members in found.items():
-            members[:, piece.days] = analyse.decoded(model, z, name, phase[piece.days], rng=rng)
+            members[:, segment.days] = decoded(model, z, name, phase[segment.days], rng=rng)
     return found
 
 
 @torch.no_grad()
-def reconstruction(
-    model: Model, given: Mapping[str, Tensor], values: Mapping[str, Tensor], dates: np.ndarray
-) -> Members:
+def reconstruction(model: Model, values: Seen, dates: np.ndarray) -> dict[str, Tensor]:
     """What the autoencoder makes of everything given, (1, T, *S) of each state given; NaN on other days.
 
     Args:
         model: Trained.
-        given: States, as they are in their files (T, *S), anomalies.
-        values: All modalities, the states among them.
+        values: Modalities as they are in their files (T, *S), anomalies.
         dates: (T).
     """
-    z = model.codec.encode(values)
+    given = [name for name in model.states if name in values]
+    z = model.codec.encode(values) if given else None
     found = {}
-    for name, truth in given.items():
-        again = analyse.decoded(model, z[None], name, phase_of(dates), rng=None, residual=False)
-        days = torch.isfinite(truth).flatten(1).any(1)
-        found[name] = torch.where(days.reshape(-1, *[1] * (truth.ndim - 1)), again, torch.nan)
+    for name in given:
+        assert z is not None
+        again = decoded(model, z[None], name, phase_of(dates), rng=None, residual=False)
+        days = torch.isfinite(values[name]).flatten(1).any(1)
+        found[name] = torch.where(days.reshape(-1, *[1] * (values[name].ndim - 1)), again, torch.nan)
     return found
-
-
-def _draw(
-    model: Model, name: str, mean: Tensor, std: Tensor, dates: np.ndarray, rng: torch.Generator
-) -> Tensor:
-    """Members (N, T, *S) from standardized marginals, each point alone."""
-    count = model.recipe.assimilation.members
-    x = mean + std * normal((count, *mean.shape), like=mean, rng=rng)
-    return analyse.possible(model, name, x, phase_of(dates))
-
-
-def _interpolator(baselines: Baselines, name: str, direct: Sequence[str]) -> AnomalyInterp | None:
-    """The fit on the set nearest to what is observed, with the other sets' ratios for what it lacks."""
-    fits = [fitted for (_, variable), fitted in baselines.interpolators.items() if variable == name]
-    ratios: dict[str, float] = {}
-    for fitted in fits:
-        ratios.update(fitted.ratios)
-    if not set(ratios) & set(direct):
-        return None
-    nearest = min(fits, key=lambda f: len(set(f.ratios) ^ set(direct)))
-    return AnomalyInterp(
-        nearest.length, {m: r for m, r in {**ratios, **nearest.ratios}.items() if m in direct}
-    )

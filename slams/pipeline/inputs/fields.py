@@ -1,7 +1,7 @@
 """What a recipe's files hold, as tensors on common dates."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,80 +21,10 @@ from slams.data.store.mapped import map_store
 from slams.data.store.store import FieldStore, write_manifest
 from slams.data.windows import GapReport, common_dates
 from slams.pipeline.inputs.large import IN_MEMORY
+from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.recipe import Recipe
 
 _COMMANDS = {"era5": "era5", "cpc": "cpc", "noaa": "olr", "stations": "stations"}  # by folder of the stores
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the values of a modality are, enough to align another file with it.
-
-    Attributes:
-        dims: Names after time, ("level", "lat", "lon") or ("station",) and the like.
-        coords: Values of the coordinates by name.
-        units: Unit before the transform.
-        source_name: Name of the variable in its files.
-        lag: Days from a date to the label of the record in the files that belongs to it.
-    """
-
-    dims: tuple[str, ...]
-    coords: Mapping[str, tuple[float, ...]]
-    units: str
-    source_name: str
-    lag: int = 0
-
-    @classmethod
-    def of(cls, array: xr.DataArray, lag: int = 0) -> "Place":
-        """The place of an array as `slams.data.files.read.read` gives it."""
-        names = [name for name in ("level", "lat", "lon") if name in array.coords]
-        coords = {name: tuple(np.atleast_1d(array[name].values).astype(float).tolist()) for name in names}
-        dims, source = tuple(str(d) for d in array.dims[1:]), array.attrs.get("source_name", array.name)
-        return cls(dims, coords, array.attrs["units"], str(source), lag)
-
-    def array(self) -> xr.DataArray:
-        """A field of NaN at this place, for alignment."""
-        shape = [len(self.coords[d]) if d in self.coords else len(self.coords["lat"]) for d in self.dims]
-        coords = {
-            name: (name if name in self.dims else self.dims[-1], list(c)) for name, c in self.coords.items()
-        }
-        return xr.DataArray(np.full(shape, np.nan, np.float32), dims=self.dims, coords=coords)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Event shape with a channel axis: (C, H, W) or (C, P)."""
-        shape = self.array().shape
-        return tuple(shape) if "level" in self.dims else (1, *shape)
-
-    @property
-    def is_grid(self) -> bool:
-        """Whether the values are on a latitude-longitude grid."""
-        return "lat" in self.dims
-
-    @property
-    def is_global(self) -> bool:
-        """Whether the longitudes close the circle."""
-        lon = np.asarray(self.coords["lon"])
-        return self.is_grid and len(lon) > 2 and bool(abs(lon[-1] - lon[0] + (lon[1] - lon[0]) - 360) < 1e-2)
-
-    def points(self) -> Tensor:
-        """(latitude, longitude) of every point of one channel, (P, 2) [degrees]."""
-        lat, lon = torch.tensor(self.coords["lat"]), torch.tensor(self.coords["lon"])
-        if self.is_grid:
-            lat, lon = (x.flatten() for x in torch.meshgrid(lat, lon, indexing="ij"))
-        return torch.stack([lat, lon], -1).float()
-
-    def weights(self) -> Tensor:
-        """Area weights of one channel with mean 1, (H, W), or ones (P)."""
-        if not self.is_grid:
-            return torch.ones(len(self.coords["lat"]))
-        cosine = torch.cos(torch.deg2rad(torch.tensor(self.coords["lat"], dtype=torch.float64)))
-        weight = cosine[:, None].expand(-1, len(self.coords["lon"])).float()
-        return weight / weight.mean()
-
-    def levels(self) -> tuple[str, ...]:
-        """Labels of the channels, empty without levels."""
-        return tuple(f"{level:g}" for level in self.coords.get("level", ()))
 
 
 @dataclass
@@ -104,13 +34,13 @@ class Fields:
     Attributes:
         dates: datetime64[D], (n).
         values: (n, *S) by name, NaN where missing.
-        places: By name.
+        layouts: By name.
         report: Which days each modality had.
     """
 
     dates: np.ndarray
     values: dict[str, Tensor]
-    places: dict[str, Place]
+    layouts: dict[str, Layout]
     report: GapReport
 
     def part(self, span: tuple[str, str]) -> np.ndarray:
@@ -134,30 +64,20 @@ def phase_of(dates: np.ndarray) -> Tensor:
     return torch.tensor(day / 365.25, dtype=torch.float32)
 
 
-def forward(values: np.ndarray, transform: str) -> np.ndarray:
-    """A modality's transform: "log1p" is log(1 + max(x, 0))."""
-    return np.log1p(np.maximum(values, 0)) if transform == "log1p" else values
-
-
-def inverse(values: np.ndarray, transform: str) -> np.ndarray:
-    """Back to the file's unit; what log1p gives below zero is no rain."""
-    return np.expm1(np.maximum(values, 0)) if transform == "log1p" else values
-
-
 def as_tensor(array: xr.DataArray, modality: Modality) -> Tensor:
     """(n, *S) with a channel axis, after the transform."""
-    tensor = torch.from_numpy(forward(array.values.astype(np.float32), modality.transform))
+    tensor = torch.from_numpy(modality.transformed.forward(array.values.astype(np.float32)))
     return tensor if "level" in array.dims else tensor.unsqueeze(1)
 
 
 def read_file(
-    modality: Modality, place: Place, *, dates: np.ndarray | None = None
+    modality: Modality, layout: Layout, *, dates: np.ndarray | None = None
 ) -> tuple[np.ndarray, Tensor]:
     """Values of a modality in files training never saw, on the points of the training.
 
     Args:
         modality: With the files to read.
-        place: Where its values have to be.
+        layout: Where its values have to be.
         dates: Days wanted, as states are dated; all if None.
 
     Returns:
@@ -166,10 +86,10 @@ def read_file(
     Raises:
         ValueError: As `slams.data.files.read.read` and `align`.
     """
-    lag = np.timedelta64(place.lag, "D")
+    lag = np.timedelta64(layout.lag, "D")
     wanted = None if dates is None else np.asarray(dates, dtype="datetime64[D]") + lag
     array = files.read(modality, wanted, allow_empty_days=True)
-    array = files.align(array, place.array())
+    array = files.align(array, layout.array())
     return array.time.values.astype("datetime64[D]") - lag, as_tensor(array, modality)
 
 
@@ -187,23 +107,22 @@ def load_fields(recipe: Recipe, progress: Callable[[str], None] = lambda message
         The fields; what is too large for memory is mapped from a file.
     """
     folder = Path(config.resolve(recipe.data.store))
-    modalities = recipe.modalities()
+    modalities = recipe.modalities
     stores: dict[str, FieldStore] = {}
     for name, modality in modalities.items():
         progress(f"reading {name}")
         stores[name] = _standing(modality) or _store(folder / f"{name}.zarr", modality)
     if any(store.path.parent == folder for store in stores.values()):
         write_manifest(folder)
-    state = next(name for name, modality in modalities.items() if modality.role == "state")
-    lags, rule = matching_lags(stores, state, recipe.data.match)  # type: ignore[arg-type]
+    lags, rule = matching_lags(stores, recipe.states[0], recipe.data.match)  # type: ignore[arg-type]
     shifts = {name: np.timedelta64(lag, "D") for name, lag in lags.items()}
     dates, report = common_dates({name: store.dates - shifts[name] for name, store in stores.items()})
-    values, places = {}, {}
+    values, layouts = {}, {}
     for name, store in stores.items():
         first = store.read(store.dates[:1])
-        places[name] = Place.of(first, lags[name])
+        layouts[name] = Layout.of(first, lags[name])
         values[name] = _values(store, first, dates + shifts[name], modalities[name], folder, progress)
-    return Fields(dates, values, places, replace(report, rule=rule))
+    return Fields(dates, values, layouts, replace(report, rule=rule))
 
 
 def _values(

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from slams.core.random import fork, normal
-from slams.pipeline.inputs.fields import Place
+from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.operators import thinned
 from slams.pipeline.recipe import Recipe
 
 
-def columns(place: Place, share: float, seed: int) -> Tensor:
+def columns(layout: Layout, share: float, seed: int) -> Tensor:
     """Cells of a grid that are observed, drawn by area without replacement, sorted.
 
     Args:
-        place: Of a gridded modality.
+        layout: Of a gridded modality.
         share: Share of the cells.
         seed: Of the draw.
 
@@ -27,13 +27,13 @@ def columns(place: Place, share: float, seed: int) -> Tensor:
     """
     if not 0 < share <= 1:
         raise ValueError(f"experiment.share must be in (0, 1], got {share}.")
-    weights = place.weights().flatten()
+    weights = layout.weights().flatten()
     count = max(1, round(share * len(weights)))
     return torch.multinomial(weights, count, generator=fork(seed, "columns")).sort().values
 
 
 def observe(
-    places: Mapping[str, Place],
+    layouts: Mapping[str, Layout],
     recipe: Recipe,
     anomalies: Mapping[str, Tensor],
     names: Sequence[str],
@@ -50,7 +50,7 @@ def observe(
     the operator is applied where observations are made of it.
 
     Args:
-        places: Where values are.
+        layouts: Where values are.
         recipe: Share of the columns, seed.
         anomalies: Standardized anomalies (n, *S).
         names: Modalities in the set.
@@ -62,23 +62,20 @@ def observe(
     Returns:
         (*days, *S) by name.
     """
-    modalities = recipe.modalities()
     seen = {}
     for name in names:
-        rows = days
-        if shuffled and modalities[name].role == "observation":
-            rows = days.roll(len(days) // 2, 0)
+        state, error = name in recipe.states, recipe.modalities[name].error_std
+        rows = days.roll(len(days) // 2, 0) if shuffled and not state else days
         value = anomalies[name][rows].clone()
-        if modalities[name].role == "state":
-            error = modalities[name].error_std
+        if state:
             if std is not None and error is not None:
                 value = value + error / std[name] * normal(
                     value.shape, like=value, rng=fork(recipe.seed, "noise", name)
                 )
             if name not in recipe.assimilation.operators:
-                hidden = torch.ones(places[name].weights().numel(), dtype=torch.bool)
-                hidden[columns(places[name], recipe.experiment.share, recipe.seed)] = False
-                shape = places[name].weights().shape
+                hidden = torch.ones(layouts[name].weights().numel(), dtype=torch.bool)
+                hidden[columns(layouts[name], recipe.experiment.share, recipe.seed)] = False
+                shape = layouts[name].weights().shape
                 value = value.masked_fill(hidden.reshape(shape), torch.nan)
         value = thinned(recipe, name, value)
         for station in (withhold or {}).get(name, ()):

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from slams.observation.operators import AvgPool, Compose, Flatten, Interpolate
-from slams.pipeline.inputs.fields import Place
+from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.recipe import OperatorRecipe, Recipe
 
 
-def operator_of(settings: OperatorRecipe, place: Place) -> nn.Module | None:
+def operator_of(settings: OperatorRecipe, layout: Layout) -> nn.Module | None:
     """H from the grid of a modality, (*B, C, H, W) -> (*B, C * P).
 
     It acts on standardized anomalies; as their spread is one a channel, and H is linear, that is the anomaly of
@@ -18,7 +18,7 @@ def operator_of(settings: OperatorRecipe, place: Place) -> nn.Module | None:
 
     Args:
         settings: Of the recipe.
-        place: Of the modality.
+        layout: Of the modality.
 
     Returns:
         H, or None where it only leaves cells out (see `thinned`).
@@ -26,29 +26,29 @@ def operator_of(settings: OperatorRecipe, place: Place) -> nn.Module | None:
     Raises:
         ValueError: If the modality is no grid, blocks do not divide it, or points lie outside.
     """
-    if not place.is_grid:
+    if not layout.is_grid:
         raise ValueError(
-            f"an operator of kind {settings.kind} needs a grid, but {place.source_name} is at stations; withhold "
+            f"an operator of kind {settings.kind} needs a grid, but {layout.source_name} is at stations; withhold "
             "stations instead (experiment.withhold)."
         )
-    height, width = place.shape[-2:]
+    height, width = layout.shape[-2:]
     if settings.kind == "stride":
         return None
     if settings.kind == "block_mean":
         if height % settings.size or width % settings.size:
             raise ValueError(
-                f"blocks of {settings.size} do not divide the grid of {place.source_name}, {height} x {width}; "
+                f"blocks of {settings.size} do not divide the grid of {layout.source_name}, {height} x {width}; "
                 "choose a divisor of both."
             )
-        return Compose([AvgPool(settings.size, place.weights()), Flatten(3)])
-    lat, lon = torch.tensor(place.coords["lat"]), torch.tensor(place.coords["lon"])
+        return Compose([AvgPool(settings.size, layout.weights()), Flatten(3)])
+    lat, lon = torch.tensor(layout.coords["lat"]), torch.tensor(layout.coords["lon"])
     points = torch.tensor(settings.points, dtype=lat.dtype)
-    return Compose([Interpolate(lat, lon, points, periodic=place.is_global), Flatten(2)])
+    return Compose([Interpolate(lat, lon, points, periodic=layout.is_global), Flatten(2)])
 
 
-def operators_of(recipe: Recipe, places: Mapping[str, Place]) -> dict[str, nn.Module]:
+def operators_of(recipe: Recipe, layouts: Mapping[str, Layout]) -> dict[str, nn.Module]:
     """Those of a recipe that change where values are, by modality."""
-    found = {n: operator_of(settings, places[n]) for n, settings in recipe.assimilation.operators.items()}
+    found = {n: operator_of(settings, layouts[n]) for n, settings in recipe.assimilation.operators.items()}
     return {name: operator for name, operator in found.items() if operator is not None}
 
 
@@ -63,18 +63,18 @@ def thinned(recipe: Recipe, name: str, value: Tensor) -> Tensor:
     return left
 
 
-def through(operator: nn.Module, patterns: Tensor, place: Place) -> Tensor:
+def through(operator: nn.Module, patterns: Tensor, layout: Layout) -> Tensor:
     """H G: what is seen of patterns G on the grid, (P_grid, K) -> (P_seen, K)."""
-    return operator(patterns.mT.reshape(-1, *place.shape)).mT
+    return operator(patterns.mT.reshape(-1, *layout.shape)).mT
 
 
-def noise_gain(operator: nn.Module, place: Place) -> Tensor:
+def noise_gain(operator: nn.Module, layout: Layout) -> Tensor:
     """Variance of what H makes of independent errors of variance 1 in each cell, sum_j H_ij^2, shape (C * P)."""
-    height, width = place.shape[-2:]
+    height, width = layout.shape[-2:]
     total = torch.zeros(())
     for cells in torch.arange(height * width).split(
         1024
     ):  # of a large grid, all at once are more than memory has
         single = nn.functional.one_hot(cells, height * width).float().reshape(-1, 1, height, width)
         total = total + operator(single).square().sum(0)
-    return total.repeat(place.shape[0])
+    return total.repeat(layout.shape[0])

@@ -16,11 +16,11 @@ class Trajectories:
 
     Attributes:
         index: Rows of the fields' days of each trajectory, (W, L) stacked windows, or a list of runs.
-        blanket: Whether each entry is a run longer than a window.
+        compose_windows: Whether each entry is a run longer than a window.
     """
 
     index: list[Tensor]
-    blanket: bool
+    compose_windows: bool
 
     @property
     def days(self) -> Tensor:
@@ -37,13 +37,13 @@ def cut(fields: Fields, span: tuple[str, str], length: int, windows: int, spacin
     index = fields.part(span)
     dates = fields.dates[index]
     if not windows:
-        pieces = [torch.from_numpy(index[piece]) for piece in runs(dates)]
-        short = [piece for piece in pieces if len(piece) < length]
+        segments = [torch.from_numpy(index[segment]) for segment in runs(dates)]
+        short = [segment for segment in segments if len(segment) < length]
         if short:
             raise ValueError(
                 f"a run of {len(short[0])} days from {fields.dates[short[0][0]]} is shorter than the window of {length}."
             )
-        return Trajectories(pieces, blanket=True)
+        return Trajectories(segments, compose_windows=True)
     starts = window_starts(dates, length).numpy()
     apart: list[int] = []
     for start in starts:
@@ -56,4 +56,4 @@ def cut(fields: Fields, span: tuple[str, str], length: int, windows: int, spacin
         )
     chosen = np.array(apart)[np.linspace(0, len(apart) - 1, windows).round().astype(int)]
     rows = torch.from_numpy(index[chosen[:, None] + np.arange(length)])
-    return Trajectories(list(rows), blanket=False)
+    return Trajectories(list(rows), compose_windows=False)

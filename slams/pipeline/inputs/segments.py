@@ -1,4 +1,4 @@
-"""A record of days with gaps, cut into pieces that are analysed one by one."""
+"""A record of days with gaps, cut into segments that are analysed one by one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from slams.data.windows import runs
 
 
 @dataclass(frozen=True)
-class Piece:
+class Segment:
     """Consecutive days analysed together, of which some only help and some are not in the record at all.
 
     Attributes:
@@ -24,11 +24,11 @@ class Piece:
 
     @property
     def days(self) -> Tensor:
-        """Rows of the record that this piece analyses."""
+        """Rows of the record that this segment analyses."""
         return self.rows[self.keep]
 
 
-def pieces_of(dates: np.ndarray, length: int, longest: int) -> list[Piece]:
+def segments_of(dates: np.ndarray, length: int, longest: int) -> list[Segment]:
     """Pieces that together analyse every day once, and never cross a gap.
 
     A run shorter than a window is padded on both sides with days of which nothing is known. One longer than
@@ -38,7 +38,7 @@ def pieces_of(dates: np.ndarray, length: int, longest: int) -> list[Piece]:
     Args:
         dates: Days, rising strictly.
         length: Days of a window.
-        longest: Most days of a piece, above 3 windows.
+        longest: Most days of a segment, above 3 windows.
 
     Returns:
         Pieces in order.
@@ -47,12 +47,12 @@ def pieces_of(dates: np.ndarray, length: int, longest: int) -> list[Piece]:
         ValueError: If `longest` leaves no room between the margins.
 
     >>> day = np.array(["2000-01-01"], dtype="datetime64[D]")
-    >>> pieces_of(day, 3, 30)[0].rows.tolist()
+    >>> segments_of(day, 3, 30)[0].rows.tolist()
     [-1, 0, -1]
     """
     if longest <= 3 * length:
         raise ValueError(
-            f"pieces of {longest} days are too short for margins of {length} days on either side."
+            f"segments of {longest} days are too short for margins of {length} days on either side."
         )
     found = []
     for run in runs(dates):
@@ -62,19 +62,19 @@ def pieces_of(dates: np.ndarray, length: int, longest: int) -> list[Piece]:
             before = (lacking + 1) // 2
             rows = torch.full((size + lacking,), -1)
             rows[before : before + size] = torch.arange(run.start, run.stop)
-            found.append(Piece(rows, slice(before, before + size)))
+            found.append(Segment(rows, slice(before, before + size)))
             continue
         parts = -(-size // (longest - 2 * length))
         ends = np.linspace(run.start, run.stop, parts + 1).round().astype(int).tolist()
         for first, last in zip(ends[:-1], ends[1:], strict=True):
             start, stop = max(run.start, first - length), min(run.stop, last + length)
-            found.append(Piece(torch.arange(start, stop), slice(first - start, last - start)))
+            found.append(Segment(torch.arange(start, stop), slice(first - start, last - start)))
     return found
 
 
-def seen_on(piece: Piece, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Values (n, *S) of the record on the days of a piece, (T, *S), NaN on days it has not."""
+def seen_on(segment: Segment, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values (n, *S) of the record on the days of a segment, (T, *S), NaN on days it has not."""
     return {
-        name: torch.where((piece.rows >= 0).reshape(-1, *[1] * (x.ndim - 1)), x[piece.rows], torch.nan)
+        name: torch.where((segment.rows >= 0).reshape(-1, *[1] * (x.ndim - 1)), x[segment.rows], torch.nan)
         for name, x in values.items()
     }

@@ -1,1 +1,1 @@
-"""Codec, learnt prior and posterior of a run."""
+"""MultimodalCodec, learnt prior and posterior of a run."""

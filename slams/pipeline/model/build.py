@@ -10,11 +10,13 @@ from slams.networks.autoencoder import GridCoder, MultimodalAutoencoder, VectorC
 from slams.networks.conv_autoencoder import LATENT_CHANNELS, SharedGridCodec
 from slams.networks.mlp import WindowMLP
 from slams.networks.unet import PublishedUNet, WindowUNet
-from slams.pipeline.inputs.fields import Place
+from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.recipe import Recipe
 
 
-def build_autoencoder(recipe: Recipe, places: Mapping[str, Place]) -> MultimodalAutoencoder | SharedGridCodec:
+def build_autoencoder(
+    recipe: Recipe, layouts: Mapping[str, Layout]
+) -> MultimodalAutoencoder | SharedGridCodec:
     """The untrained autoencoder of a recipe.
 
     Raises:
@@ -22,19 +24,19 @@ def build_autoencoder(recipe: Recipe, places: Mapping[str, Place]) -> Multimodal
     """
     latent = recipe.latent
     if latent.kind in ("published", "pixel"):
-        return _shared_grid(recipe, places)
-    shapes = {name: place.shape for name, place in places.items()}
-    scales = {name: latent.scales.get(name, 1.0) for name in places}
+        return _shared_grid(recipe, layouts)
+    shapes = {name: layout.shape for name, layout in layouts.items()}
+    scales = {name: latent.scales.get(name, 1.0) for name in layouts}
     if latent.kind == "vector":
         scales = {name: scale / torch.Size(shapes[name]).numel() ** 0.5 for name, scale in scales.items()}
         coders: dict[str, GridCoder | VectorCoder] = {
             name: VectorCoder(shape, latent.channels, latent.hidden) for name, shape in shapes.items()
         }
         return MultimodalAutoencoder(coders, (latent.channels,), scales, hidden=latent.hidden)
-    height, width = _one_grid(places)
+    height, width = _one_grid(layouts)
     if height % latent.patch or width % latent.patch:
         raise ValueError(f"latent.patch {latent.patch} does not divide the grid {height} x {width}.")
-    periodic = next(iter(places.values())).is_global
+    periodic = next(iter(layouts.values())).is_global
     grid_coders: dict[str, GridCoder | VectorCoder] = {
         name: GridCoder(shape[0], latent.channels, latent.patch, latent.hidden, periodic)
         for name, shape in shapes.items()
@@ -43,24 +45,23 @@ def build_autoencoder(recipe: Recipe, places: Mapping[str, Place]) -> Multimodal
     return MultimodalAutoencoder(grid_coders, event, scales, hidden=latent.hidden, periodic=periodic)
 
 
-def _shared_grid(recipe: Recipe, places: Mapping[str, Place]) -> SharedGridCodec:
+def _shared_grid(recipe: Recipe, layouts: Mapping[str, Layout]) -> SharedGridCodec:
     """The published autoencoder, or none: its layers shrink the channels one by one down to the latent's."""
-    grid = _one_grid(places)
-    modalities = recipe.modalities()
-    states = [name for name in places if modalities[name].role == "state"]
-    channels = {name: place.shape[0] for name, place in places.items()}
+    grid = _one_grid(layouts)
+    states = [name for name in layouts if name in recipe.states]
+    channels = {name: layout.shape[0] for name, layout in layouts.items()}
     last = recipe.latent.channels
     layers = range(last + len(LATENT_CHANNELS) - 1, last - 1, -1) if recipe.latent.kind == "published" else ()
     return SharedGridCodec(channels, states, grid, tuple(layers))
 
 
-def _one_grid(places: Mapping[str, Place]) -> tuple[int, int]:
+def _one_grid(layouts: Mapping[str, Layout]) -> tuple[int, int]:
     """The grid that all modalities share."""
-    grids = {place.shape[-2:] for place in places.values() if place.is_grid}
-    if len(grids) != 1 or not all(place.is_grid for place in places.values()):
+    grids = {layout.shape[-2:] for layout in layouts.values() if layout.is_grid}
+    if len(grids) != 1 or not all(layout.is_grid for layout in layouts.values()):
         raise ValueError(
             "a gridded latent needs all modalities on one grid, got "
-            + ", ".join(f"{name} {place.shape}" for name, place in places.items())
+            + ", ".join(f"{name} {layout.shape}" for name, layout in layouts.items())
             + "; use latent.kind: vector."
         )
     height, width = next(iter(grids))

@@ -12,59 +12,66 @@ from slams.assimilation.baseline.gaussian import (
     normal_crps,
     residual_covariance,
     residual_variance,
-    ridge,
 )
 from slams.core.console import Console
 from slams.core.random import fork
 from slams.diffusion.denoiser import NetworkDenoiser
 from slams.pipeline.inputs.observe import observe
-from slams.pipeline.model.model import Anomalies, Belief, Codec, Model, dense
-from slams.pipeline.recipe import Recipe
+from slams.pipeline.model.codec import Anomalies, MultimodalCodec
+from slams.pipeline.model.model import Model
+from slams.pipeline.model.prior import LearntPrior, operators_on_patterns
 
 _FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+DENSE_UP_TO = 512  # values of a modality: beyond it a full error covariance cannot be estimated or kept
 _CLASSES = 10  # of decoded rain, equally frequent
 
 
 @torch.no_grad()
-def errors(
-    recipe: Recipe,
-    codec: Codec,
+def learnt_prior(
+    codec: MultimodalCodec,
     denoiser: NetworkDenoiser,
-    z: Tensor,
-    given: Anomalies,
-    z_held: Tensor,
-    held: Anomalies,
-) -> Belief:
+    covariance: Tensor,
+    train: tuple[Tensor, Anomalies],
+    validation: tuple[Tensor, Anomalies],
+) -> LearntPrior:
     """Linearized decoders on the patterns, and covariances of what patterns and decoders leave.
 
     Observation errors come from training days, enlarged where validation days say so; the residuals that draws
     get back come from validation days.
+
+    Args:
+        codec: Trained, with its recipe.
+        denoiser: Trained.
+        covariance: Of the Gaussian's coefficients.
+        train: Latents (n, *Z) and anomalies of training days.
+        validation: Those of validation days.
     """
-    gaussian = denoiser.gaussian
+    recipe, (z, given), (z_held, held) = codec.recipe, train, validation
     thin = max(1, len(z) // 1800)  # more days cost memory, not accuracy
     z, given = z[::thin], {name: x[::thin] for name, x in given.items()}
-    basis = gaussian.basis.cpu()
+    basis = denoiser.gaussian.basis.cpu()
     a = z.flatten(1) @ basis
-    inside = (a @ basis.mT).reshape(z.shape)
-    inside_held = (z_held.flatten(1) @ basis @ basis.mT).reshape(z_held.shape)
+    inside = (z_held.flatten(1) @ basis @ basis.mT).reshape(z_held.shape)
     operators, errors, residuals, samples = {}, {}, {}, {}
     profiles: dict[str, Tensor] = {}
-    for name in codec.places:
-        decoded = codec.decode(inside, name)
-        operators[name] = ridge(a, decoded.flatten(1), 1e-3)
+    for name, layout in codec.layouts.items():
+        modality = recipe.modalities[name]
+        operators[name], decoded = operators_on_patterns(codec, basis, a, name)
         residual = (given[name] - decoded).flatten(1)
-        fresh = (held[name] - codec.decode(inside_held, name)).flatten(1)
+        fresh = (held[name] - codec.decode(inside, name)).flatten(1)
         ratio = max(1.0, float(torch.nanmean(fresh**2) / torch.nanmean(residual**2)))
-        full = dense(name, codec.places, recipe)
+        full = layout.size <= DENSE_UP_TO and modality.role == "observation"
         errors[name] = (residual_covariance(residual) if full else residual_variance(residual)) * ratio
         decoded = codec.decode(z_held, name).flatten(1)
         left = held[name].flatten(1) - decoded
         residuals[name] = residual_variance(left)
-        if recipe.modalities()[name].transform == "log1p" and torch.isfinite(left).sum() > 10 * _CLASSES:
+        bounded = modality.transformed.lower is not None
+        if bounded and torch.isfinite(left).sum() > 10 * _CLASSES:
             profiles[name] = profile(decoded, left, residuals[name])
-        if codec.places[name].is_grid:
-            samples[name] = fresh[:: max(1, len(fresh) // 64)].reshape(-1, *codec.places[name].shape)
-    return Belief(denoiser, operators, errors, residuals, profiles, samples)
+        if layout.is_grid:
+            samples[name] = fresh[:: max(1, len(fresh) // 64)].reshape(-1, *layout.shape)
+    statistics = {"covariance": covariance, "coefficients": a}
+    return LearntPrior(denoiser, operators, errors, residuals, profiles, samples, statistics)
 
 
 def profile(decoded: Tensor, residual: Tensor, whole: Tensor) -> Tensor:
@@ -95,24 +102,24 @@ def calibrate(model: Model, held: Anomalies, starts: Tensor, console: Console) -
     sets = recipe.experiment.sets
     if not sets:
         return
-    belief = model.belief
-    belief.factors = dict.fromkeys(sorted(belief.errors), 1.0)  # calibrating twice changes nothing
-    belief.inflation = 1.0
-    states = [n for n, m in recipe.modalities().items() if m.role == "state"]
+    prior = model.prior
+    prior.factors = dict.fromkeys(sorted(prior.errors), 1.0)  # calibrating twice changes nothing
+    prior.inflation = 1.0
+    states = model.states
     chosen = starts[:: max(1, len(starts) // 48)]
     rows = chosen[:, None] + torch.arange(recipe.prior.window)
     truth = {n: held[n][rows] for n in states}
-    decode = torch.cat([belief.operators[n] for n in states])
+    decode = torch.cat([prior.operators[n] for n in states])
     target = torch.cat([truth[n].flatten(2) for n in states], -1)
     scored = torch.isfinite(target).all((0, 1)).nonzero().squeeze(-1)
     # a part of the points tells as much as all of them
     scored = scored[:: max(1, len(scored) // 2000)]
-    rest = torch.cat([belief.errors[n] for n in states])[scored]  # states have variances, no full covariance
-    closed = ClosedFormGaussian(copy.deepcopy(belief.gaussian).cpu(), decode[scored], rest)
+    rest = torch.cat([prior.errors[n] for n in states])[scored]  # states have variances, no full covariance
+    closed = ClosedFormGaussian(copy.deepcopy(prior.gaussian).cpu(), decode[scored], rest)
     target = target[..., scored]
 
     def score(names: Sequence[str]) -> float:
-        seen = observe(model.places, recipe, {n: held[n] for n in names}, names, days=rows)
+        seen = observe(model.layouts, recipe, {n: held[n] for n in names}, names, days=rows)
         mean, std = closed.windows(model.seen(seen, model.errors()), jacobians)
         return float(normal_crps(target - mean, std).mean())
 
@@ -123,24 +130,23 @@ def calibrate(model: Model, held: Anomalies, starts: Tensor, console: Console) -
             users = [group for group in sets.values() if name in group][-2:]
             trials = {}
             for factor in _FACTORS:
-                belief.factors[name] = factor
+                prior.factors[name] = factor
                 trials[factor] = sum(score(group) for group in users)
-            belief.factors[name] = min(trials, key=lambda f: trials[f])
-            advance(1, ", ".join(f"{n} x {f:g}" for n, f in belief.factors.items() if f != 1))
+            prior.factors[name] = min(trials, key=lambda f: trials[f])
+            advance(1, ", ".join(f"{n} x {f:g}" for n, f in prior.factors.items() if f != 1))
     _inflate(model, held, rows[:: max(1, len(rows) // 8)], console)
 
 
 def _inflate(model: Model, held: Anomalies, rows: Tensor, console: Console) -> None:
     """Factor on the deviations of the draws that makes their variance that of the error, over a few windows."""
-    recipe, belief = model.recipe, model.belief
-    states = [n for n, m in recipe.modalities().items() if m.role == "state"]
+    recipe, prior, states = model.recipe, model.prior, model.states
     sets = list(recipe.experiment.sets.values())[-3:]
     ratios = []
     rng = fork(recipe.seed, "inflation")
     std = {n: s.std for n, s in model.codec.statistics.items()}
     with console.bar("calibrating the spread", len(sets) * recipe.assimilation.steps) as advance:
         for names in sets:
-            seen = observe(model.places, recipe, {n: held[n] for n in names}, names, days=rows, std=std)
+            seen = observe(model.layouts, recipe, {n: held[n] for n in names}, names, days=rows, std=std)
             observations = model.observations(seen)
             z = model.sda().windows(
                 observations, recipe.assimilation.members, rng=rng, progress=lambda n: advance(n, "")
@@ -148,11 +154,11 @@ def _inflate(model: Model, held: Anomalies, rows: Tensor, console: Console) -> N
             error = spread = rest = 0.0
             for n in states:
                 x = model.codec.decode(z, n)
-                weight = torch.where(torch.isfinite(held[n][rows]), model.places[n].weights(), 0.0)
+                weight = torch.where(torch.isfinite(held[n][rows]), model.layouts[n].weights(), 0.0)
                 error += float((weight * torch.nan_to_num(held[n][rows] - x.mean(0)) ** 2).sum())
                 spread += float((weight * x.var(0)).sum()) * (1 + 1 / len(x))
-                rest += float((weight * belief.residuals[n].reshape(model.places[n].shape)).sum())
+                rest += float((weight * prior.residuals[n].reshape(model.layouts[n].shape)).sum())
             ratios.append((max(error - rest, 0.1 * error) / spread) ** 0.5)
         # a few windows of one season are no evidence that the draws are too wide on days to come
-        belief.inflation = float(np.clip(np.mean(ratios), 1.0, 1.5))
+        prior.inflation = float(np.clip(np.mean(ratios), 1.0, 1.5))
         advance(0, "x " + ", ".join(f"{r:.2f}" for r in ratios))

@@ -14,7 +14,6 @@ from torch import Tensor
 import slams
 from slams.core.files import atomic
 from slams.data.files.read import write_netcdf
-from slams.pipeline.inputs.fields import Place, inverse
 from slams.pipeline.model.model import Model
 
 _STANDARD = {
@@ -41,31 +40,31 @@ def field_array(
         Dims (time[, member][, level], lat, lon) or (time[, member], station), float32, in the unit of the
         source.
     """
-    place = model.places[name]
-    modality = model.recipe.modalities()[name]
+    layout = model.layouts[name]
+    modality = model.recipe.modalities[name]
     array = values.movedim(0, 1) if member else values
-    if "level" not in place.dims:
+    if "level" not in layout.dims:
         array = array.squeeze(2 if member else 1)
     data = array.numpy().astype(np.float32)
     if physical:
-        data = inverse(data, modality.transform)
+        data = modality.transformed.inverse(data)
     lead = ("time", "member") if member else ("time",)
     coords: dict[str, Any] = {"time": dates.astype("datetime64[ns]")}
     if member:
         coords["member"] = np.arange(data.shape[1])
-    for key, numbers in place.coords.items():
+    for key, numbers in layout.coords.items():
         standard, units = _STANDARD[key]
-        dim = key if key in place.dims else place.dims[-1]
+        dim = key if key in layout.dims else layout.dims[-1]
         coords[key] = (dim, list(numbers), {"standard_name": standard, "units": units})
     attributes = {
-        "units": place.units,
+        "units": layout.units,
         "long_name": name,
         "source_modality": name,
-        "source_name": place.source_name,
+        "source_name": layout.source_name,
         "transform": modality.transform,
     }
     return xr.DataArray(
-        data, dims=(*lead, *place.dims), coords=coords, attrs=attributes, name=place.source_name
+        data, dims=(*lead, *layout.dims), coords=coords, attrs=attributes, name=layout.source_name
     )
 
 
@@ -115,13 +114,7 @@ def write_analysis(
         baselines: Groups of the root's layout by name.
         observations: What was seen (T, *S), NaN where nothing, for the groups of observed modalities.
     """
-    root = xr.Dataset(
-        {
-            model.places[n].source_name: field_array(model, n, v, dates, member=True)
-            for n, v in members.items()
-        },
-        attrs=dict(attributes),
-    )
+    root = dataset_of(model, members, dates, member=True).assign_attrs(attributes)
     groups = {"/": root}
     for name, (values, seen) in observed.items():
         value = field_array(model, name, values, dates, member=True).rename("value")
@@ -133,28 +126,8 @@ def write_analysis(
         # netCDF has one namespace for the variables and groups of a level
         groups[f"/observed_{name}" if name in root else f"/{name}"] = dataset
     for name, fields in (baselines or {}).items():
-        groups[f"/{name}"] = xr.Dataset(
-            {
-                model.places[n].source_name: field_array(model, n, v, dates, member=True)
-                for n, v in fields.items()
-            }
-        )
-    # groups inherit the root's coordinates; other points must not meet them under the same name
-    for key, dataset in groups.items():
-        renames = {
-            str(c): f"{c}_{key[1:]}"
-            for c in dataset.coords
-            if key != "/"
-            and c in root.dims
-            and c not in ("time", "member")
-            and not dataset[c].equals(root[c])
-        }
-        members_differ = (
-            key != "/" and "member" in dataset.dims and dataset.sizes["member"] != root.sizes["member"]
-        )
-        if members_differ:
-            renames["member"] = f"member_{key[1:]}"
-        groups[key] = dataset.rename(renames)
+        groups[f"/{name}"] = dataset_of(model, fields, dates, member=True)
+    groups = {key: _renamed(dataset, root, key[1:]) for key, dataset in groups.items()}
     tree = xr.DataTree.from_dict(groups)
     if path.suffix != ".zarr":
         write_netcdf(tree, path)
@@ -163,19 +136,30 @@ def write_analysis(
         tree.to_zarr(temporary, consolidated=False)
 
 
-def write_truth(path: Path, model: Model, dates: np.ndarray, truth: Mapping[str, Tensor]) -> None:
-    """The verifying fields of a test, in the layout of their source."""
-    write_netcdf(
-        xr.Dataset(
-            {
-                model.places[n].source_name: field_array(model, n, v, dates, member=False)
-                for n, v in truth.items()
-            }
-        ),
-        path,
+def dataset_of(model: Model, fields: Mapping[str, Tensor], dates: np.ndarray, *, member: bool) -> xr.Dataset:
+    """Physical fields of several modalities, (N, T, *S) with members, else (T, *S), under their names in the files."""
+    return xr.Dataset(
+        {
+            model.layouts[n].source_name: field_array(model, n, v, dates, member=member)
+            for n, v in fields.items()
+        }
     )
 
 
-def place_of(array: xr.DataArray) -> Place:
-    """Where the values of an array read by `slams.data.files.read.read` are."""
-    return Place.of(array)
+def _renamed(dataset: xr.Dataset, root: xr.Dataset, name: str) -> xr.Dataset:
+    """A group whose coordinates differ in name where they differ from the root's, which groups inherit."""
+    if not name:
+        return dataset
+    own = [
+        str(c)
+        for c in dataset.coords
+        if c in root.dims and c not in ("time", "member") and not dataset[c].equals(root[c])
+    ]
+    if "member" in dataset.dims and dataset.sizes["member"] != root.sizes["member"]:
+        own.append("member")
+    return dataset.rename({c: f"{c}_{name}" for c in own})
+
+
+def write_truth(path: Path, model: Model, dates: np.ndarray, truth: Mapping[str, Tensor]) -> None:
+    """The verifying fields of a test, in the layout of their source."""
+    write_netcdf(dataset_of(model, truth, dates, member=False), path)

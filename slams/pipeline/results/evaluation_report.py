@@ -16,7 +16,7 @@ from slams.data.windows import runs
 from slams.evaluation import Scores
 from slams.evaluation.figures import maps, plots
 from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, wide, write_report
-from slams.pipeline.inputs.fields import Place
+from slams.pipeline.inputs.layout import Layout
 
 _SERIES = 120  # days of a time series that can still be told apart
 
@@ -27,7 +27,7 @@ class Verified:
 
     Attributes:
         name: Modality.
-        place: Where its values are.
+        layout: Where its values are.
         transform: What the model saw.
         dates: Days that both have (T).
         truth: (T, *S), NaN where missing.
@@ -37,12 +37,12 @@ class Verified:
     """
 
     name: str
-    place: Place
+    layout: Layout
     transform: str
     dates: np.ndarray
     truth: Tensor
     members: Tensor
-    points: tuple[Place, Tensor] | None = None
+    points: tuple[Layout, Tensor] | None = None
     withheld: Tensor | None = None
 
 
@@ -99,7 +99,7 @@ def parts_shown(rows: Sequence[Mapping[str, Any]], variable: str) -> tuple[str, 
 
 def _note(each: Verified) -> str:
     text = (
-        f"Scores are area-weighted over time and space, in {each.place.units or 'the unit of the file'}; "
+        f"Scores are area-weighted over time and space, in {each.layout.units or 'the unit of the file'}; "
         "intervals are 95 % over stretches of 15 days. Baselines are scored as ensembles drawn from their "
         "marginals, so that all methods pay alike for their number of members."
     )
@@ -113,7 +113,7 @@ def _facts(each: Verified, scores: Scores) -> list[Fact]:
         return scores.value("analysis", metric, variable=each.name)
 
     facts = [
-        Fact(f"{each.name}: RMSE", f"{value('rmse'):.3g} {each.place.units}", f"bias {value('bias'):.2g}")
+        Fact(f"{each.name}: RMSE", f"{value('rmse'):.3g} {each.layout.units}", f"bias {value('bias'):.2g}")
     ]
     if len(each.members) > 1:
         skill, cover = value("spread_skill"), value("coverage90")
@@ -128,16 +128,16 @@ def _figures(
     each: Verified, scores: Scores, rows: Sequence[Mapping[str, Any]], *, earth: bool
 ) -> dict[str, Figure]:
     found = {}
-    if each.place.is_grid:
+    if each.layout.is_grid:
         found[f"{each.name}_maps"] = _maps(each, earth)
-    if each.place.levels():
+    if each.layout.levels():
         methods = [m for m, variable, part in scores.keys() if (variable, part) == (each.name, "all")]
         curves = {
-            m: [scores.value(m, "rmse", variable=each.name, level=level) for level in each.place.levels()]
+            m: [scores.value(m, "rmse", variable=each.name, level=level) for level in each.layout.levels()]
             for m in methods
         }
-        levels = [float(level) for level in each.place.levels()]
-        found[f"{each.name}_profiles"] = maps.profiles(levels, curves, units=each.place.units)
+        levels = [float(level) for level in each.layout.levels()]
+        found[f"{each.name}_profiles"] = maps.profiles(levels, curves, units=each.layout.units)
     found[f"{each.name}_series"] = _series(each)
     if len(each.members) > 1:
         counts = scores.ranks("analysis", variable=each.name)
@@ -153,7 +153,7 @@ def _figures(
         }
         for metric in ("rmse", "crps")
     }
-    found[f"{each.name}_methods"] = plots.bars(bars, title=f"{each.name} [{each.place.units}]")
+    found[f"{each.name}_methods"] = plots.bars(bars, title=f"{each.name} [{each.layout.units}]")
     return found
 
 
@@ -161,17 +161,17 @@ def _maps(each: Verified, earth: bool) -> Figure:
     """The day in the middle of those with truth, on the level in the middle."""
     days = torch.isfinite(each.truth).flatten(1).any(1).nonzero().flatten()
     day = int(days[len(days) // 2]) if len(days) else 0
-    level = len(each.place.levels()) // 2
+    level = len(each.layout.levels()) // 2
     mean = each.members[:, day, level].mean(0)
     spread = each.members[:, day, level].std(0).numpy() if len(each.members) > 1 else None
     points = None
     if each.points is not None:
-        place, values = each.points
+        layout, values = each.points
         value = values[day, min(level, values.shape[1] - 1)].flatten().numpy()
         here = np.isfinite(value)
-        at = place.points().numpy()[here]
+        at = layout.points().numpy()[here]
         points = (at[:, 0], at[:, 1], value[here])
-    height = f" at {each.place.levels()[level]} hPa" if each.place.levels() else ""
+    height = f" at {each.layout.levels()[level]} hPa" if each.layout.levels() else ""
     truth = each.truth[day, level]
     return maps.maps(
         truth.numpy(),
@@ -179,10 +179,10 @@ def _maps(each: Verified, earth: bool) -> Figure:
         mean.numpy(),
         spread,
         (mean - truth).numpy(),
-        np.array(each.place.coords["lat"]),
-        np.array(each.place.coords["lon"]),
+        np.array(each.layout.coords["lat"]),
+        np.array(each.layout.coords["lon"]),
         f"{each.name}{height}, {each.dates[day]}",
-        each.place.units,
+        each.layout.units,
         coastlines=earth,
         points=points,
     )
@@ -192,11 +192,11 @@ def _series(each: Verified) -> Figure:
     """The longest run of days, at the station most often withheld or as an area mean."""
     run = max(runs(each.dates), key=lambda s: s.stop - s.start)
     run = slice(run.start, min(run.stop, run.start + _SERIES))
-    level = len(each.place.levels()) // 2
+    level = len(each.layout.levels()) // 2
     truth, members = each.truth[run, level].flatten(1), each.members[:, run, level].flatten(2)
-    if each.place.is_grid:
+    if each.layout.is_grid:
         weight = torch.where(
-            torch.isfinite(truth) & torch.isfinite(members).all(0), each.place.weights().flatten(), 0.0
+            torch.isfinite(truth) & torch.isfinite(members).all(0), each.layout.weights().flatten(), 0.0
         )
         weight = weight / weight.sum(1, keepdim=True)  # a day without truth becomes NaN, which is not drawn
         truth = (weight * truth.nan_to_num()).sum(1)
@@ -216,5 +216,5 @@ def _series(each: Verified) -> Figure:
         bands = {"analysis": (low, high)}
     curves = {"analysis": members.mean(0).numpy(), "truth": truth.numpy()}
     return plots.time_series(
-        each.dates[run], curves, bands=bands, label=each.name, units=each.place.units, title=title
+        each.dates[run], curves, bands=bands, label=each.name, units=each.layout.units, title=title
     )

@@ -14,7 +14,6 @@ from slams.core.files import atomic
 from slams.evaluation import power_spectrum, radial_spectrum
 from slams.evaluation.figures import maps, plots
 from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, wide, write_report
-from slams.pipeline.baselines import fit as analyse
 from slams.pipeline.baselines.fit import Baselines
 from slams.pipeline.inputs.fields import Fields
 from slams.pipeline.model.model import Model
@@ -33,7 +32,7 @@ def write_summary(
     label, names = list(recipe.experiment.sets.items())[-1]
     sections = []
     figures: dict[str, Figure] = {}
-    for variable in analyse.state_names(model):
+    for variable in model.states:
         units = _units(model, variable)
         figures |= _figures(model, outcome, rows, variable, units)
         blocks: list[str | Table | Picture | Verbatim] = [
@@ -67,8 +66,8 @@ def write_summary(
             Section("Training", [Picture(losses, "Training and validation loss of each network")])
         )
     settings = {
-        "observation error factors": model.belief.factors,
-        "spread factor": model.belief.inflation,
+        "observation error factors": model.prior.factors,
+        "spread factor": model.prior.inflation,
         "closed-form Gaussian": baselines.settings,
         "interpolation": {
             " / ".join(k): [v.length, dict(v.ratios)] for k, v in baselines.interpolators.items()
@@ -87,9 +86,7 @@ def write_summary(
     for name, figure in figures.items():
         with atomic(out / "figures" / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=120, format="png")
-    facts = [
-        fact for variable in analyse.state_names(model)[:2] for fact in _facts(model, outcome, rows, variable)
-    ]
+    facts = [fact for variable in model.states[:2] for fact in _facts(model, outcome, rows, variable)]
     span = f"{outcome.dates[0]} to {outcome.dates[-1]}, {len(outcome.dates)} days analysed"
     write_report(out / "report.html", f"Assimilation test: {recipe.name}", facts, sections, subtitle=span)
 
@@ -103,7 +100,7 @@ def gains(model: Model, outcome: Outcome) -> list[dict[str, str]]:
         (small, large) for small, few in sets.items() for large, many in sets.items() if set(few) < set(many)
     ]
     table = []
-    for variable in analyse.state_names(model):
+    for variable in model.states:
         for small, large in pairs:
             gain = outcome.scores.paired_gain(methods[large], methods[small], variable=variable)
             table.append(_gain_row(variable, f"{large} over {small}", gain))
@@ -158,9 +155,7 @@ def _facts(model: Model, outcome: Outcome, rows: Rows, variable: str) -> list[Fa
 
 
 def _units(model: Model, variable: str) -> str:
-    transform = model.recipe.modalities()[variable].transform
-    units = model.places[variable].units
-    return f"log(1 + {units})" if transform == "log1p" else units
+    return model.recipe.modalities[variable].transformed.label(model.layouts[variable].units)
 
 
 def _has(rows: list[dict], variable: str, part: str) -> bool:
@@ -172,16 +167,14 @@ def _caption(key: str) -> str:
 
 
 def _figures(model: Model, outcome: Outcome, rows: Rows, variable: str, units: str) -> dict[str, Figure]:
-    place = model.places[variable]
+    layout = model.layouts[variable]
     truth, members = outcome.truth[variable], outcome.members[variable]
-    level = len(place.levels()) // 2
+    level = len(layout.levels()) // 2
     day = truth.shape[0] // 2
     mean = members.mean(0)
     spread = members.std(0) if len(members) > 1 else torch.zeros_like(mean)
-    lat, lon = np.array(place.coords["lat"]), np.array(place.coords["lon"])
-    title = (
-        f"{variable}{' at ' + place.levels()[level] + ' hPa' if place.levels() else ''}, {outcome.dates[day]}"
-    )
+    lat, lon = np.array(layout.coords["lat"]), np.array(layout.coords["lon"])
+    title = f"{variable}{' at ' + layout.levels()[level] + ' hPa' if layout.levels() else ''}, {outcome.dates[day]}"
     seen, points = _seen(model, outcome, variable, day, level)
     found = {
         f"{variable}_maps": maps.maps(
@@ -200,12 +193,14 @@ def _figures(model: Model, outcome: Outcome, rows: Rows, variable: str, units: s
         )
     }
     methods = ("analysis", "gaussian", "interpolation", "climatology", "reconstruction")
-    if place.levels():
+    if layout.levels():
         curves = {
-            m: [outcome.scores.value(m, "rmse", variable=variable, level=lev) for lev in place.levels()]
+            m: [outcome.scores.value(m, "rmse", variable=variable, level=lev) for lev in layout.levels()]
             for m in methods
         }
-        found[f"{variable}_profiles"] = maps.profiles([float(x) for x in place.levels()], curves, units=units)
+        found[f"{variable}_profiles"] = maps.profiles(
+            [float(x) for x in layout.levels()], curves, units=units
+        )
     counts = outcome.scores.ranks("analysis", variable=variable)
     chi2, p, worth = outcome.scores.flatness("analysis", variable=variable)
     notes = f"chi-square {chi2:.0f}, p {p:.2g}; worth {worth:.0f} independent truths"
@@ -231,11 +226,11 @@ def _seen(
 ) -> tuple[np.ndarray | None, tuple[np.ndarray, np.ndarray, np.ndarray] | None]:
     """What the main set saw of the variable's own kind: a field, or points."""
     direct = model.recipe.data.direct.get(variable, ())
-    for name in sorted(direct, key=lambda n: model.places[n].is_grid and n != variable):
+    for name in sorted(direct, key=lambda n: model.layouts[n].is_grid and n != variable):
         if name not in outcome.observed:
             continue
         value = outcome.observed[name][day, min(level, outcome.observed[name].shape[1] - 1)].flatten().numpy()
-        at = model.places[name].points().numpy()
+        at = model.layouts[name].points().numpy()
         here = np.isfinite(value)
         return None, (at[here, 0], at[here, 1], value[here])
     return None, None
@@ -243,15 +238,15 @@ def _seen(
 
 def _land(model: Model) -> np.ndarray | None:
     """Where rain gauges are, for the outline of the planet's continents."""
-    for name, place in model.places.items():
+    for name, layout in model.layouts.items():
         present = model.codec.statistics[name].present
-        if model.recipe.planet.years and place.is_grid and not bool(present.all()):
+        if model.recipe.planet.years and layout.is_grid and not bool(present.all()):
             return present[0].numpy()
     return None
 
 
 def _spectra(model: Model, outcome: Outcome, variable: str, units: str) -> Figure:
-    place = model.places[variable]
+    layout = model.layouts[variable]
     truth, members = outcome.truth[variable], outcome.members[variable][:8]
     anomaly = truth - truth.mean(0)
     centre = truth.mean(0)
@@ -260,12 +255,12 @@ def _spectra(model: Model, outcome: Outcome, variable: str, units: str) -> Figur
         "a member": members - centre,
         "analysis mean": outcome.members[variable].mean(0) - centre,
     }
-    lat = torch.tensor(place.coords["lat"])
+    lat = torch.tensor(layout.coords["lat"])
     curves = {}
     for name, field in fields.items():
-        k, power = power_spectrum(field, lat) if place.is_global else radial_spectrum(field)
+        k, power = power_spectrum(field, lat) if layout.is_global else radial_spectrum(field)
         curves[name] = (np.asarray(k), np.asarray(power).reshape(-1, len(k)).mean(0))
-    wavenumber = "zonal wavenumber" if place.is_global else "wavenumber"
+    wavenumber = "zonal wavenumber" if layout.is_global else "wavenumber"
     return plots.spectra(curves, units=units, wavenumber=wavenumber, title=variable)
 
 

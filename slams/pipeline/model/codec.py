@@ -1,0 +1,182 @@
+"""Physical fields of several modalities to one latent and back, and how that is kept on disk."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slams import config
+from slams.core.codec import SeasonalStandardize
+from slams.core.tensorfile import fill, read_tensors, write_tensors
+from slams.pipeline.inputs.fields import Fields, phase_of
+from slams.pipeline.inputs.large import by_days
+from slams.pipeline.inputs.layout import Layout, read_layouts
+from slams.pipeline.model.build import build_autoencoder
+from slams.pipeline.recipe import Recipe, from_tree, to_tree
+
+Anomalies = dict[str, Tensor]
+FILE_NAME = "codec.safetensors"
+_STATISTICS = ("coefficients", "std", "present")
+
+
+class MultimodalCodec(nn.Module):
+    """Physical fields of several modalities to one latent and back: standardization around the autoencoder.
+
+    Args:
+        recipe: Settings of the latent.
+        layouts: Where each modality's values are.
+        statistics: Seasonal mean and spread of each.
+    """
+
+    def __init__(
+        self, recipe: Recipe, layouts: Mapping[str, Layout], statistics: Mapping[str, SeasonalStandardize]
+    ) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.layouts = dict(layouts)
+        self.statistics: Mapping[str, SeasonalStandardize] = nn.ModuleDict(statistics)  # type: ignore[assignment]
+        self.autoencoder = build_autoencoder(recipe, layouts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the autoencoder computes; statistics, and what goes in and comes out, are on the CPU."""
+        return self.autoencoder.mean.device
+
+    @property
+    def periodic(self) -> bool:
+        """Whether the latent's longitudes close the circle."""
+        return next(iter(self.layouts.values())).is_global
+
+    def anomaly(self, name: str, x: Tensor, phase: Tensor) -> Tensor:
+        """Standardized anomalies of physical values (n, *S) on days of phase (n); NaN where training had none."""
+        return self.masked(name, self.statistics[name].encode(x, phase))
+
+    def masked(self, name: str, x: Tensor) -> Tensor:
+        """Values of a modality (*B, *S), NaN where training never had one."""
+        return torch.where(self.statistics[name].present, x, torch.nan)
+
+    def physical(self, name: str, anomaly: Tensor, phase: Tensor) -> Tensor:
+        """Physical values of standardized anomalies (*B, n, *S)."""
+        return self.statistics[name].decode(anomaly, phase)
+
+    def possible(self, name: str, anomaly: Tensor, phase: Tensor) -> Tensor:
+        """Physical values of drawn anomalies: none below the least of the transform, NaN where training had none."""
+        x = self.physical(name, anomaly, phase)
+        lower = self.recipe.modalities[name].transformed.lower
+        return self.masked(name, x if lower is None else x.clamp(min=lower))
+
+    @torch.no_grad()
+    def encode(self, anomalies: Mapping[str, Tensor]) -> Tensor:
+        """Latents (n, *Z) of standardized anomalies of any subset of modalities."""
+        count = len(next(iter(anomalies.values())))
+        parts = [
+            self.autoencoder.encode({m: x[i : i + 128].to(self.device) for m, x in anomalies.items()}).cpu()
+            for i in range(0, count, 128)
+        ]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, name: str) -> Tensor:
+        """Standardized anomalies of one modality from latents (*B, *Z), in pieces of bounded memory."""
+        event = len(self.autoencoder.event)
+        flat = z.reshape(-1, *self.autoencoder.event)
+        parts = (part.to(self.device) for part in flat.split(256))
+        out = torch.cat([self.autoencoder.decode(part, name).cpu() for part in parts])
+        return out.reshape(*z.shape[: z.ndim - event], *out.shape[1:])
+
+    def save(self, path: Path) -> None:
+        """Weights, statistics, recipe and layouts in one file."""
+        layouts = {name: asdict(layout) for name, layout in self.layouts.items()}
+        write_tensors(path, self.state_dict(), {"recipe": to_tree(self.recipe), "places": layouts})
+
+    @classmethod
+    def load(cls, path: Path) -> "MultimodalCodec":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If the file is not there.
+            ValueError: If it cannot be read, or does not hold the weights its recipe asks for.
+        """
+        tensors, facts = read_tensors(path)
+        layouts = read_layouts(facts["places"])
+        lost = [
+            f"{n}.{part}" for n in layouts for part in _STATISTICS if f"statistics.{n}.{part}" not in tensors
+        ]
+        if lost:
+            raise ValueError(f"{path} lacks {lost[0]}; it was written by another version, train again.")
+        statistics = {
+            name: SeasonalStandardize(*(tensors[f"statistics.{name}.{part}"] for part in _STATISTICS))
+            for name in layouts
+        }
+        codec = cls(from_tree(facts["recipe"]), layouts, statistics)
+        fill(codec, tensors, path)
+        return codec.eval()
+
+
+def anomalies(codec: MultimodalCodec, fields: Fields, index: np.ndarray) -> Anomalies:
+    """Standardized anomalies of every modality on some days."""
+    phase = phase_of(fields.dates[index])
+    return {n: by_days(partial(codec.anomaly, n), x, index, phase) for n, x in fields.values.items()}
+
+
+def trained_codec(run: str) -> Path:
+    """The codec of another run, named by its folder or, in the folder of logs, by its name.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    path = (Path(run) if Path(run).is_dir() or "/" in run else config.LOG_DIR / run) / FILE_NAME
+    if not path.exists():
+        raise FileNotFoundError(
+            f"latent.trained: {path} is not there; train it first with `slams train {Path(run).name}`, or leave "
+            "latent.trained empty to train an autoencoder here."
+        )
+    return path
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def take_codec(recipe: Recipe, layouts: Mapping[str, Layout]) -> MultimodalCodec:
+    """The codec of the run `latent.trained`, as one of this recipe.
+
+    Args:
+        recipe: Whose latent names the run.
+        layouts: Where the values of this recipe's modalities are.
+
+    Returns:
+        The codec, its weights and statistics unchanged.
+
+    Raises:
+        ValueError: If it was made for other modalities, days, grids or a latent of another kind.
+    """
+    codec = MultimodalCodec.load(trained_codec(recipe.latent.trained))
+    other = codec.recipe
+
+    def days(of: Recipe) -> object:
+        return replace(of.data, store="", test=("", ""), direct={}, modalities={})
+
+    def latent(of: Recipe) -> object:
+        return of.latent.kind, of.latent.channels, of.latent.patch, of.latent.hidden, of.latent.scales
+
+    differs = {
+        "modalities": other.modalities != recipe.modalities,
+        "data": days(other) != days(recipe),
+        "grids": codec.layouts != dict(layouts),
+        "latent": latent(other) != latent(recipe),
+    }
+    wrong = [name for name, different in differs.items() if different]
+    if wrong:
+        raise ValueError(
+            f"the autoencoder of {recipe.latent.trained} was trained for other {', '.join(wrong)} than this recipe has "
+            f"({other.name!r}, {recipe.name!r}); make these settings equal, or train one for this recipe."
+        )
+    codec.recipe = recipe
+    return codec

@@ -1,0 +1,190 @@
+"""The prior over windows of latents, what is known of observation errors, and how both are kept on disk.
+
+A file holds parameters and statistics; eigenvectors and the decoders' operators on the patterns follow from them. They
+are made when a run is opened, and kept beside it in a file that may be deleted.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slams.assimilation.baseline.gaussian import ridge
+from slams.core.stages import Stage, Stages
+from slams.core.tensorfile import fill, flat, grouped, read_tensors, write_tensors
+from slams.diffusion.denoiser import NetworkDenoiser, WindowGaussian
+from slams.diffusion.schedule import VPCosine
+from slams.pipeline.model.build import build_denoiser
+from slams.pipeline.model.codec import MultimodalCodec
+from slams.pipeline.recipe import Recipe, from_tree, to_tree
+
+FILE_NAME = "denoiser.safetensors"
+_PARTS = ("operators", "errors", "residuals", "profiles", "samples")
+_EIGEN = ("gaussian.values", "gaussian.vectors")
+
+
+class LearntPrior(nn.Module):
+    """Prior over latent windows, and what is known of observation errors.
+
+    Attributes:
+        denoiser: Gaussian and network.
+        operators: Linearized decoders on the patterns, (prod(S), K) by name.
+        errors: Covariance of what the patterns do not resolve of a modality: (P, P) or variances (P), standardized.
+        residuals: Variance of what a decoder does not resolve with the whole latent, (P).
+        profiles: For bounded variables such as rain, how that variance goes with the decoded value: values and
+            factors, (2, K).
+        samples: What the patterns do not resolve of gridded modalities on some validation days, (n, *S), of which
+            operators make their own errors.
+        statistics: What eigenvectors and operators follow from: the Gaussian's `covariance` (L K, L K), and training
+            `coefficients` (n, K); empty in runs of versions before 0.2, whose files hold the results.
+        factors: Calibrated factor on each error covariance.
+        inflation: Calibrated factor on the deviations of the draws from their mean.
+    """
+
+    def __init__(
+        self,
+        denoiser: NetworkDenoiser,
+        operators: Mapping[str, Tensor],
+        errors: Mapping[str, Tensor],
+        residuals: Mapping[str, Tensor],
+        profiles: Mapping[str, Tensor] | None = None,
+        samples: Mapping[str, Tensor] | None = None,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.operators, self.errors, self.residuals = dict(operators), dict(errors), dict(residuals)
+        self.profiles, self.samples = dict(profiles or {}), dict(samples or {})
+        self.statistics = dict(statistics or {})
+        self.factors = dict.fromkeys(errors, 1.0)
+        self.inflation = 1.0
+
+    @property
+    def gaussian(self) -> WindowGaussian:
+        """The closed form of the prior."""
+        return self.denoiser.gaussian
+
+    def unresolved(self, name: str, decoded: Tensor) -> Tensor:
+        """Variance of what a decoder does not resolve where it gives `decoded` (*B, P), standardized."""
+        if name not in self.profiles:
+            return self.residuals[name].expand_as(decoded)
+        at, factor = self.profiles[name]
+        upper = torch.bucketize(decoded, at).clamp(1, len(at) - 1)
+        share = ((decoded - at[upper - 1]) / (at[upper] - at[upper - 1]).clamp(min=1e-9)).clamp(0, 1)
+        return self.residuals[name] * torch.lerp(factor[upper - 1], factor[upper], share)
+
+    def save(self, recipe: Recipe, path: Path) -> None:
+        """Parameters and statistics in one file."""
+        groups = {part: getattr(self, part) for part in _PARTS}
+        groups["denoiser"] = self.denoiser.state_dict()
+        if self.statistics:
+            del groups["operators"]
+            groups["denoiser"] = {k: v for k, v in groups["denoiser"].items() if k not in _EIGEN}
+            covariance = triangle(self.statistics["covariance"])
+            groups["statistics"] = {**self.statistics, "covariance": covariance}
+        facts = {"recipe": to_tree(recipe), "factors": self.factors, "inflation": self.inflation}
+        write_tensors(path, flat(groups, "."), facts)
+
+    @classmethod
+    def load(cls, codec: MultimodalCodec, path: Path) -> "LearntPrior":
+        """Read what `save` wrote, for the codec it was trained with.
+
+        Raises:
+            FileNotFoundError: If the file is not there.
+            ValueError: If it cannot be read, or the prior belongs to a codec of another recipe.
+        """
+        tensors, facts = read_tensors(path)
+        recipe = from_tree(facts["recipe"])
+        if _origin(recipe) != _origin(codec.recipe):
+            raise ValueError(
+                f"{path} was trained on the latents of another recipe ({recipe.name!r}) than the codec beside it "
+                f"({codec.recipe.name!r}); put the two files of one run together or train again."
+            )
+        groups = grouped(tensors, ".")
+        weights, statistics = groups["denoiser"], groups.get("statistics", {})
+        if statistics:
+            statistics["covariance"] = square(statistics["covariance"])
+            derived, _ = _kept(codec, weights, statistics, path.parent)
+            weights |= {name: derived.pop(name) for name in _EIGEN}
+            groups["operators"] = derived
+        gaussian = restored(
+            {k.removeprefix("gaussian."): v for k, v in weights.items()}, codec.autoencoder.event
+        )
+        denoiser = build_denoiser(recipe, gaussian, codec.periodic)
+        fill(denoiser, weights, path)
+        prior = cls(denoiser, **{part: groups.get(part, {}) for part in (*_PARTS, "statistics")})
+        prior.factors, prior.inflation = facts["factors"], facts["inflation"]
+        return prior.eval()
+
+
+def operators_on_patterns(
+    codec: MultimodalCodec, basis: Tensor, a: Tensor, name: str
+) -> tuple[Tensor, Tensor]:
+    """A decoder linearized by ridge regression on training days, and what it makes of them.
+
+    Args:
+        codec: Of all modalities.
+        basis: Patterns, (prod(Z), K).
+        a: Coefficients of training days (n, K).
+        name: Modality.
+
+    Returns:
+        G, (prod(S), K), and the decoded anomalies of those days (n, *S).
+    """
+    decoded = codec.decode((a @ basis.mT).reshape(-1, *codec.autoencoder.event), name)
+    return ridge(a, decoded.flatten(1), 1e-3), decoded
+
+
+def restored(state: Mapping[str, Tensor], event: tuple[int, ...]) -> WindowGaussian:
+    """The Gaussian whose buffers are among these, without decomposing its covariance again."""
+    gaussian = WindowGaussian(state["basis"], torch.eye(len(state["values"])), 1.0, event, VPCosine())
+    gaussian.load_state_dict({name: state[name] for name in gaussian.state_dict()})
+    return gaussian
+
+
+def triangle(matrix: Tensor) -> Tensor:
+    """The lower triangle of a symmetric matrix (n, n), row by row, (n (n + 1) / 2)."""
+    return matrix[tuple(torch.tril_indices(*matrix.shape))]
+
+
+def square(lower: Tensor) -> Tensor:
+    """Inverse of `triangle`.
+
+    >>> square(triangle(torch.tensor([[1.0, 2.0], [2.0, 3.0]])))
+    tensor([[1., 2.],
+            [2., 3.]])
+    """
+    size = int((2 * lower.numel()) ** 0.5)
+    matrix = lower.new_zeros(size, size)
+    rows, columns = torch.tril_indices(size, size)
+    matrix[rows, columns] = matrix[columns, rows] = lower
+    return matrix
+
+
+def _kept(
+    codec: MultimodalCodec, weights: Mapping[str, Tensor], statistics: Mapping[str, Tensor], folder: Path
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Eigenvectors and operators that follow from a run's statistics, from the file beside it where it has one."""
+
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        basis, a = weights["gaussian.basis"], statistics["coefficients"]
+        gaussian = WindowGaussian(basis, statistics["covariance"], 1.0, codec.autoencoder.event, VPCosine())
+        eigen = {name: gaussian.state_dict()[name.removeprefix("gaussian.")] for name in _EIGEN}
+        return eigen | {name: operators_on_patterns(codec, basis, a, name)[0] for name in codec.layouts}, {}
+
+    if not os.access(folder, os.W_OK):
+        return make()
+    inputs = hashlib.sha256()
+    for tensor in (*statistics.values(), weights["gaussian.basis"], *codec.autoencoder.state_dict().values()):
+        inputs.update(tensor.detach().cpu().numpy().tobytes())
+    return Stages(folder).keep(Stage("derived", inputs.hexdigest()), make)
+
+
+def _origin(recipe: Recipe) -> tuple[Any, ...]:
+    """The settings that make a codec."""
+    return recipe.seed, recipe.latent, replace(recipe.data, store="")
