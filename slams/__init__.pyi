@@ -42,6 +42,8 @@ from .observation import Observation as Observation
 from .observation import Observations as Observations
 from .observation import Survey as Survey
 from .observation import operators as operators
+from .pipeline.opened import Run as Run
+from .pipeline.opened import open_run as open_run
 from .systems import AugmentedParameters as AugmentedParameters
 from .systems import DampedSpring as DampedSpring
 from .systems import DoubleWell as DoubleWell

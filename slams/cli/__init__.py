@@ -4,8 +4,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 _CONFIGS = Path(__file__).parent.parent / "configs"
+
+_TRUST: dict[str, Any] = {
+    "action": "append",
+    "default": [],
+    "metavar": "PACKAGE",
+    "help": "package that may be imported for a network of your own (. allows the working folder)",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument(
         "settings", nargs="*", metavar="key=value", help="overrides such as prior.fit.steps=200 or out=DIR"
     )
+    add.add_argument("--trust", **_TRUST)
     add.set_defaults(run=_train)
     add = commands.add_parser("assimilate", help="analyse observations with a trained run")
     add.add_argument("trained", metavar="RUN", help="folder of a trained run")
@@ -64,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--seed", type=int, default=0)
     add.add_argument("--baselines", action="store_true", help="write the baselines' analyses too")
     add.add_argument("settings", nargs="*", metavar="key=value")
+    add.add_argument("--trust", **_TRUST)
     add.set_defaults(run=_assimilate)
     add = commands.add_parser("evaluate", help="score an analysis against truth")
     add.add_argument("analysis", metavar="ANALYSIS")
@@ -170,6 +180,7 @@ def _add_twins(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _train(parsed: argparse.Namespace) -> int:
+    from slams.core.foreign import trusting
     from slams.pipeline.recipe import load
     from slams.pipeline.run import run
 
@@ -182,26 +193,29 @@ def _train(parsed: argparse.Namespace) -> int:
         raise ValueError(f"the recipe is given twice, as {chosen!r} and by --config_filepath; leave out one.")
     chosen = parsed.config_filepath or chosen or "planet"
     shipped = _CONFIGS / f"{chosen}.yaml"
-    run(load(shipped if shipped.exists() else chosen, settings))
+    with trusting(parsed.trust):
+        run(load(shipped if shipped.exists() else chosen, settings))
     return 0
 
 
 def _assimilate(parsed: argparse.Namespace) -> int:
     from slams.core.console import Console
+    from slams.core.foreign import trusting
     from slams.pipeline.assimilate import assimilate
 
-    assimilate(
-        parsed.trained,
-        parsed.observations,
-        parsed.out,
-        members=parsed.members,
-        modalities=parsed.modalities.split(",") if parsed.modalities else None,
-        dates=parsed.dates,
-        seed=parsed.seed,
-        baselines=parsed.baselines,
-        overrides=parsed.settings,
-        console=Console(),
-    )
+    with trusting(parsed.trust):
+        assimilate(
+            parsed.trained,
+            parsed.observations,
+            parsed.out,
+            members=parsed.members,
+            modalities=parsed.modalities.split(",") if parsed.modalities else None,
+            dates=parsed.dates,
+            seed=parsed.seed,
+            baselines=parsed.baselines,
+            overrides=parsed.settings,
+            console=Console(),
+        )
     return 0
 
 

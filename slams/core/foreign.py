@@ -4,7 +4,9 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,34 @@ from torch import nn
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 HERE = "."  # as a trusted name: packages of the working folder
 
+_trusted: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
 
-def network(path: str, settings: Mapping[str, Any], trust: Collection[str], where: str) -> nn.Module:
-    """A network of a user's own class.
+
+@contextmanager
+def trusting(packages: Collection[str]) -> Iterator[None]:
+    """Allows packages to be imported by `network` while the block runs.
+
+    Args:
+        packages: Their names; "." allows packages of the working folder too.
+
+    Raises:
+        TypeError: If one text is given instead of several.
+    """
+    if isinstance(packages, str):
+        raise TypeError(f"trust is a list of packages, got the text {packages!r}; pass trust=[{packages!r}].")
+    token = _trusted.set(tuple(packages))
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+def network(path: str, settings: Mapping[str, Any], where: str) -> nn.Module:
+    """A network of a user's own class, of a package that `trusting` allows.
 
     Args:
         path: "package.module:Class".
         settings: Keywords of the class: plain numbers, texts, lists and mappings.
-        trust: Names of the packages that may be imported; "." allows packages of the working folder too.
         where: Which setting or file asks for it, for messages.
 
     Returns:
@@ -32,7 +54,7 @@ def network(path: str, settings: Mapping[str, Any], trust: Collection[str], wher
         TypeError: If the class is no `torch.nn.Module`, or refuses the keywords.
     """
     _check_plain(settings, where)
-    found = _trusted_class(path, trust, where)
+    found = _trusted_class(path, _trusted.get(), where)
     try:
         return found(**settings)
     except TypeError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 from slams.core.console import Console
@@ -24,7 +25,7 @@ from slams.pipeline.inputs.segments import Segment, seen_on, segments_of
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.posterior import decoded, posterior
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
-from slams.pipeline.results.analysis_file import provenance, write_analysis
+from slams.pipeline.results.analysis_file import analysis_tree, provenance, write_tree
 
 _SETTABLE = re.compile(
     r"device|assimilation\.\w+|assimilation\.operators\.[^.]+|experiment\.withhold\.[^.]+|data\.modalities\.[^.]+\.error_std"
@@ -91,35 +92,61 @@ def assimilate(
     target, folder = Path(out).expanduser(), Path(run).expanduser()
     if target.suffix not in (".nc", ".zarr"):
         raise ValueError(f"an analysis is written as .nc or .zarr, got {str(out)!r}.")
-    if members is not None and members < 1:
-        raise ValueError(f"an ensemble needs at least one member, got members={members}.")
-    span = _span(dates)
+    _span(dates)  # a wrong one is refused before the weights are read
     model = Model.load(folder)
     model = Model(model.codec, model.prior, configure(model.recipe, overrides, members))
     model.on(computing_device(model.recipe.device))
-    fitted = load_baselines(model, folder / FILE_NAME) if baselines else None
-    sources = _sources(model.recipe, observations, modalities)
+    sources = sources_of(model.recipe, observations, modalities)
     if target.resolve() in {Path(f).resolve() for source in sources.values() for f in source.files}:
         raise ValueError(f"{target} is one of the observation files; write the analysis elsewhere.")
+    tree = analyse(model, folder, sources, dates=dates, seed=seed, baselines=baselines, console=console)
+    with console.bar("writing the analysis", 1) as advance:
+        write_tree(tree, target)
+        advance(1, str(target))
+    return target
+
+
+def analyse(
+    model: Model,
+    folder: Path,
+    sources: Mapping[str, Source],
+    *,
+    dates: str | None = None,
+    seed: int = 0,
+    baselines: bool = False,
+    console: Console,
+) -> xr.DataTree:
+    """The analysis of every day of the observations, laid out as an analysis file.
+
+    Args:
+        model: Of the run, with the settings of this analysis.
+        folder: Of the run.
+        sources: Where each modality is.
+        dates: First and last day as "A..B"; all if None.
+        seed: Seed of all draws.
+        baselines: Whether the baselines' analyses are groups of the tree too.
+        console: Where progress is shown.
+
+    Raises:
+        FileNotFoundError: If the baselines are wanted and the run has none.
+        ValueError: If a file or the dates are wrong.
+    """
+    fitted = load_baselines(model, folder / FILE_NAME) if baselines else None
     console.say(f"observed: {', '.join(sources)}")
-    record = read_record(model, sources, span)
+    record = read_record(model, sources, _span(dates))
     segments = segments_of(record.dates, model.recipe.prior.window, _longest(model))
     found, shown = _analyse(model, record, segments, seed, console), _shown(model, record)
     groups = None if fitted is None else _baseline_groups(model, fitted, record, segments, seed, console)
     phase = phase_of(record.dates)
-    with console.bar("writing the analysis", 1) as advance:
-        write_analysis(
-            target,
-            model,
-            record.dates,
-            {n: found[n] for n in model.states},
-            {n: (found[n], torch.isfinite(x)) for n, x in shown.items()},
-            provenance(model, folder, _about(model.recipe, sources), seed),
-            groups,
-            observations={n: model.codec.physical(n, x, phase) for n, x in shown.items()},
-        )
-        advance(1, str(target))
-    return target
+    return analysis_tree(
+        model,
+        record.dates,
+        {n: found[n] for n in model.states},
+        {n: (found[n], torch.isfinite(x)) for n, x in shown.items()},
+        provenance(model, folder, _about(model.recipe, sources), seed),
+        groups,
+        observations={n: model.codec.physical(n, x, phase) for n, x in shown.items()},
+    )
 
 
 def _about(recipe: Recipe, sources: Mapping[str, Source]) -> dict[str, Any]:
@@ -165,6 +192,8 @@ def configure(recipe: Recipe, overrides: Sequence[str] = (), members: int | None
             raise ValueError(f"{key!r} names no modality; there are {', '.join(tree['data']['modalities'])}.")
     tree = override(tree, settings)
     if members is not None:
+        if members < 1:
+            raise ValueError(f"an ensemble needs at least one member, got members={members}.")
         tree["assimilation"]["members"] = members
     return from_tree(tree)
 
@@ -244,9 +273,20 @@ def _span(dates: str | None) -> tuple[np.datetime64, np.datetime64] | None:
     return span
 
 
-def _sources(
-    recipe: Recipe, observations: Sequence[str], modalities: Sequence[str] | None
+def sources_of(
+    recipe: Recipe, observations: Sequence[str], modalities: Sequence[str] | None = None
 ) -> dict[str, Source]:
+    """Where each observed modality is.
+
+    Args:
+        recipe: Of the run.
+        observations: Files, as FILE or NAME=FILE.
+        modalities: Names of those to use; None for the observation modalities that the files hold.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If a name is no modality, or a modality has no file.
+    """
     known = recipe.modalities
     variables = {name: m.variable for name, m in known.items()}
     sought = [n for n, m in known.items() if m.role == "observation"]

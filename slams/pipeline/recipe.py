@@ -70,7 +70,22 @@ class LatentRecipe:
 
 @dataclass(frozen=True)
 class PriorRecipe:
-    """The prior over windows of latents: its closed form and the network that corrects it, ours or the published one."""
+    """The prior over windows of latents: its closed form and the network that corrects it.
+
+    Attributes:
+        window: Days of a window, odd.
+        patterns: Largest number of patterns of the closed form.
+        fraction: Share of the variance that the patterns hold.
+        shrink: Weight of the diagonal in the covariance of the patterns' coefficients, in [0, 1].
+        published: Whether the network is the published U-Net.
+        hidden: Channels of the network at each level.
+        blocks: Residual blocks a level.
+        fit: How the network is trained.
+        network: A network of your own in place of ours, as "package.module:Class". It is made as Class(length=L,
+            event=(*Z), **network_settings) and called as f(x_t, g, t) with x_t and the closed form's mean g of shape
+            (*B, L, *Z); see `slams.diffusion.denoiser.NetworkDenoiser`. Its package must be trusted (`--trust`).
+        network_settings: Plain keywords of that class.
+    """
 
     window: int = 3
     patterns: int = 400
@@ -80,6 +95,8 @@ class PriorRecipe:
     hidden: tuple[int, ...] = (64, 96)
     blocks: int = 2
     fit: FitSettings = field(default_factory=FitSettings)
+    network: str = ""
+    network_settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

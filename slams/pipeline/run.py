@@ -18,7 +18,7 @@ from slams.pipeline.baselines.fit import fit_gaussian
 from slams.pipeline.inputs.fields import Fields, load_fields
 from slams.pipeline.model.model import Model
 from slams.pipeline.recipe import Recipe, to_tree
-from slams.pipeline.results.analysis_file import provenance, write_analysis, write_truth
+from slams.pipeline.results.analysis_file import analysis_tree, provenance, write_tree, write_truth
 from slams.pipeline.results.outcome import Outcome
 from slams.pipeline.results.run_report import write_summary
 from slams.pipeline.results.scoring import test
@@ -101,8 +101,7 @@ def _test(model: Model, fields: Fields, out: Path, console: Console) -> None:
 def _write(model: Model, outcome: Outcome, out: Path, label: str, names: tuple[str, ...]) -> None:
     states = {name: outcome.members[name] for name in model.states}
     observed = {name: (outcome.members[name], torch.isfinite(outcome.observed[name])) for name in names}
-    write_analysis(
-        out / "analysis.nc",
+    tree = analysis_tree(
         model,
         outcome.dates,
         states,
@@ -110,4 +109,5 @@ def _write(model: Model, outcome: Outcome, out: Path, label: str, names: tuple[s
         provenance(model, out, {label: list(names)}, model.recipe.seed),
         observations={name: outcome.observed[name] for name in names},
     )
+    write_tree(tree, out / "analysis.nc")
     write_truth(out / "truth.nc", model, outcome.dates, outcome.truth)

@@ -5,10 +5,15 @@ import sys
 import pytest
 from torch import nn
 
-from slams.core.foreign import network
+from slams.core import foreign
 
 HOSTILE = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
 NET = "from torch import nn\nclass Net(nn.Linear):\n    pass\nclass Other:\n    pass\n"
+
+
+def network(path, settings, trust, where):
+    with foreign.trusting(trust):
+        return foreign.network(path, settings, where)
 
 
 @pytest.fixture
@@ -64,6 +69,16 @@ def test_only_networks_are_built(package):
         network("mynets:Other", {}, ["mynets"], "prior.network")
     with pytest.raises(TypeError, match=r"no subclass of torch\.nn\.Module"):
         network("os:system", {}, ["os"], "prior.network")
+
+
+def test_trust_ends_with_its_block(package):
+    package("hostile", HOSTILE)
+    with foreign.trusting(["hostile"]):
+        pass
+    with pytest.raises(PermissionError):
+        foreign.network("hostile:Net", {}, "prior.network")
+    with pytest.raises(TypeError, match=r"pass trust=\['hostile'\]"), foreign.trusting("hostile"):
+        pass
 
 
 def test_settings_are_plain(package):

@@ -187,7 +187,7 @@ def test_a_run_that_is_done_is_reused_as_a_whole(done, monkeypatch):
     def refused(*arguments, **settings):
         raise AssertionError("done already")
 
-    for module, name in ((stages, "fit"), (experiment, "test"), (experiment, "write_analysis")):
+    for module, name in ((stages, "fit"), (experiment, "test"), (experiment, "write_tree")):
         monkeypatch.setattr(module, name, refused)
     assert experiment.run(recipe, console=Console(quiet=True)) == out
     assert {p: p.read_bytes() for p in before} == before

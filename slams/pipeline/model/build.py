@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from slams.core import foreign
 from slams.diffusion.denoiser import NetworkDenoiser, WindowGaussian
 from slams.networks.autoencoder import GridCoder, MultimodalAutoencoder, VectorCoder
 from slams.networks.conv_autoencoder import LATENT_CHANNELS, SharedGridCodec
@@ -71,6 +72,10 @@ def _one_grid(layouts: Mapping[str, Layout]) -> tuple[int, int]:
 def build_denoiser(recipe: Recipe, gaussian: WindowGaussian, periodic: bool) -> NetworkDenoiser:
     """The untrained denoiser of a recipe around its closed form."""
     prior = recipe.prior
+    if prior.network:
+        shape = {"length": prior.window, "event": list(gaussian.event)}
+        made = foreign.network(prior.network, {**shape, **prior.network_settings}, "prior.network")
+        return NetworkDenoiser(gaussian, made)
     if len(gaussian.event) == 1:
         if prior.published:
             raise ValueError(

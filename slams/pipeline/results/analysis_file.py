@@ -88,8 +88,7 @@ def provenance(model: Model, folder: Path, observations: Any, seed: int) -> dict
     }
 
 
-def write_analysis(
-    path: Path,
+def analysis_tree(
     model: Model,
     dates: np.ndarray,
     members: Mapping[str, Tensor],
@@ -98,13 +97,12 @@ def write_analysis(
     baselines: Mapping[str, Mapping[str, Tensor]] | None = None,
     *,
     observations: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write an analysis atomically, as netCDF or (suffix .zarr) as zarr.
+) -> xr.DataTree:
+    """An analysis as labelled arrays: state variables at the root, one group a modality that was observed.
 
     The group of an observed modality has its name, or observed_NAME where a state variable is called so.
 
     Args:
-        path: Where to.
         model: Trained.
         dates: (T).
         members: State variables (N, T, *S), physical.
@@ -128,7 +126,11 @@ def write_analysis(
     for name, fields in (baselines or {}).items():
         groups[f"/{name}"] = dataset_of(model, fields, dates, member=True)
     groups = {key: _renamed(dataset, root, key[1:]) for key, dataset in groups.items()}
-    tree = xr.DataTree.from_dict(groups)
+    return xr.DataTree.from_dict(groups)
+
+
+def write_tree(tree: xr.DataTree, path: Path) -> None:
+    """Write an analysis atomically, as netCDF or (suffix .zarr) as zarr."""
     if path.suffix != ".zarr":
         write_netcdf(tree, path)
         return

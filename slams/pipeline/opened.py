@@ -1,0 +1,161 @@
+"""A trained run in Python: `slams.open_run(folder)`, then `assimilate` and `evaluate`."""
+
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from slams.core import foreign
+from slams.core.console import Console
+from slams.core.device import computing_device
+from slams.core.random import generator
+from slams.data.files.read import write_netcdf
+from slams.pipeline.assimilate import analyse, configure, sources_of
+from slams.pipeline.model.model import Model
+
+Labelled = xr.Dataset | xr.DataArray | xr.DataTree
+Files = str | Path | Labelled
+Given = Files | Sequence[Files] | Mapping[str, Files]
+
+
+def open_run(folder: str | Path, *, trust: Collection[str] = (), device: str = "auto") -> "Run":
+    """Open a trained run.
+
+    Args:
+        folder: Of the run, as `slams train` wrote it; it may have been moved.
+        trust: Packages that may be imported for a network of the user's own; "." allows the working folder.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        The run.
+
+    Raises:
+        FileNotFoundError: If the folder holds no trained run.
+        PermissionError: If its network is of a package that is not in `trust`.
+        ValueError: If its weights do not fit its recipe.
+    """
+    folder = Path(folder).expanduser()
+    with foreign.trusting(trust):
+        model = Model.load(folder)
+    return Run(folder, model, device)
+
+
+class Run:
+    """A trained run.
+
+    Args:
+        folder: Where it is.
+        model: Codec and learnt prior.
+        device: Where networks compute.
+
+    Attributes:
+        recipe: Its settings.
+        modalities: Names of what may be observed or analysed.
+        states: Names of what is analysed.
+    """
+
+    def __init__(self, folder: Path, model: Model, device: str = "auto") -> None:
+        self.folder, self.model, self.recipe = folder, model, model.recipe
+        self.modalities, self.states = tuple(model.layouts), tuple(model.states)
+        self._device = device
+
+    def __repr__(self) -> str:
+        seen = [name for name in self.modalities if name not in self.states]
+        return (
+            f"Run({str(self.folder)!r}: {self.recipe.name}, analyses {', '.join(self.states)}, trained on "
+            f"{' to '.join(self.recipe.data.train)}; observes {', '.join(seen) or 'its states'})"
+        )
+
+    def assimilate(
+        self,
+        observations: Given,
+        *,
+        members: int | None = None,
+        modalities: Sequence[str] | None = None,
+        dates: str | None = None,
+        seed: int | None = 0,
+        baselines: bool = False,
+        progress: bool = False,
+        **settings: Any,
+    ) -> xr.DataTree:
+        """Analyse every day of the observations.
+
+        Args:
+            observations: Paths, "NAME=PATH", Datasets, DataArrays, or any of these by modality. Any subset of the
+                modalities will do; a variable is matched by the modality's name, else by its name in the recipe.
+            members: Ensemble size N; the recipe's if None.
+            modalities: Use only these; a state variable is read only if it is named.
+            dates: First and last day as "1997-12-01..1998-02-28"; all if None.
+            seed: Seed of all draws; None for a fresh one, kept in the attribute "seed".
+            baselines: Whether the baselines' analyses are groups of the result too.
+            progress: Whether progress is shown.
+            **settings: Settings of a trained run with their dots as two underscores, such as assimilation__steps=12 or
+                withhold__stations=[1, 3].
+
+        Returns:
+            The analysis, laid out as the file of `slams assimilate`: state variables (time, member[, level], lat, lon)
+            at the root, one group a modality that was observed.
+
+        Raises:
+            FileNotFoundError: If a file is not there.
+            TypeError: If the observations are of another type.
+            ValueError: If a name, setting, variable or date is wrong.
+        """
+        overrides = [f"{key.replace('__', '.')}={_yaml(value)}" for key, value in settings.items()]
+        recipe = configure(self.recipe, [*overrides, f"device={self._device}"], members)
+        model = Model(self.model.codec, self.model.prior, recipe).on(computing_device(self._device))
+        seed = generator(None).initial_seed() if seed is None else seed
+        console = Console(quiet=not progress)
+        with _as_files(observations, "observations") as files:
+            sources = sources_of(recipe, files, modalities)
+            return analyse(
+                model, self.folder, sources, dates=dates, seed=seed, baselines=baselines, console=console
+            )
+
+
+def _yaml(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@contextmanager
+def _as_files(given: Given, what: str) -> Iterator[list[str]]:
+    """[NAME=]PATH of everything given; labelled arrays pass through a file, so that all inputs enter by one door."""
+    items: list[tuple[str | None, Any]]
+    if isinstance(given, Mapping) and not isinstance(given, (xr.Dataset, xr.DataTree)):
+        items = list(given.items())
+    elif isinstance(given, Sequence) and not isinstance(given, str):
+        items = [(None, each) for each in given]
+    else:
+        items = [(None, given)]
+    if not items:
+        raise ValueError(f"the {what} are empty; give at least one file, Dataset or DataArray.")
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for number, (name, each) in enumerate(items):
+            if isinstance(each, (xr.Dataset, xr.DataArray)):
+                path = Path(folder) / f"{what}_{number}.nc"
+                each = _named(each, name)
+                write_netcdf(each, path)
+            elif isinstance(each, xr.DataTree):
+                path = Path(folder) / f"{what}_{number}.nc"
+                write_netcdf(each.to_dataset(), path)
+            elif isinstance(each, (str, Path)):
+                path = each if isinstance(each, Path) else Path(each)
+            else:
+                raise TypeError(
+                    f"{what} are paths, Datasets or DataArrays, got {type(each).__name__}; label an array with its "
+                    "dates and places first: xarray.DataArray(values, dims=('time', 'station'), coords=...)."
+                )
+            files.append(str(path) if name is None else f"{name}={path}")
+        yield files
+
+
+def _named(array: xr.Dataset | xr.DataArray, name: str | None) -> xr.Dataset:
+    if isinstance(array, xr.Dataset):
+        return array
+    if array.name is None and name is None:
+        raise ValueError("a DataArray without a name could be any modality; pass {modality: array}.")
+    return array.to_dataset(name=str(name if name is not None else array.name))
