@@ -150,7 +150,7 @@ def resolved(folder: Path) -> dict:
     found = {}
     for name, settings in given.items():
         values = {**starting(name, "lorenz96")[1], **settings}
-        errors = runner.run(name, values).scores["rmse_a"].tolist()
+        errors = runner.run(name, values).scores["rmse_time_mean"].tolist()
         found[name] = {"tuned": settings, "settings": values, "rmse_a": errors}
     return found
 

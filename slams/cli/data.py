@@ -14,7 +14,6 @@ from rich.table import Table
 
 from slams import config
 from slams.core.console import Console
-from slams.core.files import atomic
 from slams.data.archives import REGISTRY, Archive, Stations
 from slams.data.archives.local import has
 from slams.data.download.bars import download_bars
@@ -26,6 +25,7 @@ from slams.data.status import FolderStatus, StoreStatus, status
 from slams.data.store.manifest import record_history
 from slams.data.verify import verify
 from slams.evaluation.figures.plots import coverage_by_modality
+from slams.evaluation.figures.style import save_figure
 
 FOLDERS = {
     "era5": config.ERA_DATADIR / "era5",
@@ -237,8 +237,7 @@ def show_status(
         _print(found, console)
     if found.stores and (figure or not as_json):
         target = Path(figure) if figure else root / "coverage.png"
-        with atomic(target) as temporary:
-            coverage(found.stores).savefig(temporary, dpi=120, format="png")
+        save_figure(coverage(found.stores), target)
         if not as_json:
             console.say(f"coverage by year: {target}")
     return 1 if found.faults else 0

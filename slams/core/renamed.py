@@ -10,6 +10,13 @@ RENAMED: dict[str, dict[str, str]] = {
     "method setting": {"size": "members"},
     "size preset": {"grid": "size"},
     "bar": {"experiment": "case", "process": "case", "run": "row"},
+    "metric": {
+        "rmse_a": "rmse_time_mean",
+        "spread_a": "spread_time_mean",
+        "lost_share": "diverged_fraction",
+    },
+    "step diagnostic": {"hits": "covered", "lost": "diverged", "track": "innovation_ratio"},
+    "window statistic": {"variance": "predictive_variance", "hits": "covered", "hits_fair": "covered_fair"},
 }
 
 
@@ -45,6 +52,11 @@ def renamed(scope: str, tree: Mapping[str, Any]) -> dict[str, Any]:
             )
         found[new] = value
     return found
+
+
+def current(scope: str, name: str) -> str:
+    """The present name of one that may be old; see `renamed`."""
+    return next(iter(renamed(scope, {name: None})))
 
 
 def old_keywords(scope: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:

@@ -1,30 +1,28 @@
 """Posterior and truth to numbers and pictures: how well."""
 
-from slams.evaluation.evaluate import COVERAGE90, CRPS, RMSE, SPREAD, Metric, Score, evaluate
+from slams.evaluation.evaluate import MetricResult, ScoreTable, evaluate
 from slams.evaluation.metrics import (
+    BIAS,
+    COVERAGE90,
+    CRPS,
+    METRICS,
+    RMSE,
+    SPREAD,
+    SPREAD_SKILL,
+    Metric,
+    register,
+)
+from slams.evaluation.scores import Gain, Scores
+from slams.evaluation.spectra import power_spectrum, radial_spectrum
+from slams.evaluation.windows import (
     effective_count,
     gaussian_window_statistics,
-    power_spectrum,
-    radial_spectrum,
     rank_flatness,
     window_statistics,
 )
-from slams.evaluation.scores import Gain, Scores
 
 __all__ = [
-    "COVERAGE90",
-    "CRPS",
-    "RMSE",
-    "SPREAD",
-    "Gain",
-    "Metric",
-    "Score",
-    "Scores",
-    "evaluate",
-    "effective_count",
-    "gaussian_window_statistics",
-    "power_spectrum",
-    "radial_spectrum",
-    "rank_flatness",
-    "window_statistics",
-]
+    "BIAS", "COVERAGE90", "CRPS", "METRICS", "RMSE", "SPREAD", "SPREAD_SKILL", "Gain", "Metric", "MetricResult",
+    "ScoreTable", "Scores", "effective_count", "evaluate", "gaussian_window_statistics", "power_spectrum",
+    "radial_spectrum", "rank_flatness", "register", "window_statistics",
+]  # fmt: skip

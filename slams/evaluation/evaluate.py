@@ -1,34 +1,30 @@
-"""How well an ensemble knows the truth: a statistic of every point and time, and a function of its mean."""
+"""Scores of an ensemble of trajectories, or of its moments, against the truth."""
 
-from collections.abc import Callable, Sequence
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-import scipy.stats
 import torch
+from rich.console import Console
 from torch import Tensor
 
+from slams.core.errors import InvalidTypeError, InvalidValueError
+from slams.evaluation.metrics import Metric, metrics_of, named
+from slams.evaluation.tables import console_table, text
 
-def _as_it_is(mean: Tensor) -> Tensor:
-    return mean
 
+class Forecast(Protocol):
+    """What `evaluate` reads of a posterior: members, or mean and variance where members were not kept."""
 
-@dataclass(frozen=True)
-class Metric:
-    """A score as the function `finish` of the mean of a statistic.
-
-    Attributes:
-        name: What the score is called in tables.
-        statistic: Members (N, *truth) and truth to numbers of the shape of the truth.
-        finish: Applied to their mean over points and times.
-    """
-
-    name: str
-    statistic: Callable[[Tensor, Tensor], Tensor]
-    finish: Callable[[Tensor], Tensor] = _as_it_is
+    samples: Tensor | None
+    mean: Tensor | None
+    variance: Tensor | None
 
 
 @dataclass(frozen=True)
-class Score:
+class MetricResult:
     """A score with its 95 % interval over replicates (NaN with fewer than two), and that of each replicate."""
 
     metric: str
@@ -37,174 +33,202 @@ class Score:
     upper: float
     replicates: tuple[float, ...]
 
-
-def squared_error(samples: Tensor, truth: Tensor) -> Tensor:
-    """(mean over members - truth)^2: (N, *E) and (*E) to (*E)."""
-    return (samples.mean(0) - truth).square()
-
-
-def predictive_variance(samples: Tensor, truth: Tensor) -> Tensor:
-    """(N + 1) / N times the unbiased variance of the members, NaN for a single one: (N, *E) to (*E).
-
-    The factor makes it the squared error of the mean on average, if truth and members are exchangeable.
-
-    Source:
-        Fortin et al. (2014), doi:10.1175/JHM-D-14-0008.1, eq. 15.
-    """
-    size = samples.shape[0]
-    if size == 1:
-        return torch.full_like(truth, torch.nan)
-    return samples.var(0) * ((size + 1) / size)
+    def __float__(self) -> float:
+        """The score."""
+        return self.value
 
 
-def fair_crps(samples: Tensor, truth: Tensor) -> Tensor:
-    """mean |x_i - y| - sum_{i<j} |x_i - x_j| / (N (N - 1)); a single member has its absolute error.
+class ScoreTable(Mapping[str, MetricResult]):
+    """Scores by name, in a table that prints itself.
 
     Args:
-        samples: Members x, (N, *E).
-        truth: y, (*E).
-
-    Returns:
-        (*E).
-
-    Source:
-        Ferro (2014), doi:10.1002/qj.2270, eq. 7.
-
-    >>> fair_crps(torch.tensor([0.0, 2.0]), torch.tensor(0.0))
-    tensor(0.)
+        results: By name of the metric.
     """
-    size = samples.shape[0]
-    error = (samples - truth).abs().mean(0)
-    if size == 1:
-        return error
-    # of sorted members, x_(i) stands above i - 1 others and below N - i
-    turns = torch.arange(1 - size, size, 2, dtype=samples.dtype, device=samples.device)
-    ordered = samples.sort(0).values
-    return error - torch.tensordot(turns, ordered, 1) / (size * (size - 1))
 
+    def __init__(self, results: Mapping[str, MetricResult]) -> None:
+        self._results = dict(results)
 
-def inside90(samples: Tensor, truth: Tensor) -> Tensor:
-    """1 where the truth lies between the 5 % and 95 % quantiles (linear) of the members, else 0.
+    def __getitem__(self, name: str) -> MetricResult:
+        """A score by its name; a `KeyError` lists those of the table."""
+        if name not in self._results:
+            raise KeyError(f"no {name!r} in this table; it has {', '.join(self._results)}.")
+        return self._results[name]
 
-    Args:
-        samples: (N, *E).
-        truth: (*E).
+    def __iter__(self) -> Iterator[str]:
+        """Names of the metrics."""
+        return iter(self._results)
 
-    Returns:
-        (*E); NaN for a single member.
-    """
-    size = samples.shape[0]
-    if size == 1:
-        return torch.full_like(truth, torch.nan)
-    ordered = samples.sort(0).values
-    bounds = []
-    for share in (0.05, 0.95):
-        place = share * (size - 1)
-        below = min(int(place), size - 2)
-        bounds.append(torch.lerp(ordered[below], ordered[below + 1], place - below))
-    return ((truth >= bounds[0]) & (truth <= bounds[1])).to(truth.dtype)
+    def __len__(self) -> int:
+        """How many metrics there are."""
+        return len(self._results)
 
+    def rows(self) -> list[dict[str, str]]:
+        """A row of text for each metric; the interval only where there are several replicates."""
+        several = any(len(each.replicates) > 1 for each in self.values())
+        return [
+            {"metric": name, "mean" if several else "value": text(each.value)}
+            | ({"95 % interval": f"[{text(each.lower)}, {text(each.upper)}]"} if several else {})
+            for name, each in self.items()
+        ]
 
-RMSE = Metric("rmse", squared_error, torch.sqrt)
-SPREAD = Metric("spread", predictive_variance, torch.sqrt)
-CRPS = Metric("crps", fair_crps)
-COVERAGE90 = Metric("coverage90", inside90)
+    def __str__(self) -> str:
+        """The table as text."""
+        page = io.StringIO()
+        Console(file=page, width=80, color_system=None).print(console_table(self.rows()))
+        return "\n".join(line.rstrip() for line in page.getvalue().splitlines() if line.strip())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return str(self.to_dataframe()._repr_html_())
+
+    def to_dataframe(self) -> Any:
+        """A `pandas.DataFrame`: a line for each metric; value, bounds of the interval, number of replicates."""
+        import pandas as pd
+
+        lines = [(each.value, each.lower, each.upper, len(each.replicates)) for each in self.values()]
+        index = pd.Index(list(self), name="metric")
+        return pd.DataFrame(lines, index=index, columns=["value", "lower", "upper", "replicates"])
 
 
 def evaluate(
-    samples: Tensor,
+    posterior: Forecast | Tensor,
     truth: Tensor,
     *,
-    metrics: Sequence[Metric] = (RMSE, SPREAD, CRPS, COVERAGE90),
+    metrics: Sequence[Metric | str] | None = None,
     burn_in: int = 0,
-    batch: int = 0,
+    batch: int | None = None,
     weights: Tensor | None = None,
-) -> dict[str, Score]:
+) -> ScoreTable:
     """Score an ensemble of trajectories against the truth.
 
+    A posterior without members is scored by its mean and variance as a normal distribution; metrics that have no
+    Gaussian form are then left out.
+
     Args:
-        samples: Members, (*B, N, L, *S).
+        posterior: What `assimilate` returned, or its members (*B, N, L, *S).
         truth: (*B, L, *S).
-        metrics: What to compute.
+        metrics: What to compute, metrics or their names; all of `METRICS` that twin experiments have, if None.
         burn_in: Steps left out at the beginning.
-        batch: Number of axes *B of replicates.
+        batch: Number of axes *B of replicates; that of a posterior is known if None, members have 0.
         weights: Of the points (areas), broadcasting to *S; equal if None.
 
     Returns:
         Scores by name, each the mean of those of the replicates.
 
     Raises:
-        ValueError: If shapes disagree, the truth is not finite, or the burn-in leaves nothing.
+        ValueError: If shapes disagree, the truth is not finite, the burn-in leaves nothing, nothing was kept of the
+            posterior, or a metric's name is unknown.
+        TypeError: If `posterior` is neither a tensor nor has samples or mean.
 
     >>> members = torch.tensor([[[0.0], [0.0]], [[2.0], [2.0]]])
-    >>> evaluate(members, torch.zeros(2, 1), metrics=[RMSE])["rmse"].value
+    >>> evaluate(members, torch.zeros(2, 1), metrics=["rmse"])["rmse"].value
     1.0
     """
-    _check(samples, truth, burn_in, batch)
-    # replicates first for the truth, members before them for the samples
-    given = samples.movedim(batch, 0).flatten(1, batch) if batch else samples.unsqueeze(1)
-    y = truth.flatten(0, batch - 1) if batch else truth.unsqueeze(0)
-    given, y = given[:, :, burn_in:], y[:, burn_in:]
+    samples, moments = _kept(posterior)
+    batch = _replicate_axes(posterior, samples, truth) if batch is None else batch
+    _check(samples, moments, truth, burn_in, batch)
+    y = _flat(truth, batch)[:, burn_in:]
     share = torch.ones_like(y[0, 0]) if weights is None else weights.to(y).expand(y.shape[2:])
     share = share / share.sum()
-    scores = {}
-    for metric in metrics:
-        values = metric.statistic(given, y)
-        mean = (values * share).flatten(2).sum(-1).mean(1)
-        each = metric.finish(mean).tolist()
-        scores[metric.name] = Score(metric.name, *mean_interval(each), tuple(each))
-    return scores
+    forecast: tuple[Tensor, ...]
+    if samples is not None:  # members before the replicates
+        x = samples.movedim(batch, 0).flatten(1, batch) if batch else samples.unsqueeze(1)
+        form, forecast = "statistic", (x[:, :, burn_in:],)
+    else:
+        mean, variance = (_flat(each, batch)[:, burn_in:] for each in moments)
+        form, forecast = "gaussian", (mean, variance.sqrt())
+    results = {}
+    for metric in metrics_of("twin") if metrics is None else map(named, metrics):
+        if metric.parts and all(getattr(part, form) for part in metric.parts):
+            each = metric.value({p.key: _mean(p, form, forecast, y, share) for p in metric.parts}).tolist()
+            results[metric.name] = MetricResult(metric.name, *metric.interval(each), tuple(each))
+        elif metrics is not None:
+            known = "members" if samples is not None else "mean and variance"
+            raise InvalidValueError(
+                f"{metric.name} can't be computed from {known} and the truth; leave it out"
+                + ("." if samples is not None else ', or assimilate with keep="members".')
+            )
+    return ScoreTable(results)
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of independent values and its 95 % interval by Student's t; NaN bounds for fewer than two.
-
-    >>> mean_interval([1.0])
-    (1.0, nan, nan)
-    """
-    x = torch.tensor(list(values), dtype=torch.float64)
-    count, mean = len(x), float(x.mean())
-    if count < 2:
-        return mean, float("nan"), float("nan")
-    half = float(scipy.stats.t.ppf(0.975, count - 1)) * float(x.std()) / count**0.5
-    return mean, mean - half, mean + half
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median and an interval of order statistics of at least 95 %; NaN bounds for fewer than six values."""
-    x = sorted(values)
-    count = len(x)
-    median = float(torch.tensor(x, dtype=torch.float64).quantile(0.5))
-    below = int(scipy.stats.binom.ppf(0.025, count, 0.5))
-    if count < 6 or below < 1:
-        return median, float("nan"), float("nan")
-    return median, x[below - 1], x[count - below]
+def _kept(posterior: Forecast | Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """The members of a posterior, or None and its mean and variance (NaN if unknown)."""
+    if isinstance(posterior, Tensor):
+        return posterior, ()
+    samples: Tensor | None = getattr(posterior, "samples", None)
+    mean: Tensor | None = getattr(posterior, "mean", None)
+    if not (hasattr(posterior, "samples") or isinstance(mean, Tensor)):
+        raise InvalidTypeError(
+            f"evaluate takes a posterior or its members (*B, N, L, *S) as a tensor, got {type(posterior).__name__}."
+        )
+    if samples is not None:
+        return samples, ()
+    if mean is None:
+        raise InvalidValueError(
+            'the posterior kept neither members nor moments; assimilate with keep="members" or keep="moments".'
+        )
+    variance = getattr(posterior, "variance", None)
+    return None, (mean, torch.full_like(mean, math.nan) if variance is None else variance)
 
 
-def share_interval(hits: int, count: int) -> tuple[float, float, float]:
-    """A share and its exact 95 % interval.
+def _replicate_axes(posterior: Forecast | Tensor, samples: Tensor | None, truth: Tensor) -> int:
+    """Number of axes *B, which the diagnostics (*B, L) of a posterior tell, else the shapes of its members."""
+    if isinstance(posterior, Tensor):
+        return 0
+    diagnostics = getattr(posterior, "diagnostics", {})
+    if diagnostics:
+        return next(iter(diagnostics.values())).ndim - 1
+    if samples is None:
+        return 0
+    fits = [b for b in range(truth.ndim) if (*samples.shape[:b], *samples.shape[b + 1 :]) == truth.shape]
+    if len(fits) > 1:
+        raise InvalidValueError(
+            f"which axis of {tuple(samples.shape)} holds the members is ambiguous; pass `batch`, the number of axes "
+            "of replicates before it."
+        )
+    return fits[0] if fits else 0
 
-    Source:
-        Clopper & Pearson (1934), doi:10.1093/biomet/26.4.404.
 
-    >>> [round(x, 3) for x in share_interval(0, 16)]
-    [0.0, 0.0, 0.206]
-    """
-    beta = scipy.stats.beta.ppf
-    low = 0.0 if hits == 0 else float(beta(0.025, hits, count - hits + 1))
-    high = 1.0 if hits == count else float(beta(0.975, hits + 1, count - hits))
-    return hits / count, low, high
+def _flat(x: Tensor, batch: int) -> Tensor:
+    """One axis of replicates: (*B, L, *S) to (B, L, *S)."""
+    return x.flatten(0, batch - 1) if batch else x.unsqueeze(0)
 
 
-def _check(samples: Tensor, truth: Tensor, burn_in: int, batch: int) -> None:
-    shape = (*samples.shape[:batch], *samples.shape[batch + 1 :])
-    if samples.dim() != truth.dim() + 1 or shape != tuple(truth.shape):
-        raise ValueError(
+def _mean(metric: Metric, form: str, forecast: tuple[Tensor, ...], y: Tensor, share: Tensor) -> Tensor:
+    """Mean of a statistic over steps and weighted points, (B), from forecast (..., B, L, *S) and truth (B, L, *S)."""
+    statistic = getattr(metric, form)
+    if not metric.pooled:
+        values: Tensor = statistic(*forecast, y)
+        return (values if values.ndim == 2 else (values * share).flatten(2).sum(-1)).mean(1)
+    weights = share.expand(y.shape[1:]).flatten()
+    lead = y.ndim
+    return torch.stack(
+        [
+            statistic(
+                *(x.select(x.ndim - lead, r).flatten(1 - lead) for x in forecast), y[r].flatten(), weights
+            )
+            for r in range(len(y))
+        ]
+    )
+
+
+def _check(
+    samples: Tensor | None, moments: tuple[Tensor, ...], truth: Tensor, burn_in: int, batch: int
+) -> None:
+    if samples is not None and (*samples.shape[:batch], *samples.shape[batch + 1 :]) != tuple(truth.shape):
+        raise InvalidValueError(
             f"members of shape {tuple(samples.shape)} do not fit a truth of shape {tuple(truth.shape)}: "
             f"expected the members' axis after {batch} axes of replicates, then those of the truth; "
-            "say with `batch` how many there are."
+            "pass the number of axes of replicates as `batch`."
+        )
+    if any(each.shape != truth.shape for each in moments):
+        raise InvalidValueError(
+            f"moments of shape {tuple(moments[0].shape)} do not fit a truth of shape {tuple(truth.shape)}."
         )
     if not bool(torch.isfinite(truth).all()):
-        raise ValueError("the truth is not finite everywhere; leave out what is not known.")
+        raise InvalidValueError("the truth is not finite everywhere; leave out what is not known.")
     if not 0 <= burn_in < truth.shape[batch]:
-        raise ValueError(f"a burn-in of {burn_in} leaves nothing of {truth.shape[batch]} steps; shorten it.")
+        raise InvalidValueError(
+            f"a burn-in of {burn_in} leaves nothing of {truth.shape[batch]} steps; shorten it."
+        )

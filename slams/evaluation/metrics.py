@@ -1,243 +1,180 @@
-"""Statistics of one window that add up over windows, power spectra, and flatness of rank histograms.
+"""Metrics: a statistic of every point, how its mean is finished, and the one registry of all of them.
 
-Everything returned by `window_statistics` and `gaussian_window_statistics` is a weighted sum over the cells
-of one window, so sums over windows are the statistics of the whole test set; `slams.evaluation.scores` turns
-them into RMSE, CRPS and the rest, with intervals.
+A metric added to `METRICS` (or by `register`) is computed and named wherever scores are: `evaluate`, the windows of
+a run, the steps of a twin experiment, metrics.csv, tables, figures and reports.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
 
-import numpy as np
-import scipy.fft
-import scipy.stats
 import torch
 from torch import Tensor
 
-Statistics = dict[str, Tensor]
+from slams.core.settings import unknown
+from slams.evaluation.intervals import Interval, bounded_interval, mean_interval, rate_interval
 
-PIT_BINS = 20
+Statistic = Callable[..., Tensor]
+
 _LOWER, _UPPER = 0.05, 0.95
 _NORMAL_QUANTILE = 1.6448536269514722  # of 0.95
 _NORMAL_STRATA = 32  # equally likely values that stand for a normal in Wasserstein-1
 
 
-def window_statistics(
-    samples: Tensor, truth: Tensor, weights: Tensor, part: Tensor | None = None, *, channel_axis: int = 0
-) -> Statistics:
-    """Weighted sums, per channel, of what every score of an ensemble is made from.
+def _as_it_is(mean: Tensor) -> Tensor:
+    return mean
 
-    With weights w, members x_1..x_N of mean m, truth y, the sums over the scored cells of one window are
-    weight Σw, error Σw(m - y), squared_error Σw(m - y)², crps Σw[mean|x_i - y| - Σ_{i<j}|x_i - x_j| /
-    (N(N-1))], variance Σw (N+1)/N s² with s² of ddof 1 (what (m - y)² is on average if truth and members are
-    exchangeable), hits Σw[q05 <= y <= q95] with the linear quantiles of NumPy, hits_fair the same with
-    quantiles at position (N+1)p, which a calibrated ensemble of any size >= 19 hits nine times in ten (the
-    linear ones: 79 % for N = 16), ranks, the weight at each rank of the truth (ties shared evenly), and w1,
-    Σw times the Wasserstein-1 distance between the truths of the window, pooled, and the members, pooled. A
-    cell is scored where its weight is positive, `part` is true, and neither the truth nor all of the members
-    are NaN.
 
-    Args:
-        samples: Ensemble (N, L, *E) [unit]; N = 1 is a deterministic forecast, whose variance and hits are
-            NaN.
-        truth: True values (L, *E) [unit], NaN where not scored.
-        weights: Weights of the cells (areas), non-negative, broadcastable to the event shape *E.
-        part: Cells to score, bool, broadcastable to (L, *E); everywhere if None.
-        channel_axis: The axis of *E that becomes the axis of the result.
+@dataclass(frozen=True)
+class Metric:
+    """A score as the function `finish` of the mean of a statistic, or of other metrics.
 
-    Returns:
-        Name to sums of shape (C,), float64; `ranks` is (C, N + 1).
+    Attributes:
+        name: Name in tables and in metrics.csv.
+        statistic: Members (N, *E) and truth (*E) to numbers of the shape of the truth, whatever the order of the
+            members at each point; None for a metric `of` others, and for one that a twin experiment measures itself,
+            such as its cost.
+        finish: Applied to the mean of the statistic over points and times, or to the values of the metrics in `of`.
+        gaussian: The statistic of a normal: mean, standard deviation and truth, (*E) each, to (*E).
+        of: Metrics that this one is a function of.
+        key: Name of the statistic among sums of windows and diagnostics of steps; `name` if empty.
+        label: Name on axes; `name` if empty.
+        dimensional: Whether it has the unit of the variable.
+        better: "lower", "higher", or the value of a perfect ensemble, such as 0.9 for a coverage.
+        scope: Where it is computed: for "fields" verified in windows, in "twin" experiments, or both.
+        shown: How prominently: on the "console" and in the report, in the main table of the "report", among its
+            "further" tables, or in the "file" alone.
+        pooled: Whether the statistic compares samples: it takes the weights of the points (n) as third argument
+            besides members (N, n) and truth (n), and returns one number.
+        interval: Values of independent replicates to their mean and its 95 % interval.
+    """
 
-    Raises:
-        ValueError: If shapes disagree, weights are negative, or a scored cell has some members missing.
+    name: str
+    statistic: Statistic | None = None
+    finish: Callable[..., Tensor] = _as_it_is
+    _: KW_ONLY
+    gaussian: Statistic | None = None
+    of: tuple["Metric", ...] = ()
+    key: str = ""
+    label: str = ""
+    dimensional: bool = False
+    better: Literal["lower", "higher"] | float = "lower"
+    scope: Literal["all", "fields", "twin"] = "all"
+    shown: Literal["console", "report", "further", "file"] = "console"
+    pooled: bool = False
+    interval: Callable[[Sequence[float]], Interval] = mean_interval
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.key or self.name)
+        object.__setattr__(self, "label", self.label or self.name)
+
+    @property
+    def parts(self) -> tuple["Metric", ...]:
+        """The metrics whose statistics it is made from; none if it has no statistic."""
+        own = (self,) if self.statistic is not None else ()
+        return own + tuple(part for each in self.of for part in each.parts)
+
+    def value(self, means: Any) -> Tensor:
+        """The score, from the means of statistics by key."""
+        if self.of:
+            return self.finish(*(each.value(means) for each in self.of))
+        return self.finish(means[self.key])
+
+    def axis(self, units: str = "") -> str:
+        """Label of an axis, with the units of the variable where the metric has them."""
+        return f"{self.label} [{units}]" if units and self.dimensional else self.label
+
+
+def error(samples: Tensor, truth: Tensor) -> Tensor:
+    """mean over members - truth: (N, *E) and (*E) to (*E)."""
+    return samples.mean(0) - truth
+
+
+def squared_error(samples: Tensor, truth: Tensor) -> Tensor:
+    """(mean over members - truth)^2: (N, *E) and (*E) to (*E)."""
+    return (samples.mean(0) - truth).square()
+
+
+def predictive_variance(samples: Tensor, truth: Tensor) -> Tensor:
+    """(N + 1) / N times the unbiased variance of the members, NaN for a single one: (N, *E) to (*E).
+
+    The factor makes it the squared error of the mean on average, if truth and members are exchangeable.
 
     Source:
-        Fair CRPS: Ferro (2014), doi:10.1002/qj.2270, eq. 7; spread: Fortin et al. (2014),
-        doi:10.1175/JHM-D-14-0008.1, eq. 15; quantile positions: Hyndman & Fan (1996), types 7 and 6.
-
-    >>> cell = torch.tensor([[1.0]])
-    >>> window_statistics(torch.stack([cell, cell + 2]), cell, torch.ones(1))["crps"]
-    tensor([0.], dtype=torch.float64)
+        Fortin et al. (2014), doi:10.1175/JHM-D-14-0008.1, eq. 15.
     """
-    if samples.dim() != truth.dim() + 1 or samples.shape[1:] != truth.shape:
-        raise ValueError(
-            f"samples {tuple(samples.shape)} must be (N, *truth), but the truth is {tuple(truth.shape)}; "
-            "put the members first."
-        )
-    if samples.shape[0] == 0:
-        raise ValueError("samples have no members; give at least one.")
-    some = torch.isnan(samples).any(0)
-    every = torch.isnan(samples).all(0)
-    scored, weight = _scored(truth, weights, part)
-    scored = scored & ~every
-    if bool((some & scored).any()):
-        raise ValueError(
-            f"{int((some & scored).sum())} scored cells have some, not all, members missing; a diverged "
-            "member must not be dropped silently: repair the ensemble, or exclude these cells with `part`."
-        )
-    return _by_channel(
-        lambda x, y, w: _ensemble_sums(x[0], y, w), (samples,), truth, weight, scored, channel_axis
-    )
+    size = samples.shape[0]
+    if size == 1:
+        return torch.full_like(truth, torch.nan)
+    return samples.var(0) * ((size + 1) / size)
 
 
-def gaussian_window_statistics(
-    mean: Tensor,
-    std: Tensor,
-    truth: Tensor,
-    weights: Tensor,
-    part: Tensor | None = None,
-    *,
-    channel_axis: int = 0,
-) -> Statistics:
-    """The sums of `window_statistics` for a normal predictive distribution, in closed form.
-
-    CRPS = s[z(2Φ(z) - 1) + 2φ(z) - 1/√π] with z = (y - mean)/s; a hit is |z| <= 1.6449; variance is s², which
-    must therefore be the predictive variance. `ranks` counts Φ(z) in 20 bins; w1 takes each normal by 32
-    equally likely values.
+def fair_crps(samples: Tensor, truth: Tensor) -> Tensor:
+    """mean |x_i - y| - sum_{i<j} |x_i - x_j| / (N (N - 1)); a single member has its absolute error.
 
     Args:
-        mean: Predictive mean (L, *E) [unit].
-        std: Predictive standard deviation (L, *E) [unit], non-negative; 0 is a certain value.
-        truth: True values (L, *E) [unit], NaN where not scored.
-        weights: Weights of the cells, non-negative, broadcastable to *E.
-        part: Cells to score, bool, broadcastable to (L, *E); everywhere if None.
-        channel_axis: The axis of *E that becomes the axis of the result.
+        samples: Members x, (N, *E).
+        truth: y, (*E).
 
     Returns:
-        Name to sums of shape (C,), float64; `ranks` is (C, 20).
+        (*E).
 
-    Raises:
-        ValueError: If shapes disagree, or weights or standard deviations are negative.
+    Source:
+        Ferro (2014), doi:10.1002/qj.2270, eq. 7.
+
+    >>> fair_crps(torch.tensor([0.0, 2.0]), torch.tensor(0.0))
+    tensor(0.)
+    """
+    size = samples.shape[0]
+    error = (samples - truth).abs().mean(0)
+    if size == 1:
+        return error
+    # of sorted members, x_(i) stands above i - 1 others and below N - i
+    turns = torch.arange(1 - size, size, 2, dtype=samples.dtype, device=samples.device)
+    return error - torch.tensordot(turns, _ascending(samples), 1) / (size * (size - 1))
+
+
+def gaussian_crps(mean: Tensor, std: Tensor, truth: Tensor) -> Tensor:
+    """s [z (2 Φ(z) - 1) + 2 φ(z) - 1/√π] with z = (y - mean) / s, (*E) each.
 
     Source:
         Gneiting et al. (2005), doi:10.1175/MWR2904.1, eq. 5.
     """
-    if mean.shape != truth.shape or std.shape != truth.shape:
-        raise ValueError(
-            f"mean {tuple(mean.shape)} and std {tuple(std.shape)} must have the shape of the truth, "
-            f"{tuple(truth.shape)}; expand them first."
-        )
-    scored, weight = _scored(truth, weights, part)
-    scored = scored & ~torch.isnan(mean) & ~torch.isnan(std)
-    if bool((std[scored] < 0).any()):
-        raise ValueError(
-            "std has negative entries where it is scored; pass standard deviations, not residuals."
-        )
-    return _by_channel(
-        lambda x, y, w: _gaussian_sums(x[0], x[1], y, w), (mean, std), truth, weight, scored, channel_axis
-    )
-
-
-def _scored(truth: Tensor, weights: Tensor, part: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Where to score and with what weight, both of the shape of the truth."""
-    try:
-        weight = torch.broadcast_to(weights.to(truth.device), truth.shape)
-        part = (
-            torch.ones_like(truth, dtype=torch.bool)
-            if part is None
-            else torch.broadcast_to(part, truth.shape)
-        )
-    except RuntimeError as error:
-        raise ValueError(
-            f"weights and part must broadcast to the truth, {tuple(truth.shape)}: {error}"
-        ) from error
-    if part.dtype != torch.bool:
-        raise ValueError(f"part must be bool, got {part.dtype}; compare the mask with something first.")
-    if bool((weight < 0).any()):
-        raise ValueError(
-            "weights have negative entries; areas are non-negative (cos of a latitude in degrees?)."
-        )
-    return part.to(truth.device) & ~torch.isnan(truth) & (weight > 0), weight
-
-
-def _by_channel(
-    sums: Callable[[tuple[Tensor, ...], Tensor, Tensor], Statistics],
-    forecasts: tuple[Tensor, ...],
-    truth: Tensor,
-    weight: Tensor,
-    scored: Tensor,
-    channel_axis: int,
-) -> Statistics:
-    """Applies `sums` to the scored cells of each channel, in float64 so that windows add exactly."""
-    axis = channel_axis - truth.dim() + 1 if channel_axis >= 0 else channel_axis
-    if not 1 - truth.dim() <= axis < 0:
-        raise ValueError(
-            f"channel_axis {channel_axis} is not an axis of the event shape {tuple(truth.shape[1:])}."
-        )
-    columns = []
-    for c in range(truth.shape[axis]):
-        here = scored.select(axis, c)
-        cells = tuple(f.select(axis, c)[..., here].double() for f in forecasts)
-        columns.append(
-            sums(cells, truth.select(axis, c)[here].double(), weight.select(axis, c)[here].double())
-        )
-    return {name: torch.stack([column[name] for column in columns]) for name in columns[0]}
-
-
-def _ensemble_sums(x: Tensor, y: Tensor, w: Tensor) -> Statistics:
-    """Sums of one channel from members x (N, n), truth y (n), weights w (n)."""
-    size = x.shape[0]
-    x = x.sort(0).values
-    error = x.mean(0) - y
-    crps = (x - y).abs().mean(0)
-    below, equal = (x < y).sum(0), (x == y).sum(0)
-    # Each of the `equal + 1` possible ranks gets its share: a ramp of differences, summed up afterwards.
-    steps = torch.zeros(size + 2, dtype=w.dtype, device=w.device)
-    share = w / (equal + 1)
-    steps.index_add_(0, below, share).index_add_(0, below + equal + 1, -share)
-    if size > 1:
-        order = 2 * torch.arange(1, size + 1, device=x.device, dtype=x.dtype) - size - 1
-        crps = crps - order @ (x - x.mean(0)) / (size * (size - 1))
-        variance = (1 + 1 / size) * x.var(0)
-        hits = _between(x, y, [(size - 1) * p for p in (_LOWER, _UPPER)])
-        hits_fair = _between(x, y, [(size + 1) * p - 1 for p in (_LOWER, _UPPER)])
-    else:
-        variance = hits = hits_fair = torch.full_like(y, torch.nan)
-    return {
-        "weight": w.sum(),
-        "error": w @ error,
-        "squared_error": w @ error**2,
-        "crps": w @ crps,
-        "variance": w @ variance,
-        "hits": w @ hits,
-        "hits_fair": w @ hits_fair,
-        "w1": w.sum() * wasserstein(x, y, w),
-        "ranks": steps.cumsum(0)[:-1].clamp(min=0),
-    }
-
-
-def _between(ordered: Tensor, y: Tensor, positions: list[float]) -> Tensor:
-    """1 where y lies between two order statistics at fractional, 0-based positions of ordered (N, n)."""
-    bounds = []
-    for position in positions:
-        position = min(max(position, 0.0), ordered.shape[0] - 1.0)
-        low = min(int(position), ordered.shape[0] - 2)
-        bounds.append(torch.lerp(ordered[low], ordered[low + 1], position - low))
-    return ((bounds[0] <= y) & (y <= bounds[1])).to(y.dtype)
-
-
-def _gaussian_sums(mean: Tensor, std: Tensor, y: Tensor, w: Tensor) -> Statistics:
-    """Sums of one channel from mean, std, truth and weights, each (n)."""
-    error = mean - y
+    error = mean - truth
     z = -error / std.clamp(min=torch.finfo(std.dtype).tiny)
-    chance = torch.special.ndtr(z)
     density = torch.exp(-0.5 * z**2) / (2 * torch.pi) ** 0.5
-    # z * std overflows for std = 0, so the first term is written with the error itself.
-    crps = -error * (2 * chance - 1) + std * (2 * density - torch.pi**-0.5)
-    strata = (torch.arange(_NORMAL_STRATA, dtype=y.dtype, device=y.device) + 0.5) / _NORMAL_STRATA
-    members = mean + std * torch.special.ndtri(strata)[:, None]
-    bins = (chance * PIT_BINS).long().clamp(max=PIT_BINS - 1)
-    hits = w @ (error.abs() <= _NORMAL_QUANTILE * std).to(y.dtype)
-    return {
-        "weight": w.sum(),
-        "error": w @ error,
-        "squared_error": w @ error**2,
-        "crps": w @ crps,
-        "variance": w @ std**2,
-        "hits": hits,
-        "hits_fair": hits.clone(),
-        "w1": w.sum() * wasserstein(members, y, w),
-        "ranks": torch.zeros(PIT_BINS, dtype=w.dtype, device=w.device).index_add_(0, bins, w),
-    }
+    # z * std overflows for std = 0, so the first term is written with the error itself
+    return -error * (2 * torch.special.ndtr(z) - 1) + std * (2 * density - torch.pi**-0.5)
+
+
+def covered(samples: Tensor, truth: Tensor) -> Tensor:
+    """1 where the truth lies between the 5 % and 95 % quantiles (linear) of the members, else 0.
+
+    Args:
+        samples: (N, *E).
+        truth: (*E).
+
+    Returns:
+        (*E); NaN for a single member.
+
+    Source:
+        Hyndman & Fan (1996), type 7.
+    """
+    return _between(samples, truth, [(len(samples) - 1) * p for p in (_LOWER, _UPPER)])
+
+
+def covered_fair(samples: Tensor, truth: Tensor) -> Tensor:
+    """`covered` with quantiles at position (N + 1) p: a calibrated ensemble of any N >= 19 covers 9 times in 10.
+
+    Source:
+        Hyndman & Fan (1996), type 6.
+    """
+    return _between(samples, truth, [(len(samples) + 1) * p - 1 for p in (_LOWER, _UPPER)])
+
+
+def gaussian_covered(mean: Tensor, std: Tensor, truth: Tensor) -> Tensor:
+    """1 where |y - mean| <= 1.6449 s, else 0, (*E) each."""
+    return ((mean - truth).abs() <= _NORMAL_QUANTILE * std).to(truth.dtype)
 
 
 def wasserstein(members: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
@@ -264,130 +201,112 @@ def wasserstein(members: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     return masses[order].cumsum(0)[:-1].abs() @ values.diff()
 
 
-def power_spectrum(field: Tensor, lat: Tensor) -> tuple[Tensor, Tensor]:
-    """Power per zonal wavenumber of a field on latitude circles, averaged over area.
+def gaussian_wasserstein(mean: Tensor, std: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
+    """`wasserstein` with every normal replaced by 32 equally likely values."""
+    strata = (torch.arange(_NORMAL_STRATA, dtype=truth.dtype, device=truth.device) + 0.5) / _NORMAL_STRATA
+    return wasserstein(mean + std * torch.special.ndtri(strata)[:, None], truth, weights)
 
-    P_m = Σ_lat cos(lat) (2 - δ_{m0} - δ_{m,W/2}) |a_m|² / Σ cos(lat), a_m the Fourier coefficients along
-    longitude; the sum over m is the area-weighted mean square of the field (Parseval).
+
+def _ascending(samples: Tensor) -> Tensor:
+    """Members in ascending order at each point; those that are so already are not sorted again."""
+    return samples if bool((samples[1:] >= samples[:-1]).all()) else samples.sort(0).values
+
+
+def _between(samples: Tensor, truth: Tensor, positions: Sequence[float]) -> Tensor:
+    """1 where the truth lies between two order statistics at fractional, 0-based positions; NaN for one member."""
+    size = len(samples)
+    if size == 1:
+        return torch.full_like(truth, torch.nan)
+    ordered = _ascending(samples)
+    bounds = []
+    for position in positions:
+        position = min(max(position, 0.0), size - 1.0)
+        below = min(int(position), size - 2)
+        bounds.append(torch.lerp(ordered[below], ordered[below + 1], position - below))
+    return ((truth >= bounds[0]) & (truth <= bounds[1])).to(truth.dtype)
+
+
+# fmt: off
+# One entry a metric; their order is that of metrics.csv and of tables.
+RMSE = Metric("rmse", squared_error, torch.sqrt, gaussian=lambda m, s, y: (m - y).square(), key="squared_error",
+              label="RMSE", dimensional=True)
+BIAS = Metric("bias", error, gaussian=lambda m, s, y: m - y, key="error", dimensional=True, better=0.0, scope="fields")
+CRPS = Metric("crps", fair_crps, gaussian=gaussian_crps, label="CRPS", dimensional=True)
+SPREAD = Metric("spread", predictive_variance, torch.sqrt, gaussian=lambda m, s, y: s**2, key="predictive_variance",
+                dimensional=True, shown="report")
+SPREAD_SKILL = Metric("spread_skill", None, torch.div, of=(SPREAD, RMSE), label="spread / skill", better=1.0)
+COVERAGE90 = Metric("coverage90", covered, gaussian=gaussian_covered, key="covered", better=0.9,
+                    label="coverage of the 90 % interval", interval=bounded_interval)
+COVERAGE90_FAIR = Metric("coverage90_fair", covered_fair, gaussian=gaussian_covered, key="covered_fair", better=0.9,
+                         label="coverage by fair quantiles", scope="fields", shown="file", interval=bounded_interval)
+W1 = Metric("w1", wasserstein, gaussian=gaussian_wasserstein, label="Wasserstein-1", dimensional=True, pooled=True,
+            scope="fields", shown="report")
+_OF_TWINS = (  # measured by twin experiments themselves
+    Metric("rmse_time_mean", label="time mean of the RMSE", dimensional=True, scope="twin", shown="further"),
+    Metric("spread_time_mean", label="time mean of the spread", dimensional=True, scope="twin", shown="further"),
+    Metric("divergence_rate", label="diverged replicates", scope="twin", interval=rate_interval),
+    Metric("diverged_fraction", label="diverged steps", scope="twin", shown="further", interval=bounded_interval),
+    Metric("recovery", label="steps to the right sign", scope="twin", shown="further"),
+    Metric("recovered_in_2", label="recovered within 2 steps", scope="twin", shown="further", better="higher",
+           interval=bounded_interval),
+    Metric("model_calls", label="model calls per step", scope="twin"),
+    Metric("network_calls", label="network calls per step", scope="twin", shown="further"),
+    Metric("cpu_seconds", label="CPU seconds per step", scope="twin"),
+)
+_ALL = (RMSE, BIAS, CRPS, SPREAD, SPREAD_SKILL, COVERAGE90, COVERAGE90_FAIR, W1, *_OF_TWINS)
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+# fmt: on
+
+
+def register(metric: Metric) -> Metric:
+    """Add a metric to `METRICS`, so that every table, file and figure has it.
 
     Args:
-        field: Field without missing values (..., H, W) [unit].
-        lat: Latitudes (H) [degree].
+        metric: Its name and key must be free.
 
     Returns:
-        Zonal wavenumbers (W // 2 + 1) and power (..., W // 2 + 1) [unit²].
+        The metric.
 
     Raises:
-        ValueError: If `lat` has not H entries or the field has missing values.
+        ValueError: If a metric of that name or key exists.
     """
-    height, width = field.shape[-2:]
-    if lat.shape != (height,):
-        raise ValueError(f"lat has shape {tuple(lat.shape)}, but the field has {height} latitudes.")
-    if bool(torch.isnan(field).any()):
-        raise ValueError("field has missing values, which have no zonal spectrum; use radial_spectrum.")
-    power = (torch.fft.rfft(field.double(), dim=-1).abs() / width) ** 2
-    power[..., 1 : (width + 1) // 2] *= 2
-    area = torch.cos(torch.deg2rad(lat.double())).clamp(min=0).to(power.device)
-    power = torch.einsum("...hm,h->...m", power, area / area.sum())
-    return torch.arange(width // 2 + 1, device=power.device), power
+    taken = {each.name for each in METRICS.values()} | {each.key for each in METRICS.values()}
+    if {metric.name, metric.key} & taken:
+        raise ValueError(
+            f"a metric {metric.name!r} (key {metric.key!r}) exists already; choose another name."
+        )
+    METRICS[metric.name] = metric
+    return metric
 
 
-def radial_spectrum(field: Tensor) -> tuple[Tensor, Tensor]:
-    """Isotropic power of a regional or masked field, by the two-dimensional cosine transform.
-
-    The mean over valid cells is removed and missing cells get the anomaly 0; the variances of the orthonormal
-    DCT-II are summed over rings of k = min(H, W) sqrt((i/H)² + (j/W)²), whose wavelength is 2 min(H, W) cells
-    / k. The cosine transform needs no periodic domain. The sum over k is the mean square of the filled
-    anomaly.
-
-    Args:
-        field: Field (..., H, W) [unit], NaN where missing.
-
-    Returns:
-        Integer radii k = 1 .. ⌊√2 min(H, W)⌋ (K) and power (..., K) [unit²]; rings beyond min(H, W) are
-        incomplete.
-
-    Source:
-        Denis, Côté & Laprise (2002), doi:10.1175/1520-0493(2002)130<1812:SDOTDA>2.0.CO;2, section 2.
-    """
-    values = field.double()
-    anomaly = torch.nan_to_num(values - values.nanmean((-2, -1), keepdim=True))
-    height, width = values.shape[-2:]
-    variance = scipy.fft.dctn(anomaly.cpu().numpy(), axes=(-2, -1), norm="ortho") ** 2 / (height * width)
-    side = min(height, width)
-    radius = side * np.hypot(np.arange(height)[:, None] / height, np.arange(width) / width)
-    # Down to the integer, but the near-constant waves below 1 of an oblong domain belong to the first ring.
-    ring = torch.from_numpy(np.maximum(np.floor(radius + 1e-9).astype(int), 1)).flatten() - 1
-    rings = int(np.floor(2**0.5 * side))
-    power = torch.zeros(*values.shape[:-2], rings, dtype=torch.float64)
-    power.index_add_(-1, ring, torch.from_numpy(variance).flatten(-2))
-    return torch.arange(1, rings + 1), power.to(field.device)
-
-
-def effective_count(ranks: Tensor) -> float:
-    """How many independent truths a rank histogram is worth, from how much it varies between windows.
-
-    With n windows of weight w_i, p the pooled shares of the ranks and r_i the rank's sums in window i,
-
-        n_eff = Σ_r p_r (1 - p_r) / Σ_r V_r,   V_r = n / (n - 1) Σ_i (r_ir - w_i p_r)² / (Σ_i w_i)²,
-
-    the size of a sample of independent truths whose shares would vary as much as these do. Cells of one field, and
-    days of one window, share their errors, so that it is far below their number.
-
-    Args:
-        ranks: Weight at each rank in each window (n, R); windows far enough apart to be independent.
-
-    Returns:
-        n_eff; n where the windows cannot tell, because there is one, or because they all agree.
+def named(metric: str | Metric) -> Metric:
+    """A metric by its name.
 
     Raises:
-        ValueError: If the shape is another or there is no weight.
-
-    Source:
-        Rao & Scott (1981), doi:10.1080/01621459.1981.10477633, the mean design effect; the variance of a ratio between
-        clusters after Cochran (1977), Sampling techniques, eq. 9.30.
-
-    >>> effective_count(torch.eye(4).repeat(5, 1))  # every window is one truth
-    19.0
+        ValueError: If the name is unknown, with the nearest known one.
     """
-    if ranks.dim() != 2 or float(ranks.sum()) <= 0:
-        raise ValueError(f"ranks must be (windows, R) with some weight; got {tuple(ranks.shape)}.")
-    ranks = ranks.double()
-    weight = ranks.sum(1, keepdim=True)
-    ranks, weight = ranks[weight[:, 0] > 0], weight[weight[:, 0] > 0]
-    count, share = len(ranks), ranks.sum(0) / weight.sum()
-    variance = (ranks - weight * share).square().sum() / weight.sum() ** 2 * count / max(count - 1, 1)
-    return (
-        float((share * (1 - share)).sum() / variance) if count > 1 and float(variance) > 0 else float(count)
-    )
+    if isinstance(metric, Metric):
+        return metric
+    if metric not in METRICS:
+        raise ValueError(unknown("metric", metric, METRICS))
+    return METRICS[metric]
 
 
-def rank_flatness(counts: Tensor, independent: float | None = None) -> tuple[float, float]:
-    """Chi-square distance of a rank histogram from a flat one, and how probable a larger one is by chance.
+def metrics_of(scope: Literal["fields", "twin"]) -> list[Metric]:
+    """The metrics that are computed there, in order."""
+    return [metric for metric in METRICS.values() if metric.scope in ("all", scope)]
 
-    χ² = Σ_r (c_r - e)² / e with e the mean count; under calibration it has as many degrees of freedom as
-    members.
 
-    Args:
-        counts: Counts or weights per rank (R).
-        independent: How many independent truths the counts stand for; cells of one field are not independent,
-            so their number overstates the evidence (see `effective_count`). The sum of the counts if None.
+def shown(names: Iterable[str], *places: str) -> list[str]:
+    """Those of the names that are shown in one of the places, each once; unknown ones are in every report."""
+    return [
+        name
+        for name in dict.fromkeys(names)
+        if (METRICS[name].shown if name in METRICS else "report") in places
+    ]
 
-    Returns:
-        χ² and its p-value.
 
-    Raises:
-        ValueError: If there are fewer than two ranks or no counts.
-
-    Source:
-        Hamill (2001), doi:10.1175/1520-0493(2001)129<0550:IORHFV>2.0.CO;2.
-
-    >>> rank_flatness(torch.tensor([5.0, 5.0]))
-    (0.0, 1.0)
-    """
-    if counts.dim() != 1 or len(counts) < 2 or float(counts.sum()) <= 0:
-        raise ValueError(f"counts must be (R), R >= 2, and not all zero; got {counts}.")
-    observed = counts.double() * ((independent or float(counts.sum())) / float(counts.sum()))
-    expected = observed.mean()
-    statistic = float(((observed - expected) ** 2 / expected).sum())
-    return statistic, float(scipy.stats.chi2.sf(statistic, len(counts) - 1))
+def errors_shown(names: Iterable[str]) -> list[Metric]:
+    """The metrics to draw bars of: shown on the console, with the unit of the variable, better when lower."""
+    chosen = [METRICS[name] for name in shown(names, "console") if name in METRICS]
+    return [metric for metric in chosen if metric.parts and metric.better == "lower"]

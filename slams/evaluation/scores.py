@@ -1,6 +1,6 @@
 """Scores: statistics of many windows, gathered and turned into rows of metrics.csv with intervals."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,20 +9,14 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from slams.evaluation.metrics import Statistics, effective_count, rank_flatness
+from slams.core.renamed import renamed
+from slams.evaluation.metrics import metrics_of, named
+from slams.evaluation.tables import COLUMNS
+from slams.evaluation.windows import Statistics, effective_count, rank_flatness
 
 Row = dict[str, str | float | int]
 
-METRICS: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
-    "rmse": lambda s: (s["squared_error"] / s["weight"]).sqrt(),
-    "bias": lambda s: s["error"] / s["weight"],
-    "crps": lambda s: s["crps"] / s["weight"],
-    "spread": lambda s: (s["variance"] / s["weight"]).sqrt(),
-    "spread_skill": lambda s: (s["variance"] / s["squared_error"]).sqrt(),
-    "coverage90": lambda s: s["hits"] / s["weight"],
-    "coverage90_fair": lambda s: s["hits_fair"] / s["weight"],
-    "w1": lambda s: s["w1"] / s["weight"],
-}
+_BOUNDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -138,6 +132,7 @@ class Scores:
         """Add what `pack` gave, to the last bit."""
         for number, (method, variable, part, levels, windows) in enumerate(index):
             own = {k.partition(".")[2]: x for k, x in tensors.items() if k.startswith(f"{number}.")}
+            own = renamed("window statistic", own)
             for row, window in enumerate(windows):
                 statistics = {name: x[row] for name, x in own.items()}
                 self.add(method, variable, window, statistics, part=part, levels=levels)
@@ -150,55 +145,43 @@ class Scores:
         """Rows of metrics.csv, for every key, level and metric; scores that don't exist are left out."""
         rows: list[Row] = []
         for (method, variable, part), series in self._series.items():
-            sums = series.stacked()
-            count = len(series.windows)
-            draws = self._draws(count)
             names = ("all", *series.levels) if len(series.levels) > 1 else ("all",)
+            sums = series.stacked()
             windows = (sums["weight"] > 0).sum(0)
-            for metric, finish in METRICS.items():
-                value = finish({name: each.sum(0) for name, each in sums.items()})
-                resampled = finish({name: draws @ each for name, each in sums.items()})
-                bounds = torch.nanquantile(
-                    resampled, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0
-                )
-                if count < 2:
+            draws = self._draws(len(series.windows))
+            whole = _means({name: each.sum(0) for name, each in sums.items()})
+            resampled = _means({name: draws @ each for name, each in sums.items()})
+            for metric in metrics_of("fields"):
+                if any(each.key not in sums for each in metric.parts):
+                    continue
+                value = metric.value(whole)
+                bounds = torch.nanquantile(metric.value(resampled), _BOUNDS, dim=0)
+                if len(series.windows) < 2:
                     bounds = torch.full_like(bounds, torch.nan)
-                rows += [
-                    {
-                        "method": method,
-                        "variable": variable,
-                        "level": name,
-                        "part": part,
-                        "metric": metric,
-                        "value": float(value[column]),
-                        "lower": float(bounds[0, column]),
-                        "upper": float(bounds[1, column]),
-                        "n": int(windows[column]),
-                    }
-                    for column, name in enumerate(names)
-                    if not torch.isnan(value[column])
-                ]
+                for column, name in enumerate(names):
+                    if not torch.isnan(value[column]):
+                        numbers = (float(value[column]), *bounds[:, column].tolist(), int(windows[column]))
+                        place = (method, variable, name, part, metric.name)
+                        rows.append(dict(zip(COLUMNS, (*place, *numbers), strict=True)))
         return rows
 
     def value(
         self, method: str, metric: str, *, variable: str, part: str = "all", level: float | str = "all"
     ) -> float:
         """One score over all windows."""
-        series, column = self._find(method, variable, part, level)
-        return float(
-            METRICS[metric]({name: each[:, column].sum() for name, each in series.stacked().items()})
-        )
+        sums = self._sums(method, variable, part, level)
+        return float(named(metric).value(_means({name: each.sum() for name, each in sums.items()})))
 
     def per_window(
         self, method: str, metric: str, *, variable: str, part: str = "all", level: float | str = "all"
     ) -> dict[Hashable, float]:
         """One score of each window that has scored cells."""
-        series, column = self._find(method, variable, part, level)
-        sums = {name: each[:, column] for name, each in series.stacked().items()}
-        values = METRICS[metric](sums)
+        sums = self._sums(method, variable, part, level)
+        values = named(metric).value(_means(sums))
+        windows = self._series[method, variable, part].windows
         return {
-            w: float(v)
-            for w, v, weight in zip(series.windows, values, sums["weight"], strict=True)
+            window: float(v)
+            for window, v, weight in zip(windows, values, sums["weight"], strict=True)
             if weight > 0
         }
 
@@ -259,10 +242,9 @@ class Scores:
         Raises:
             ValueError: If the methods were not scored on the same cells of the same windows.
         """
-        if metric not in ("rmse", "crps", "w1"):
-            raise ValueError(
-                f"a gain needs a score that is better when smaller (rmse, crps, w1), got {metric!r}."
-            )
+        if named(metric).better != "lower":
+            lower = ", ".join(each.name for each in metrics_of("fields") if each.better == "lower")
+            raise ValueError(f"a gain needs a score that is better when smaller ({lower}), got {metric!r}.")
         first, second = (
             self.per_window(method, metric, variable=variable, part=part, level=level) for method in (a, b)
         )
@@ -272,18 +254,16 @@ class Scores:
         if n < 2:
             return Gain(mean, np.nan, np.nan, np.nan, np.nan, n)
         half = float(scipy.stats.t.ppf(0.975, n - 1)) * float(gains.std()) / n**0.5
-        low, high = torch.quantile(
-            self._draws(n) @ gains / n, torch.tensor([0.025, 0.975], dtype=torch.float64)
-        )
+        low, high = torch.quantile(self._draws(n) @ gains / n, _BOUNDS)
         return Gain(mean, mean - half, mean + half, float(low), float(high), n)
 
     def _check_pairs(self, a: str, b: str, variable: str, part: str, level: float | str) -> None:
         """Refuses a comparison on different cells, which could favour whoever leaves out the hard ones."""
         weights = []
         for method in (a, b):
-            series, column = self._find(method, variable, part, level)
-            total = series.stacked()["weight"][:, column]
-            weights.append({w: float(v) for w, v in zip(series.windows, total, strict=True) if v > 0})
+            total = self._sums(method, variable, part, level)["weight"]
+            windows = self._series[method, variable, part].windows
+            weights.append({w: float(v) for w, v in zip(windows, total, strict=True) if v > 0})
         first, second = weights
         if not first or first.keys() != second.keys():
             lonely = sorted(map(str, first.keys() ^ second.keys()))[:5]
@@ -308,6 +288,11 @@ class Scores:
         column = names.index(_label(level))
         return series, column if len(series.levels) > 1 else 0
 
+    def _sums(self, method: str, variable: str, part: str, level: float | str) -> Statistics:
+        """Sums of each window, (n), for one level."""
+        series, column = self._find(method, variable, part, level)
+        return {name: each[:, column] for name, each in series.stacked().items()}
+
     def _draws(self, count: int) -> Tensor:
         """How often each of `count` windows occurs in each resample (resamples, count)."""
         rng = torch.Generator().manual_seed(self.seed)
@@ -319,3 +304,8 @@ class Scores:
 def _label(level: float | str) -> str:
     """A level as it stands in metrics.csv."""
     return level if isinstance(level, str) else f"{level:g}"
+
+
+def _means(sums: Statistics) -> Statistics:
+    """Weighted sums to means."""
+    return {name: each / sums["weight"] for name, each in sums.items()}

@@ -11,6 +11,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from slams.core.files import atomic
+from slams.core.renamed import RENAMED, current
+from slams.evaluation.metrics import shown
 
 COLUMNS = ("method", "variable", "level", "part", "metric", "value", "lower", "upper", "n")
 _NUMBERS = ("value", "lower", "upper")
@@ -55,7 +57,14 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = [dict(row) for row in reader]
     for row in rows:
         row.update({name: float(row[name] or "nan") for name in _NUMBERS}, n=int(row["n"]))
-    return rows
+    return with_current_names(rows)
+
+
+def with_current_names(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of metrics.csv with metrics of earlier versions under their present names, with a warning for each."""
+    old = {row["metric"] for row in rows} & set(RENAMED["metric"])
+    new = {name: current("metric", name) for name in old}
+    return [{**row, "metric": new.get(row["metric"], row["metric"])} for row in rows]
 
 
 def wide(
@@ -64,7 +73,7 @@ def wide(
     variable: str,
     part: str = "all",
     level: str = "all",
-    metrics: Sequence[str] = ("rmse", "bias", "crps", "spread_skill", "coverage90", "w1"),
+    metrics: Sequence[str] | None = None,
     interval: bool = True,
 ) -> list[dict[str, str]]:
     """One line a method, one column a metric, best RMSE first: what people compare.
@@ -74,7 +83,7 @@ def wide(
         variable: Which variable.
         part: Which part of the cells.
         level: Which level.
-        metrics: Which metrics, in this order; those nobody has are left out.
+        metrics: Which metrics, in this order, those nobody has left out; if None all that are shown in reports.
         interval: Whether to print the 95 % intervals.
 
     Returns:
@@ -84,10 +93,11 @@ def wide(
     for row in rows:
         if (row["variable"], row["part"], str(row["level"])) == (variable, part, level):
             table.setdefault(row["method"], {})[row["metric"]] = row
-    present = [metric for metric in metrics if any(metric in scores for scores in table.values())]
+    known = dict.fromkeys(metric for scores in table.values() for metric in scores)
+    present = [m for m in metrics if m in known] if metrics else shown(known, "console", "report")
 
     def order(method: str) -> float:
-        value = table[method].get(metrics[0], {"value": math.inf})["value"]
+        value = table[method].get(metrics[0] if metrics else "rmse", {"value": math.inf})["value"]
         return math.inf if math.isnan(value) else value
 
     lines = []
@@ -99,6 +109,25 @@ def wide(
         line["n"] = str(max((row["n"] for row in scores.values()), default=0))
         lines.append(line)
     return lines
+
+
+def scores_by_method(
+    rows: Sequence[Mapping[str, Any]], metric: str, *, methods: Sequence[str] | None = None, **where: str
+) -> dict[str, tuple[float, float, float]]:
+    """Value and interval of one metric by method, as `plots.bars` draws them.
+
+    Args:
+        rows: Rows of metrics.csv.
+        metric: Its name.
+        methods: Which, in this order; all if None.
+        where: Columns that have to have a value, such as variable="t".
+    """
+    found = {
+        str(row["method"]): (float(row["value"]), float(row["lower"]), float(row["upper"]))
+        for row in rows
+        if row["metric"] == metric and all(row[name] == value for name, value in where.items())
+    }
+    return found if methods is None else {name: found[name] for name in methods if name in found}
 
 
 def text(value: Any) -> str:

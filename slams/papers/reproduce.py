@@ -13,10 +13,11 @@ from slams import config
 from slams.core.console import Console
 from slams.core.settings import build, read_tree, unknown
 from slams.core.stages import file_stem
-from slams.evaluation.evaluate import mean_interval, median_interval
+from slams.evaluation.figures.style import save_figure
 from slams.evaluation.figures.twin_plots import against_published
+from slams.evaluation.intervals import mean_interval, median_interval
 from slams.papers.study import new_name
-from slams.papers.table import Bar, Verdict, info, judge, save_figure, show, write_rows
+from slams.papers.table import Bar, Verdict, info, judge, show, write_rows
 from slams.twin.benchmark import rows_of, run_with_bar
 from slams.twin.benchmark import write_rows as write_metrics
 from slams.twin.experiment import Result
@@ -57,7 +58,7 @@ class PaperRow:
     row: str
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    metric: str = "rmse_a"
+    metric: str = "rmse_time_mean"
     published: float | None = None
     measured: float | None = None
     seeds: int = 3

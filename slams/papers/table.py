@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from slams.core.console import Console
 from slams.core.files import atomic
 from slams.evaluation.tables import console_table
@@ -111,12 +109,6 @@ def write_lines(path: Path, lines: Sequence[Mapping[str, Any]], columns: Sequenc
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as an image, whole or not at all."""
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=120)
 
 
 def line(verdict: Verdict) -> dict[str, str]:

@@ -14,7 +14,8 @@ from slams.core.console import Console
 from slams.data.files.modality import Modality
 from slams.data.files.read import find
 from slams.evaluation import Scores, window_statistics
-from slams.evaluation.report import console_table, wide, write_metrics
+from slams.evaluation.metrics import shown
+from slams.evaluation.tables import console_table, wide, write_metrics
 from slams.pipeline.inputs.fields import read_file
 from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.named_files import match
@@ -105,15 +106,10 @@ def evaluate(
     with console.bar("writing the report", 1) as advance:
         path = write_evaluation(folder, Path(analysis).name, attributes, scores, rows_out, verified)
         advance(1, str(path))
+    brief = shown((row["metric"] for row in rows_out), "console")
     for each in verified:
         for part in parts_shown(rows_out, each.name):
-            table = wide(
-                rows_out,
-                variable=each.name,
-                part=part,
-                metrics=("rmse", "bias", "crps", "spread_skill", "coverage90"),
-                interval=False,
-            )
+            table = wide(rows_out, variable=each.name, part=part, metrics=brief, interval=False)
             if table:
                 where = "" if part == "all" else f", {part} points"
                 console.rich.print(console_table(table, title=f"{each.name} [{each.layout.units}]{where}"))

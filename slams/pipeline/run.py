@@ -12,7 +12,8 @@ from slams.core.console import Console
 from slams.core.files import write_text
 from slams.core.stages import Stages
 from slams.data.planet.archive import simulate_archive
-from slams.evaluation.report import console_table, read_metrics, wide, write_metrics
+from slams.evaluation.metrics import shown
+from slams.evaluation.tables import console_table, read_metrics, wide, write_metrics
 from slams.pipeline.baselines.file import FILE_NAME, save_baselines
 from slams.pipeline.baselines.fit import fit_gaussian
 from slams.pipeline.inputs.fields import Fields, load_fields
@@ -52,7 +53,7 @@ def run(recipe: Recipe, *, console: Console | None = None) -> Path:
         _test(model, fields, out, console)
         rows = read_metrics(out / "metrics.csv")
         for variable in model.states:
-            metrics = ("rmse", "crps", "spread_skill", "coverage90")
+            metrics = shown((row["metric"] for row in rows), "console")
             table = wide(rows, variable=variable, metrics=metrics, interval=False)
             console.rich.print(console_table(table, title=f"{variable} [{model.layouts[variable].units}]"))
         console.say(f"report: {(out / 'report.html').resolve()}")

@@ -11,7 +11,7 @@ import yaml
 from slams import config
 from slams.core.console import Console
 from slams.core.files import atomic
-from slams.evaluation.evaluate import mean_interval, share_interval
+from slams.evaluation.metrics import METRICS, shown
 from slams.evaluation.tables import COLUMNS as SCORE_COLUMNS
 from slams.evaluation.tables import console_table
 from slams.twin.experiment import Result
@@ -21,23 +21,6 @@ from slams.twin.runner import Progress, Runner
 from slams.twin.setup import Setup, setup
 
 COLUMNS = ("system", "settings", "replicate", *SCORE_COLUMNS)
-METRICS = (
-    "rmse",
-    "spread",
-    "spread_skill",
-    "crps",
-    "coverage90",
-    "rmse_a",
-    "spread_a",
-    "divergence_rate",
-    "lost_share",
-    "recovery",
-    "recovered_in_2",
-    "model_calls",
-    "network_calls",
-    "cpu_seconds",
-)
-_CONSOLE = ("rmse", "spread", "crps", "coverage90", "divergence_rate", "model_calls", "cpu_seconds")
 _USUAL = ("OptInterp", "ThreeDVar", "EnKF", "ETKF", "DEnKF", "EnKFN", "LETKF", "EAKF")
 _TUNED = Path(__file__).parent / "tuned"
 _STRIDE = 20  # steps between two updates of the bar
@@ -116,7 +99,8 @@ def compare(made: Setup, plan: Sequence[Line], folder: Path, console: Console) -
         write_pages(folder, made, results, rows)
         advance(1, "")
     title = f"{made.system}, truths: {made.replicates}"
-    console.rich.print(console_table(overview(rows, _CONSOLE, interval=False), title=title, wrap=False))
+    metrics = shown((row["metric"] for row in rows), "console")
+    console.rich.print(console_table(overview(rows, metrics, interval=False), title=title, wrap=False))
     console.say(f"report: {(folder / 'report.html').resolve()}")
     return rows
 
@@ -147,24 +131,15 @@ def rows_of(result: Result, origin: str) -> list[Row]:
     rows: list[Row] = []
     front = {"system": result.setup["system"], "settings": origin, "method": result.method}
     where = {"variable": "state", "level": "all", "part": "all"}
-    for metric in METRICS:
-        if metric not in result.scores:
-            continue
-        values = result.scores[metric].tolist()
+    for name in (name for name in result.scores if name in METRICS):
+        values = result.scores[name].tolist()
         seed = int(result.setup["seed"])
         for r, value in enumerate(values):
             row = {"value": value, "lower": math.nan, "upper": math.nan, "n": 1}
-            rows.append({**front, **where, "replicate": seed + r, "metric": metric, **row})
-        if metric == "divergence_rate":
-            mean, lower, upper = share_interval(int(sum(values)), len(values))
-        else:
-            mean, lower, upper = mean_interval(values)
-        if metric in ("lost_share", "coverage90", "recovered_in_2"):  # Student's t knows no bounds
-            lower, upper = (
-                (max(lower, 0.0), min(upper, 1.0)) if math.isfinite(lower + upper) else (lower, upper)
-            )
+            rows.append({**front, **where, "replicate": seed + r, "metric": name, **row})
+        mean, lower, upper = METRICS[name].interval(values)
         last = {"value": mean, "lower": lower, "upper": upper, "n": len(values)}
-        rows.append({**front, **where, "replicate": "", "metric": metric, **last})
+        rows.append({**front, **where, "replicate": "", "metric": name, **last})
     return rows
 
 

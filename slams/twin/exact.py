@@ -37,7 +37,7 @@ def exact(model: Dynamics, truth: Tensor, observations: Observations) -> tuple[s
         error, std = mean - truth, variance.sqrt()
         numbers = {
             "crps": normal_crps(error, std).mean(-1),
-            "hits": (error.abs() <= _QUANTILE * std).to(truth).mean(-1),
+            "covered": (error.abs() <= _QUANTILE * std).to(truth).mean(-1),
         }
         name, calls = "Kalman", 1 + truth.shape[-1]
     elif isinstance(model, DoubleWell):
@@ -70,5 +70,5 @@ def _of_density(belief: GridBelief, truth: Tensor) -> Numbers:
     at = cdf.gather(-1, place).squeeze(-1)
     return {
         "crps": (cdf - above).square().sum(-1) * step,
-        "hits": ((at >= 0.05) & (at <= 0.95)).to(truth),
+        "covered": ((at >= 0.05) & (at <= 0.95)).to(truth),
     }

@@ -7,34 +7,28 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-from slams.core.files import atomic
 from slams.evaluation.figures import plots
+from slams.evaluation.figures.style import save_figure
 from slams.evaluation.figures.twin_plots import error_and_spread, rank_grid
+from slams.evaluation.metrics import METRICS, shown
 from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, write_report
-from slams.evaluation.tables import text
+from slams.evaluation.tables import scores_by_method, text
 from slams.twin.experiment import Result
 from slams.twin.methods import METHODS
 from slams.twin.setup import Setup
 
-_SCORES = ("rmse", "spread", "spread_skill", "crps", "coverage90", "divergence_rate")
-_FURTHER = ("rmse_a", "spread_a", "lost_share", "model_calls", "network_calls", "cpu_seconds")
-_JUMPS = ("recovery", "recovered_in_2")
-_LABELS = {
-    "rmse": "rmse [unit of the state]",
-    "crps": "crps [unit of the state]",
-    "coverage90": "coverage90; dashes: if calibrated",
-}
 _TRUTHFUL = (
     "Scores are taken at the observed steps after the burn-in. rmse and spread are square roots of means over time "
-    "and state; spread is sqrt((N + 1) / N · mean variance); rmse_a is the time mean of the spatial root mean "
-    "square error and spread_a that of the spatial root mean variance, as papers on these systems have them; crps "
+    "and state; spread is sqrt((N + 1) / N · mean variance); rmse_time_mean is the time mean of the spatial "
+    "root mean square error and spread_time_mean that of the spatial root mean variance, as papers on these systems "
+    "have them; crps "
     "is fair; coverage90 is how often the truth lies between the 5 % and 95 % quantiles of the members, which a "
     "calibrated ensemble of N reaches in 0.9 (N - 1) / (N + 1) of the cases: 0.74 of 10, 0.86 of 40, 0.90 of many. "
     "Intervals are 95 %, by Student's t over truths (of divergence_rate: exact binomial)."
 )
-_LOST = (
+_DIVERGED = (
     "A step is off the track if the mean over about 50 analyses of the squared innovations is more than twice what "
-    "forecast and observation error allow, or the mean is not finite; lost_share is the share of such steps among "
+    "forecast and observation error allow, or the mean is not finite; diverged_fraction is the share of such steps among "
     "those from the 100th analysis on (in a shorter run: the last one), divergence_rate the share of truths with "
     "more than a tenth of them. A method that reports no growing error of its own, such as persistence or nudging, "
     "is off the track by that measure although nothing broke."
@@ -59,9 +53,17 @@ _ORACLE = (
 
 
 def overview(
-    rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] = _SCORES, *, interval: bool = True
+    rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] | None = None, *, interval: bool = True
 ) -> list[dict[str, str]]:
-    """One line a method, means with intervals if asked for, the smallest error first."""
+    """One line a method, means with intervals if asked for, the smallest error first.
+
+    Args:
+        rows: Of metrics.csv.
+        metrics: The columns; those of the main table of a report if None.
+        interval: Whether to print the 95 % intervals.
+    """
+    if metrics is None:
+        metrics = shown((row["metric"] for row in rows), "console", "report")
     table: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         if row["replicate"] == "":
@@ -93,16 +95,13 @@ def write_pages(
     """
     figures = _figures(results, rows, setup)
     for name, (figure, _) in figures.items():
-        with atomic(folder / "figures" / f"{name}.png") as temporary:
-            figure.savefig(temporary, dpi=120)
+        save_figure(figure, folder / "figures" / f"{name}.png")
     best = overview(rows)[0]
     lost = [line["method"] for line in overview(rows, ("divergence_rate",)) if _share(line) > 0]
     lost = [name for name in lost if name not in METHODS or METHODS[name].kind != "trivial"]
-    table = Table(
-        overview(rows, _SCORES), "Means over truths; click a header to sort", highlight=best["method"]
-    )
-    jumps = _JUMPS if any(row["metric"] in _JUMPS for row in rows) else ()
-    more = Table(overview(rows, (*_FURTHER, *jumps)), "Further scores and costs")
+    table = Table(overview(rows), "Means over truths; click a header to sort", highlight=best["method"])
+    further = shown((row["metric"] for row in rows), "further")
+    more = Table(overview(rows, further), "Further scores and costs")
     settings = [
         {"method": r.method, **{k: str(v) for k, v in r.settings.items()}} for r in results if r.settings
     ]
@@ -117,7 +116,16 @@ def write_pages(
         ],
         [
             Section(
-                "Scores", [table, _ORACLE, _TRUTHFUL, _LOST, _COST, *([_JUMPING] if jumps else []), more]
+                "Scores",
+                [
+                    table,
+                    _ORACLE,
+                    _TRUTHFUL,
+                    _DIVERGED,
+                    _COST,
+                    *([_JUMPING] if "recovery" in further else []),
+                    more,
+                ],
             ),
             *(Section(title, [Picture(figure, title)]) for figure, title in figures.values()),
             Section(
@@ -142,16 +150,18 @@ def _figures(
         if "rank" in numbers:
             scored = numbers["rank"][..., list(result.scored)]
             ranks[result.method] = (scored, int(result.settings.get("size", 1)))
-    means = [
-        row for row in rows if row["replicate"] == "" and row["metric"] in ("rmse", "crps", "coverage90")
-    ]
-    scores: dict[str, dict[str, tuple[float, float, float]]] = {}
-    for row in means:
-        scores.setdefault(row["metric"], {})[row["method"]] = (row["value"], row["lower"], row["upper"])
-    scores = {_LABELS[metric]: {n: each[n] for n in ordered if n in each} for metric, each in scores.items()}
     sizes = {result.method: int(result.settings["size"]) for result in results if "size" in result.settings}
-    calibrated = {name: 0.9 * (n - 1) / (n + 1) for name, n in sizes.items()}
-    target = {_LABELS["coverage90"]: {name: calibrated.get(name, 0.9) for name in ordered}}
+    means = [row for row in rows if row["replicate"] == ""]
+    scores, target = {}, {}
+    for metric in (METRICS[name] for name in shown((row["metric"] for row in rows), "console")):
+        if metric.parts:
+            ideal = metric.better if isinstance(metric.better, float) else None
+            label = metric.axis("unit of the state") + ("; dashes: if calibrated" if ideal else "")
+            scores[label] = scores_by_method(means, metric.name, methods=ordered)
+            if metric.name == "coverage90":  # what a calibrated ensemble of N reaches
+                target[label] = {name: 0.9 * (n - 1) / (n + 1) for name, n in sizes.items()}
+            if ideal:
+                target[label] = dict.fromkeys(ordered, ideal) | target.get(label, {})
     dt = results[0].dt
     time = error_and_spread(curves, dt=dt, burn_in=dt * setup.observe.every * setup.burn_in)
     return {

@@ -19,7 +19,7 @@ from slams.observation.observation import Observations
 from slams.twin.exact import exact
 from slams.twin.experiment import Result, TwinExperiment
 from slams.twin.methods import Climate, build, entry
-from slams.twin.scores import recovery, summary
+from slams.twin.scores import summary
 from slams.twin.setup import Setup
 
 Progress = Callable[[int], None]
@@ -163,9 +163,8 @@ def _warm_up() -> None:
 
 def _with_setup(result: Result, setup: Setup) -> Result:
     """A result that knows its experiment, and how long it was wrong of a truth that jumps."""
-    scores, every = dict(result.scores), int(setup.truth.get("flip_every", 0))
-    wrong = result.posterior.diagnostics.get("wrong_sign")
-    if wrong is not None and every:
-        jumps = [k for k in range(every, wrong.shape[-1], every) if k >= result.scored[0]]
-        scores |= recovery(wrong, jumps)
-    return replace(result, setup=setup.plain(), scores=scores)
+    every, numbers = int(setup.truth.get("flip_every", 0)), result.posterior.diagnostics
+    if every:
+        jumps = [k for k in range(every, numbers["variance"].shape[-1], every) if k >= result.scored[0]]
+        result = replace(result, scores=summary(numbers, result.scored, setup.burn_in, jumps))
+    return replace(result, setup=setup.plain())

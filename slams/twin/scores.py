@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.filter import Belief
-from slams.evaluation.evaluate import fair_crps, inside90
+from slams.core.renamed import RENAMED
+from slams.evaluation.metrics import metrics_of
 
-LOST_SHARE = 0.1  # of the scored steps
+DIVERGED_FRACTION = 0.1  # of the scored steps, beyond which a replicate counts as diverged
 SETTLED = 100  # analyses until the running mean of innovations has forgotten a poor first guess
+MOMENTS = {"squared_error", "predictive_variance"}  # statistics that mean and variance give
 
 
 @dataclass
@@ -26,10 +28,10 @@ class TwinScores:
 
     Numbers of a step, each (*B): "squared_error" of the mean, "variance" of the members (unbiased) and
     "predictive_variance", (N + 1) / N times that (methods that carry a covariance: the same), means over the
-    state; with `detail` also "crps" (fair), "hits" (share of the state within the 90 % interval) and "rank" of the
-    truth among the members in one variable, another at every step; where the state is one variable "wrong_sign", whether
-    the mean's is not the truth's; "model_calls" and "cpu_seconds" since the step
-    before, per replicate and without the scoring itself.
+    state; with `detail` also the statistics of the other metrics of twin experiments, "crps" (fair) and "covered"
+    (share of the state within the 90 % interval) among them, and "rank" of the truth among the members in one variable,
+    another at every step; where the state is one variable "wrong_sign", whether the mean's is not the truth's;
+    "model_calls" and "cpu_seconds" since the step before, per replicate and without the scoring itself.
 
     "network_calls" are not counted here: a method with networks puts them into its `memory.diagnostics`, (*B), the
     number of its step. As a model call is one state of one replicate advanced by one step, a network call is one
@@ -98,11 +100,13 @@ class TwinScores:
         members = ensemble.movedim(-1 - self._event, 0)
         flat, at = members.flatten(-self._event), k % y.shape[-self._event :].numel()
         below = flat[..., at] < y.flatten(-self._event)[..., at]
-        return {
-            "crps": fair_crps(members, y).mean(axes),
-            "hits": inside90(members, y).mean(axes),
-            "rank": below.sum(0).to(y.dtype),
+        parts = {part.key: part for metric in metrics_of("twin") for part in metric.parts}
+        numbers = {
+            key: part.statistic(members, y).mean(axes)
+            for key, part in parts.items()
+            if key not in MOMENTS and part.statistic is not None and not part.pooled
         }
+        return numbers | {"rank": below.sum(0).to(y.dtype)}
 
 
 def wrong_sign(mean: Tensor, truth: Tensor) -> dict[str, Tensor]:
@@ -141,45 +145,58 @@ def recovery(wrong: Tensor, jumps: Sequence[int]) -> dict[str, Tensor]:
     return {"recovery": steps.mean(-1), "recovered_in_2": (steps <= 2).to(wrong).mean(-1)}
 
 
-def summary(diagnostics: Mapping[str, Tensor], scored: Sequence[int], burn_in: int = 0) -> dict[str, Tensor]:
+def summary(
+    diagnostics: Mapping[str, Tensor], scored: Sequence[int], burn_in: int = 0, jumps: Sequence[int] = ()
+) -> dict[str, Tensor]:
     """Scores of each replicate from the numbers of its steps.
 
     Args:
         diagnostics: From `TwinScores` and the filter, (*B, L) each.
         scored: Steps that count.
         burn_in: Analyses before them.
+        jumps: Steps at which the truth jumps, for `recovery`.
 
     Returns:
-        (*B) each: "rmse" and "spread", square roots of means over time and space; "rmse_a" and "spread_a", the
-        means over time of spatial root mean squares, as the literature of these systems has them ("spread_a"
-        from the unbiased variance itself); "spread_skill", "crps", "coverage90"; "lost_share", the share of
-        steps at which the method was off the track or not finite, of those from the 100th analysis on (of a
-        shorter run the last);
-        "divergence_rate", 1 where that is more than `LOST_SHARE` (a passing excursion on Lorenz-63 is no loss)
-        or an error is not finite; "model_calls", "network_calls" (0 if no step reports any) and "cpu_seconds" per
-        step of the whole run.
+        (*B) each, in the order of metrics.csv: the metrics of twin experiments, of means over time and space;
+        "rmse_time_mean" and "spread_time_mean", the means over time of spatial root mean squares, as the literature of
+        these systems has them (the latter from the unbiased variance itself); "divergence_rate", 1 where
+        "diverged_fraction" is more than `DIVERGED_FRACTION` (a passing excursion on Lorenz-63 is no divergence) or an
+        error is not finite; "diverged_fraction", the share of steps at which innovations were too large or the mean
+        not finite, of those from the 100th analysis on (of a shorter run the last); `recovery`; "model_calls",
+        "network_calls" (0 if no step reports any) and "cpu_seconds" per step of the whole run.
     """
+    diagnostics = _with_new_names(diagnostics)
     steps = torch.as_tensor(list(scored))
     here = {name: value[..., steps] for name, value in diagnostics.items()}
     error = here["squared_error"]
-    lost = ~torch.isfinite(error)
-    if "lost" in here:
-        lost = lost | (here["lost"] > 0.5)
+    diverged = ~torch.isfinite(error)
+    if "diverged" in here:
+        diverged = diverged | (here["diverged"] > 0.5)
     settled = min(max(SETTLED - burn_in, 0), len(steps) - 1)
-    out = {
-        "rmse": error.mean(-1).sqrt(),
-        "rmse_a": error.sqrt().mean(-1),
-        "spread": here["predictive_variance"].mean(-1).sqrt(),
-        "spread_a": here["variance"].sqrt().mean(-1),
-        "lost_share": lost[..., settled:].to(error.dtype).mean(-1),
-    }
-    out["divergence_rate"] = (~torch.isfinite(out["rmse"]) | (out["lost_share"] > LOST_SHARE)).to(error.dtype)
-    out["spread_skill"] = out["spread"] / out["rmse"]
-    for name, source in (("crps", "crps"), ("coverage90", "hits")):
-        if source in here:
-            out[name] = here[source].mean(-1)
-    for name in ("model_calls", "cpu_seconds"):
-        out[name] = diagnostics[name].nansum(-1) / diagnostics[name].shape[-1]
-    networks = diagnostics.get("network_calls", torch.zeros_like(diagnostics["model_calls"]))
-    out["network_calls"] = networks.nansum(-1) / networks.shape[-1]
+    fraction = diverged[..., settled:].to(error.dtype).mean(-1)
+    means = {name: value.mean(-1) for name, value in here.items()}
+    metrics = [m for m in metrics_of("twin") if m.parts and all(part.key in means for part in m.parts)]
+    # first those that follow from mean and variance
+    metrics.sort(key=lambda metric: not {part.key for part in metric.parts} <= MOMENTS)
+    out = {metric.name: metric.value(means) for metric in metrics}
+    out["rmse_time_mean"] = error.sqrt().mean(-1)
+    out["spread_time_mean"] = here["variance"].sqrt().mean(-1)
+    out["divergence_rate"] = (~torch.isfinite(out["rmse"]) | (fraction > DIVERGED_FRACTION)).to(error.dtype)
+    out["diverged_fraction"] = fraction
+    if "wrong_sign" in diagnostics:
+        out |= recovery(diagnostics["wrong_sign"], jumps)
+    per_step = diagnostics["model_calls"]
+    for name in ("model_calls", "network_calls", "cpu_seconds"):
+        numbers = diagnostics.get(name, torch.zeros_like(per_step))
+        out[name] = numbers.nansum(-1) / numbers.shape[-1]
     return out
+
+
+def _with_new_names(diagnostics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Diagnostics of earlier versions by their new names; a run that was resumed may have both."""
+    found = dict(diagnostics)
+    for old, new in RENAMED["step diagnostic"].items():
+        if old in found:
+            value = found.pop(old)
+            found[new] = torch.where(torch.isnan(found[new]), value, found[new]) if new in found else value
+    return found

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from slams.core.covariance import Diagonal
 from slams.core.eof import eof
 from slams.core.geometry.torus import clockwise_vorticity
-from slams.evaluation.evaluate import CRPS, RMSE, SPREAD, evaluate, mean_interval
-from slams.evaluation.figures.style import heading, new_figure
+from slams.evaluation import CRPS, RMSE, SPREAD, evaluate
+from slams.evaluation.figures.style import INK, NOTE, RED_DOT, SMALL, heading, new_figure
+from slams.evaluation.intervals import mean_interval
 from slams.networks.autoencoder import MultimodalAutoencoder, VectorCoder
 from slams.observation.observation import Observations
 from slams.training.fit import FitSettings, fit
@@ -205,11 +206,11 @@ def belief_figure(
         extent = (-0.5, length - 0.5, low, high)
         axis.imshow(cells.mT.numpy(), origin="lower", aspect="auto", cmap="Blues", extent=extent)
         if seen is not None:
-            axis.plot(seen[:, 0].numpy(), ".", color="#c04030", markersize=3)
-        axis.plot(truth[:, 0].numpy(), color="#202020", linewidth=0.9)
+            axis.plot(seen[:, 0].numpy(), ".", color=RED_DOT, markersize=3)
+        axis.plot(truth[:, 0].numpy(), color=INK, linewidth=0.9)
         axis.set_ylim(low, high)
-        axis.set_ylabel(name, fontsize=8)
-    axes[-1].set_xlabel("step", fontsize=9)
+        axis.set_ylabel(name, fontsize=SMALL)
+    axes[-1].set_xlabel("step", fontsize=NOTE)
     heading(figure, title)
     return figure
 
@@ -242,9 +243,9 @@ def flow_figure(
             image = axis.imshow(turning.mT.numpy(), origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit)
             axis.set_xticks([])
             axis.set_yticks([])
-        row[0].set_ylabel(name, fontsize=8)
+        row[0].set_ylabel(name, fontsize=SMALL)
     for axis, k in zip(axes[0], steps, strict=True):
-        axis.set_title(f"step {k}", fontsize=9)
+        axis.set_title(f"step {k}", fontsize=NOTE)
     if image is not None:
         figure.colorbar(image, ax=axes, shrink=0.4, label="vorticity")
     heading(figure, title)

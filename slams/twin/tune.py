@@ -124,7 +124,7 @@ def score(runner: Runner, name: str, settings: Mapping[str, Any]) -> float:
         settings: On trial.
     """
     result = runner.run(name, settings)
-    error, lost = result.scores["rmse_a"], result.scores["divergence_rate"] > 0
+    error, lost = result.scores["rmse_time_mean"], result.scores["divergence_rate"] > 0
     worst = float(10 * runner.climate.covariance.diagonal().mean().sqrt())
     error = torch.where(torch.isfinite(error), error, math.inf).clamp(max=worst)
     return float(torch.where(lost, 2 * error, error).mean())

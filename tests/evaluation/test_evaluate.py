@@ -7,16 +7,10 @@ import torch
 
 from slams.core.random import fork, normal
 from slams.evaluation import COVERAGE90, CRPS, RMSE, SPREAD, Metric, evaluate
-from slams.evaluation.evaluate import (
-    fair_crps,
-    inside90,
-    mean_interval,
-    median_interval,
-    share_interval,
-    squared_error,
-)
 from slams.evaluation.figures.twin_plots import error_and_spread, rank_grid
-from slams.evaluation.metrics import window_statistics
+from slams.evaluation.intervals import mean_interval, median_interval, share_interval
+from slams.evaluation.metrics import covered, fair_crps, squared_error
+from slams.evaluation.windows import window_statistics
 
 
 def ensemble(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -38,10 +32,10 @@ def test_scores_equal_those_of_the_window_statistics(size):
         float((total["squared_error"] / total["weight"]).sqrt()), abs=1e-12
     )
     assert got["spread"].value == pytest.approx(
-        float((total["variance"] / total["weight"]).sqrt()), abs=1e-12
+        float((total["predictive_variance"] / total["weight"]).sqrt()), abs=1e-12
     )
     assert got["crps"].value == pytest.approx(float(total["crps"] / total["weight"]), abs=1e-12)
-    assert got["coverage90"].value == pytest.approx(float(total["hits"] / total["weight"]), abs=1e-12)
+    assert got["coverage90"].value == pytest.approx(float(total["covered"] / total["weight"]), abs=1e-12)
 
 
 @pytest.mark.parametrize("size", [2, 5, 40])
@@ -69,7 +63,7 @@ def test_error_and_spread_of_exchangeable_members_agree():
 def test_coverage_takes_the_linear_quantiles():
     """Members 0, 1, ..., 20: the 5 % and 95 % quantiles are 1 and 19."""
     samples = torch.arange(21.0)[:, None].expand(21, 4)
-    inside = inside90(samples, torch.tensor([0.99, 1.0, 19.0, 19.01]))
+    inside = covered(samples, torch.tensor([0.99, 1.0, 19.0, 19.01]))
     assert inside.tolist() == [0, 1, 1, 0]
 
 

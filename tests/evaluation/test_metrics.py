@@ -17,7 +17,16 @@ from slams.evaluation import (
     window_statistics,
 )
 
-ADDITIVE = ("weight", "error", "squared_error", "crps", "variance", "hits", "hits_fair", "ranks")
+ADDITIVE = (
+    "weight",
+    "error",
+    "squared_error",
+    "crps",
+    "predictive_variance",
+    "covered",
+    "covered_fair",
+    "ranks",
+)
 LEVELS = (850, 500, 250.0)
 
 
@@ -178,7 +187,7 @@ def test_gaussian_closed_form_is_the_limit_of_many_members():
     exact = [gaussian_window_statistics(mean[..., k], std[..., k], truth[..., k], weights[k]) for k in cells]
     sampled = [window_statistics(samples[..., k], truth[..., k], weights[k]) for k in cells]
     # The factor (N + 1) / N belongs to members, not to a predictive variance.
-    for name, factor in (("crps", 1.0), ("variance", 1 + 1 / size)):
+    for name, factor in (("crps", 1.0), ("predictive_variance", 1 + 1 / size)):
         difference = torch.cat([s[name] - factor * e[name] for s, e in zip(sampled, exact, strict=True)])
         assert abs(float(difference.mean())) < 6 * float(difference.std()) / n**0.5
     whole = gaussian_window_statistics(mean, std, truth, weights)
@@ -207,7 +216,7 @@ def test_calibrated_gaussian_covers_nine_of_ten():
     """Truths at 10000 equally likely quantiles: exactly 9000 of them inside, and exactly flat ranks."""
     truth = torch.special.ndtri((torch.arange(10000, dtype=torch.float64) + 0.5) / 10000)[:, None, None]
     ours = gaussian_window_statistics(0 * truth, torch.ones_like(truth), truth, torch.ones(1))
-    assert int(ours["hits"]) == 9000
+    assert int(ours["covered"]) == 9000
     assert set(ours["ranks"][0].tolist()) == {500.0}
 
 

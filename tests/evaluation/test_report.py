@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from slams.evaluation import report
+from slams.evaluation import tables
 from slams.evaluation.figures import plots
 from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, write_report
 
@@ -103,15 +103,15 @@ def test_unknown_block_is_refused(tmp_path):
 
 def test_metrics_file_has_the_columns_of_the_interface_and_reads_back(tmp_path):
     path = tmp_path / "metrics.csv"
-    report.write_metrics(path, [ROW])
+    tables.write_metrics(path, [ROW])
     lines = path.read_text().splitlines()
     assert lines[0] == "method,variable,level,part,metric,value,lower,upper,n"
     assert lines[1] == "analysis,tas,all,all,rmse,0.9812345,0.9,,16"
-    (row,) = report.read_metrics(path)
+    (row,) = tables.read_metrics(path)
     assert math.isnan(row.pop("upper"))
     assert row == {name: value for name, value in ROW.items() if name != "upper"}
     with pytest.raises(ValueError, match="columns"):
-        report.write_metrics(path, [{"method": "analysis"}])
+        tables.write_metrics(path, [{"method": "analysis"}])
     assert path.read_text().splitlines() == lines
 
 
@@ -121,22 +121,22 @@ def test_wide_table_is_sorted_and_dashes_stand_for_nothing():
         ROW | {"upper": 1.1},
         ROW | {"metric": "crps", "value": 0.5},
     ]
-    lines = report.wide(rows, variable="tas")
+    lines = tables.wide(rows, variable="tas")
     assert [line["method"] for line in lines] == ["analysis", "prior"]
     assert lines[0]["rmse"] == "0.981 [0.900, 1.10]"
     assert lines[1] == {"method": "prior", "rmse": "2.00", "crps": "–", "n": "16"}
-    assert report.wide(rows, variable="rain") == []
+    assert tables.wide(rows, variable="rain") == []
 
 
 def test_console_table_shows_intervals_as_text_not_markup():
     """Rich would take [bold] and the like for a style; an interval must be printed."""
     console = Console(width=80, file=io.StringIO(), color_system=None)
     console.print(
-        report.console_table([{"method": "analysis", "rmse": "0.98 [0.90, 1.10]", "note": "[bold]"}])
+        tables.console_table([{"method": "analysis", "rmse": "0.98 [0.90, 1.10]", "note": "[bold]"}])
     )
     output = console.file.getvalue()
     assert "[0.90, 1.10]" in output and "[bold]" in output
 
 
 def test_markdown_table_escapes_bars():
-    assert report.markdown_table([{"a|b": "c|d"}]) == "| a\\|b |\n| --- |\n| c\\|d |"
+    assert tables.markdown_table([{"a|b": "c|d"}]) == "| a\\|b |\n| --- |\n| c\\|d |"

@@ -193,7 +193,7 @@ def test_scores_by_lid_and_by_wavenumber_add_up(states):
     case = problem(states, Sensors(std=1.0))
     result = run(case, "RawObservation", {})
     numbers = result.posterior.diagnostics
-    for name in ("squared_error", "predictive_variance", "crps", "hits"):
+    for name in ("squared_error", "predictive_variance", "crps", "covered"):
         both = (numbers[f"{name}_lower"] + numbers[f"{name}_upper"]) / 2
         torch.testing.assert_close(both, numbers[name], rtol=1e-4, atol=1e-5)
     error = result.posterior.mean[:, 0] - case.truth[:, 0]

@@ -28,7 +28,7 @@ rows:
 def result(values, lost=None) -> Result:
     x = torch.tensor(values, dtype=torch.float64)
     rate = torch.zeros_like(x) if lost is None else torch.tensor(lost, dtype=torch.float64)
-    return Result("m", {}, Posterior(None), {"rmse_a": x, "divergence_rate": rate})
+    return Result("m", {}, Posterior(None), {"rmse_time_mean": x, "divergence_rate": rate})
 
 
 def write(folder, wanted: float):

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from slams.core.console import Console
-from slams.evaluation.report import read_metrics
+from slams.evaluation.tables import read_metrics
 from slams.pipeline.assimilate import assimilate
 from slams.pipeline.evaluate import evaluate
 

@@ -12,7 +12,7 @@ from slams.core.settings import override
 from slams.diffusion.denoiser import WindowGaussian
 from slams.diffusion.guidance.sda import CovarianceGuidance
 from slams.diffusion.schedule import VPCosine
-from slams.evaluation.report import read_metrics
+from slams.evaluation.tables import read_metrics
 from slams.pipeline import run as experiment
 from slams.pipeline.assimilate import assimilate
 from slams.pipeline.inputs.layout import Layout

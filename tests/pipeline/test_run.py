@@ -10,7 +10,7 @@ import xarray as xr
 
 from slams.core.console import Console
 from slams.core.settings import override
-from slams.evaluation.report import read_metrics
+from slams.evaluation.tables import read_metrics
 from slams.pipeline import run as experiment
 from slams.pipeline import train as stages
 from slams.pipeline.inputs.layout import Layout

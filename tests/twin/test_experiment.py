@@ -71,7 +71,7 @@ def test_scores_on_the_way_equal_those_of_kept_members():
             result.scores[name], torch.tensor(score.replicates, dtype=torch.float64), rtol=1e-12, atol=1e-12
         )
     error = (result.posterior.mean - truth)[:, scored].square().mean(-1).sqrt().mean(-1)
-    torch.testing.assert_close(result.scores["rmse_a"], error, rtol=1e-12, atol=0)
+    torch.testing.assert_close(result.scores["rmse_time_mean"], error, rtol=1e-12, atol=0)
     ranks = result.posterior.diagnostics["rank"]
     for k in (0, 5, 30):
         below = (result.posterior.samples[:, :, k, k % 8] < truth[:, None, k, k % 8]).sum(1)
@@ -165,7 +165,7 @@ def test_a_method_without_steps_is_scored_like_the_others():
             return Posterior(kept.posterior.samples)
 
     result = runner.experiment.run(AtOnce(), 6, truth, observations, rng=fork(0, "run"))
-    for name in ("rmse", "spread", "crps", "coverage90", "rmse_a"):
+    for name in ("rmse", "spread", "crps", "coverage90", "rmse_time_mean"):
         torch.testing.assert_close(result.scores[name], kept.scores[name], rtol=1e-12, atol=0)
 
 

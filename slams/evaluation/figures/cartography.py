@@ -9,19 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array = NDArray[np.float64]
+from slams.evaluation.figures import style
+from slams.evaluation.figures.style import Array, array
+
 Points = tuple[ArrayLike, ArrayLike, ArrayLike]
-
-MISSING = "#dcdcdc"
-
-
-def array(values: ArrayLike) -> Array:
-    """Numbers of any origin, tensors on a device included, as float64."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-    return np.asarray(values, dtype=np.float64)
 
 
 @functools.cache
@@ -98,34 +91,32 @@ def draw_map(
     values = np.full(shape, np.nan) if field is None else array(field)
     if values.shape != shape:
         raise ValueError(f"field has shape {values.shape}, but lat and lon are of lengths {shape}.")
-    axis.set_facecolor(MISSING)
+    axis.set_facecolor(style.MISSING)
     rows = np.clip(edges(lat), -90, 90)
     image: Any = axis.pcolormesh(edges(lon), rows, np.ma.masked_invalid(values), rasterized=True, **colours)
     if coast:
         lines = [line + np.array([shift, 0]) for shift in (-360, 0, 360) for line in coastlines()]
         near = [p for p in lines if p[:, 0].max() > west and p[:, 0].min() < east]
-        axis.add_collection(LineCollection(near, colors="#202020", linewidths=0.7), autolim=False)
+        axis.add_collection(LineCollection(near, colors=style.INK, linewidths=0.7), autolim=False)
     if land is not None:
-        axis.contour(array(lon), array(lat), array(land), levels=[0.5], colors="#202020", linewidths=0.6)
+        axis.contour(array(lon), array(lat), array(land), levels=[0.5], colors=style.INK, linewidths=0.6)
     if points is not None:
-        p_lat, p_lon, value = (array(each).ravel() for each in points)
-        p_lon = west + (p_lon - west) % 360
-        seen = ~np.isnan(value)
-        size = float(np.clip(2500 / max(seen.sum(), 1), 9, 60))
-        image = axis.scatter(
-            p_lon[seen],
-            p_lat[seen],
-            c=value[seen],
-            s=size,
-            edgecolors="#202020",
-            linewidths=0.4,
-            zorder=3,
-            **colours,
-        )
+        image = _draw_points(axis, points, west, colours)
     axis.set(xlim=(west, east), ylim=(south, north))
     axis.set_aspect(aspect(lat, lon), adjustable="box")
     _graticule(axis, east - west > 300)
     return image
+
+
+def _draw_points(axis: Axes, points: Points, west: float, colours: dict[str, Any]) -> Any:
+    """Dots, the smaller the more there are; returns the mappable."""
+    lat, lon, value = (array(each).ravel() for each in points)
+    seen = ~np.isnan(value)
+    size = float(np.clip(2500 / max(seen.sum(), 1), 9, 60))
+    x, y = west + (lon[seen] - west) % 360, lat[seen]
+    return axis.scatter(
+        x, y, c=value[seen], s=size, edgecolors=style.INK, linewidths=0.4, zorder=3, **colours
+    )
 
 
 def _graticule(axis: Axes, globe: bool) -> None:
@@ -136,8 +127,8 @@ def _graticule(axis: Axes, globe: bool) -> None:
         FuncFormatter(lambda value, _: _degrees((value + 180) % 360 - 180, "E", "W"))
     )
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _degrees(value, "N", "S")))
-    axis.tick_params(labelsize=8, length=2.5, color="#808080")
-    axis.spines[:].set(color="#808080", linewidth=0.6)
+    axis.tick_params(labelsize=style.SMALL, length=2.5, color=style.FRAME)
+    axis.spines[:].set(color=style.FRAME, linewidth=0.6)
 
 
 def _degrees(value: float, positive: str, negative: str) -> str:

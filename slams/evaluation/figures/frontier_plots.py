@@ -10,13 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import NullFormatter
 from matplotlib.transforms import Bbox
 
-from slams.evaluation.figures.style import COLOURS, dress, new_figure
+from slams.evaluation.figures import style
 
 _MARKERS = "osD^vPX<>phd"
 _DASHES: tuple[Any, ...] = (":", "--", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (1, 4)))
+_ROOM: dict[str, Any] = {"least": 8.2, "margins": (0.4, 1.3)}
 _TOP = 1.8  # times the largest line of reference: methods further off are drawn there, as arrows
 _PLACES = ((6, 5), (6, -11), (-6, 5), (-6, -11), (0, 12), (0, -18), (14, 0), (-14, 0), (6, 20), (6, -26))
 
@@ -68,7 +69,7 @@ class Panel:
 def looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each method; no two share both."""
     return {
-        name: (COLOURS[k % len(COLOURS)], _MARKERS[(k + k // len(COLOURS)) % len(_MARKERS)])
+        name: (style.COLOURS[k % len(style.COLOURS)], _MARKERS[(k + k // len(style.COLOURS)) % len(_MARKERS)])
         for k, name in enumerate(dict.fromkeys(methods))
     }
 
@@ -84,7 +85,7 @@ def against_cost(
         ylabel: What the error is.
         styles: Of the methods, from `looks`.
     """
-    figure, axes = _grid(len(panels), 4.1, 3.5, columns=3)
+    figure, axes = style.panel_grid(len(panels), 4.1, 3.5, columns=3, **_ROOM)
     dashes = _dashes(panels)
     for axis, panel in zip(axes, panels, strict=False):
         top = _limits(axis, panel, dashes)
@@ -92,14 +93,14 @@ def against_cost(
             _draw(axis, mark, styles, top)
         front = sorted((m for m in panel.marks if m.front), key=lambda m: m.x)
         if front:
-            axis.step([m.x for m in front], [m.y for m in front], where="post", color="#b0b0b0", zorder=1)
+            axis.step([m.x for m in front], [m.y for m in front], where="post", color=style.PALE, zorder=1)
         costs = [m.x for m in panel.marks if m.x > 0]
         if costs:
             axis.set_xscale("log")
             axis.set_xlim(min(costs) / 3, max(costs) * 3)
-        dress(axis, xlabel, "", textwrap.fill(panel.title, 46))
-        axis.title.set_fontsize(9)
-    figure.supylabel(ylabel, fontsize=10)
+        style.dress(axis, xlabel, "", textwrap.fill(panel.title, 46))
+        axis.title.set_fontsize(style.NOTE)
+    figure.supylabel(ylabel, fontsize=style.LABEL)
     _legend(figure, panels, styles)
     figure.draw_without_rendering()  # labels need to know where the points came to lie
     for axis, panel in zip(axes, panels, strict=False):
@@ -118,7 +119,7 @@ def along_factor(
         styles: Of the methods, from `looks`.
         columns: Panels side by side.
     """
-    figure, axes = _grid(len(panels), 4.1, 3.3, columns=columns)
+    figure, axes = style.panel_grid(len(panels), 4.1, 3.3, columns=columns, **_ROOM)
     dashes = _dashes(panels)
     for axis, panel in zip(axes, panels, strict=False):
         top = _limits(axis, panel, dashes)
@@ -138,21 +139,11 @@ def along_factor(
             axis.set_xscale("log")
             axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
             axis.xaxis.set_minor_formatter(NullFormatter())
-        dress(axis, panel.xlabel, "", textwrap.fill(panel.title, 46))
-        axis.title.set_fontsize(9)
-    figure.supylabel(ylabel, fontsize=10)
+        style.dress(axis, panel.xlabel, "", textwrap.fill(panel.title, 46))
+        axis.title.set_fontsize(style.NOTE)
+    figure.supylabel(ylabel, fontsize=style.LABEL)
     _legend(figure, panels, styles)
     return figure
-
-
-def _grid(count: int, width: float, height: float, *, columns: int) -> tuple[Figure, list[Axes]]:
-    columns = max(1, min(count, columns))
-    rows = max(1, -(-count // columns))
-    figure = new_figure(max(width * columns, 8.2) + 0.4, height * rows + 1.3)
-    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
-    for axis in axes[count:]:
-        axis.set_visible(False)
-    return figure, axes
 
 
 def _dashes(panels: Sequence[Panel]) -> dict[str, Any]:
@@ -174,10 +165,9 @@ def _limits(axis: Axes, panel: Panel, dashes: Mapping[str, Any]) -> float:
     decade = [x * 10.0**e for e in range(-6, 7) for x in (1, 2, 3, 5)]
     ticks = [y for y in decade if low <= y <= top * 1.08]
     axis.set_yticks(ticks if len(ticks) > 1 else [low, top])
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    style.plain_log(axis.yaxis, ".3g")
     for name, y in panel.lines.items():
-        axis.axhline(y, color="#606060", linewidth=1, linestyle=dashes[name], zorder=1)
+        axis.axhline(y, color=style.REFERENCE, linewidth=1, linestyle=dashes[name], zorder=1)
     return top
 
 
@@ -195,7 +185,7 @@ def _draw(axis: Axes, mark: Mark, styles: Mapping[str, tuple[str, str]], top: fl
         axis.errorbar(
             mark.x, mark.y, yerr=bars, fmt="none", ecolor=colour, elinewidth=0.9, alpha=0.6, zorder=2
         )
-    edge = "#000000" if mark.front else "white"
+    edge = style.BLACK if mark.front else "white"
     axis.scatter(
         mark.x, mark.y, s=area, color=colour, marker=shape, edgecolors=edge, linewidths=0.8, zorder=3
     )
@@ -209,13 +199,14 @@ def _legend(figure: Figure, panels: Sequence[Panel], styles: Mapping[str, tuple[
         if name in used
     ]
     handles += [
-        Line2D([], [], color="#606060", linewidth=1, linestyle=dash, label=name)
+        Line2D([], [], color=style.REFERENCE, linewidth=1, linestyle=dash, label=name)
         for name, dash in _dashes(panels).items()
     ]
     if any(mark.front for panel in panels for mark in panel.marks):
-        handles.append(Line2D([], [], color="#b0b0b0", marker="o", markeredgecolor="black", label="frontier"))
-    columns = min(6, len(handles)) or 1
-    figure.legend(handles=handles, frameon=False, fontsize=9, loc="outside lower center", ncols=columns)
+        handles.append(
+            Line2D([], [], color=style.PALE, marker="o", markeredgecolor=style.BLACK, label="frontier")
+        )
+    style.legend_below(figure, handles=handles, columns=min(6, len(handles)) or 1)
 
 
 def _name_front(figure: Figure, axis: Axes, panel: Panel) -> None:
@@ -236,7 +227,7 @@ def _name_front(figure: Figure, axis: Axes, panel: Panel) -> None:
                 xytext=(dx, dy),
                 textcoords="offset points",
                 ha=side,
-                fontsize=7.5,
+                fontsize=style.TINY,
             )
             box = text.get_window_extent(renderer)
             cost = sum(_overlap(box, other) for other in taken) * 10

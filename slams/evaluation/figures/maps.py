@@ -1,25 +1,14 @@
 """Maps of fields and vertical profiles."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from slams.evaluation.figures.cartography import (
-    Points,
-    array,
-    aspect,
-    common_range,
-    draw_map,
-    extent,
-)
-from slams.evaluation.figures.style import (
-    dress,
-    legend,
-    line_styles,
-    new_figure,
-)
+from slams.evaluation.figures import style
+from slams.evaluation.figures.cartography import Points, aspect, common_range, draw_map, extent
+from slams.evaluation.figures.style import array
 
 
 def maps(
@@ -62,17 +51,21 @@ def maps(
     """
     west, east, south, north = extent(lat, lon)
     ratio = min(aspect(lat, lon) * (north - south) / (east - west), 1.6)
-    figure = new_figure(15, 2 * (4.4 * ratio + 1.15) + 0.5)
-    low, high = common_range([truth, mean], symmetric=anomaly)
-    shades = {"cmap": cmap or ("RdBu_r" if anomaly else "Spectral_r"), "vmin": low, "vmax": high}
-    most = common_range([error], symmetric=True, clip=1)[1]
-    widest = common_range([spread], symmetric=False, clip=1)[1]
+    figure = style.new_figure(15, 2 * (4.4 * ratio + 1.15) + 0.5)
+    shades = _shades(
+        [truth, mean], cmap or ("RdBu_r" if anomaly else "Spectral_r"), symmetric=anomaly, clip=0.5
+    )
     panels: list[tuple[str, ArrayLike | None, Points | None, dict[str, Any]]] = [
         ("truth", truth, None, shades),
         ("observations", observed, points, shades),
         ("analysis mean", mean, None, shades),
-        ("spread (standard deviation)", spread, None, {"cmap": "viridis", "vmin": 0.0, "vmax": widest}),
-        ("error (analysis mean − truth)", error, None, {"cmap": "RdBu_r", "vmin": -most, "vmax": most}),
+        (
+            "spread (standard deviation)",
+            spread,
+            None,
+            _shades([spread], "viridis", symmetric=False) | {"vmin": 0.0},
+        ),
+        ("error (analysis mean − truth)", error, None, _shades([error], "RdBu_r", symmetric=True)),
     ]
     if spread is None:
         del panels[3]
@@ -82,16 +75,20 @@ def maps(
     for (name, field, dots, colours), place in zip(panels, places, strict=True):
         axis = figure.add_subplot(place)
         image = draw_map(axis, field, lat, lon, colours=colours, coast=coastlines, points=dots, land=land)
-        axis.set_title(name, fontsize=11)
+        axis.set_title(name, fontsize=style.TITLE)
         ends = "max" if name.startswith("spread") else "both"
-        bar = figure.colorbar(
-            image, ax=axis, orientation="horizontal", shrink=0.8, aspect=32, pad=0.02, extend=ends
-        )
-        bar.set_label(units, fontsize=9)
-        bar.ax.tick_params(labelsize=8)
-        bar.outline.set_visible(False)
-    figure.suptitle(title, fontsize=13)
+        shape = {"orientation": "horizontal", "shrink": 0.8, "aspect": 32, "pad": 0.02, "extend": ends}
+        style.colour_bar(figure, image, axis, units, **shape)
+    figure.suptitle(title, fontsize=style.HEADING)
     return figure
+
+
+def _shades(
+    fields: Sequence[ArrayLike | None], cmap: str, *, symmetric: bool, clip: float = 1.0
+) -> dict[str, Any]:
+    """Keywords of a colour scale that fields share."""
+    low, high = common_range(fields, symmetric=symmetric, clip=clip)
+    return {"cmap": cmap, "vmin": low, "vmax": high}
 
 
 def profiles(
@@ -113,10 +110,10 @@ def profiles(
         intervals: Lower and upper bounds (C) of some of the methods, shaded.
         title: Title of the figure.
     """
-    figure = new_figure(6.4, 5.4)
+    figure = style.new_figure(6.4, 5.4)
     axis = figure.subplots()
     height = array(levels)
-    styles = line_styles(curves)
+    styles = style.line_styles(curves)
     for name, values in curves.items():
         axis.plot(array(values), height, marker="o", markersize=4, **styles[name])
         if intervals and name in intervals:
@@ -124,6 +121,6 @@ def profiles(
             axis.fill_betweenx(height, low, high, color=styles[name]["color"], alpha=0.15, linewidth=0)
     axis.invert_yaxis()
     axis.set_xlim(left=0)
-    dress(axis, f"{label} [{units}]", "pressure [hPa]", title)
-    legend(axis, len(curves))
+    style.dress(axis, f"{label} [{units}]", "pressure [hPa]", title)
+    style.legend(axis, len(curves))
     return figure

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from slams.evaluation.figures.cartography import array
-from slams.evaluation.figures.style import COLOURS, dress, heading, new_figure
+from slams.evaluation.figures import style
+from slams.evaluation.figures.style import array
 
-_COLUMNS = 4
 _POINTS = 400  # more would hide each other
-_OF_STATUS = {"PASS": (COLOURS[2], "o"), "FAIL": (COLOURS[1], "X"), "INFO": ("#777777", "o")}
+_OF_STATUS = {"PASS": (style.COLOURS[2], "o"), "FAIL": (style.COLOURS[1], "X"), "INFO": (style.GREY, "o")}
 
 
 def error_and_spread(
@@ -34,26 +33,23 @@ def error_and_spread(
         burn_in: Model time that no score counts, shaded.
         title: Title of the figure.
     """
-    figure, axes = _grid(len(curves), 3.3, 2.3)
+    figure, axes = _grid(len(curves))
     drawn = []
     for axis, (name, pair) in zip(axes, curves.items(), strict=False):
-        for values, colour, style, label in (
-            (pair[0], COLOURS[0], "-", "error"),
-            (pair[1], COLOURS[1], "--", "spread"),
+        for values, colour, line, label in zip(
+            pair, style.COLOURS, ("-", "--"), ("error", "spread"), strict=False
         ):
             y = _thinned(values)
             x = (np.arange(len(y)) + 0.5) * dt * _length(values) / len(y)
-            axis.plot(x, y, style, color=colour, linewidth=1.4, label=label)
+            axis.plot(x, y, line, color=colour, linewidth=1.4, label=label)
             drawn.append(y)
         if burn_in > 0:
-            axis.axvspan(0, burn_in, color="#eeeeee", linewidth=0, zorder=0)
-        dress(axis, "model time", "", name)
+            axis.axvspan(0, burn_in, color=style.SHADE, linewidth=0, zorder=0)
+        style.dress(axis, "model time", "", name)
     _one_scale(axes[: len(curves)], np.concatenate(drawn) if drawn else np.zeros(0))
-    figure.supylabel("root mean square [unit of the state]", fontsize=10)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=2
-    )
-    heading(figure, title)
+    figure.supylabel("root mean square [unit of the state]", fontsize=style.LABEL)
+    style.legend_below(figure, *axes[0].get_legend_handles_labels(), columns=2)
+    style.heading(figure, title)
     return figure
 
 
@@ -64,7 +60,7 @@ def rank_grid(ranks: Mapping[str, tuple[ArrayLike, int]], *, title: str = "") ->
         ranks: By method the ranks of the truth (any shape, NaN passed over) and the number of members.
         title: Title of the figure.
     """
-    figure, axes = _grid(len(ranks), 3.3, 2.3)
+    figure, axes = _grid(len(ranks))
     for axis, (name, (values, size)) in zip(axes, ranks.items(), strict=False):
         rank = array(values).ravel()
         rank = rank[np.isfinite(rank)]
@@ -75,12 +71,14 @@ def rank_grid(ranks: Mapping[str, tuple[ArrayLike, int]], *, title: str = "") ->
             for each in (rank, np.arange(size + 1))
         )
         share = counts / max(counts.sum(), 1) / (fair / fair.sum())
-        axis.bar((np.arange(bins) + 0.5) / bins, share, width=1 / bins, color=COLOURS[0], edgecolor="white")
-        axis.axhline(1, color="#202020", linewidth=1, linestyle="--")
+        axis.bar(
+            (np.arange(bins) + 0.5) / bins, share, width=1 / bins, color=style.COLOURS[0], edgecolor="white"
+        )
+        axis.axhline(1, color=style.INK, linewidth=1, linestyle="--")
         axis.set(xlim=(0, 1), ylim=(0, max(1.6, min(float(share.max(initial=0)) * 1.08, 6.0))))
-        dress(axis, f"rank of the truth / {size + 1}", "", name)
-    figure.supylabel("frequency / that of a calibrated ensemble", fontsize=10)
-    heading(figure, title)
+        style.dress(axis, f"rank of the truth / {size + 1}", "", name)
+    figure.supylabel("frequency / that of a calibrated ensemble", fontsize=style.LABEL)
+    style.heading(figure, title)
     return figure
 
 
@@ -95,40 +93,35 @@ def against_published(
         title: Title of the figure.
         label: What the numbers are.
     """
-    figure = new_figure(8.6, 0.36 * len(rows) + 1.5)
+    figure = style.new_figure(8.6, 0.36 * len(rows) + 1.5)
     axis = figure.subplots()
     for k, row in enumerate(rows):
         low, high, value = float(row["low"]), float(row["high"]), float(row["value"])
-        colour, marker = _OF_STATUS[str(row["status"])]
+        colour, marker = _OF_STATUS[str(row["status"]).split(" ")[0]]
         if row["status"] != "INFO":
             low = low if np.isfinite(low) else min(value, high) / 2  # a bound from above only
-            axis.barh(k, high - low, left=low, height=0.62, color="#d5e6f2", edgecolor="none")
-        axis.plot([float(row["expected"])] * 2, [k - 0.31, k + 0.31], color=COLOURS[0], linewidth=1.6)
+            axis.barh(k, high - low, left=low, height=0.62, color=style.BAND, edgecolor="none")
+        axis.plot([float(row["expected"])] * 2, [k - 0.31, k + 0.31], color=style.COLOURS[0], linewidth=1.6)
         bounds = [[value - _or(row["lower"], value)], [_or(row["upper"], value) - value]]
         axis.errorbar(value, k, xerr=np.abs(bounds), fmt=marker, color=colour, capsize=3)
     axis.set_yticks(range(len(rows)), [str(row["row"]) for row in rows])
     axis.invert_yaxis()
     values = array([float(row["value"]) for row in rows])
-    if np.isfinite(values).all() and len(values) and values.min() > 0 and values.max() > 10 * values.min():
-        axis.set_xscale("log")
-    dress(
+    if np.isfinite(values).all():
+        style.log_if_wide(axis.set_xscale, values)
+    style.dress(
         axis,
         f"{label}: band and expected number (blue), ours with its 95 % interval (grey: shown only)",
         "",
         "",
     )
-    heading(figure, textwrap.fill(title, 90))
+    style.heading(figure, textwrap.fill(title, 90))
     return figure
 
 
-def _grid(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def _grid(count: int) -> tuple[Figure, list[Axes]]:
     """Panels in rows of at most four."""
-    columns = max(1, min(count, _COLUMNS))
-    rows = max(1, -(-count // columns))
-    figure = new_figure(width * columns + 0.6, height * rows + 0.6)
-    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
-    for axis in axes[count:]:
-        axis.set_visible(False)
+    figure, axes = style.panel_grid(count, 3.3, 2.3, columns=4, margins=(0.6, 0.6))
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(4))
     return figure, axes
@@ -145,8 +138,7 @@ def _one_scale(axes: Sequence[Axes], values: np.ndarray) -> None:
     for axis in axes:
         if wide:
             axis.set_yscale("log")
-            axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-            axis.yaxis.set_minor_formatter(NullFormatter())
+            style.plain_log(axis.yaxis)
         axis.set_ylim(low, values.max() * (1.2 if wide else 1.05))
 
 

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from slams.evaluation.evaluate import mean_interval
 from slams.evaluation.figures.style import COLOURS, dress, heading, new_figure
+from slams.evaluation.intervals import mean_interval
 from slams.papers.asahi2023_l96.plan import METRIC, ModelErrorCell, ModelErrorPlan
 from slams.twin.experiment import Result
 

@@ -11,7 +11,7 @@ from slams.core.settings import unknown
 from slams.papers.study import new_name, read_study
 from slams.twin.setup import Setup, setup
 
-METRIC = "rmse_a"
+METRIC = "rmse_time_mean"
 _GENERATORS = ("GenerativeEnKF", "PseudoEnKF")
 _TRUTHS = 8
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slams.core.console import Console
 from slams.core.stages import file_stem
-from slams.evaluation.evaluate import mean_interval
+from slams.evaluation.intervals import mean_interval
 from slams.papers.asahi2023_l96.plan import METRIC, ModelErrorCell, ModelErrorPlan
 from slams.papers.table import Bar, Verdict, info, judge
 from slams.twin.benchmark import rows_of, run_with_bar, write_rows

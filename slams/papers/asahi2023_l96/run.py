@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slams.core.console import Console
+from slams.evaluation.figures.style import save_figure
 from slams.evaluation.tables import console_table
 from slams.papers.asahi2023_l96.figures import error_figure, gain_figure
 from slams.papers.asahi2023_l96.plan import METRIC, read_plan
 from slams.papers.asahi2023_l96.problem import judge_cell, run_cell, won
-from slams.papers.table import Verdict, save_figure, show, write_rows
+from slams.papers.table import Verdict, show, write_rows
 from slams.twin.experiment import Result
 from slams.twin.generator import FILE, GeneratorSettings, train_generator
 

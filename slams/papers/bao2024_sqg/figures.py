@@ -9,10 +9,18 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from slams.core.files import atomic
 from slams.evaluation.figures import plots
-from slams.evaluation.figures.cartography import array
-from slams.evaluation.figures.style import COLOURS, dress, heading, new_figure
+from slams.evaluation.figures.style import (
+    BLACK,
+    COLOURS,
+    MISSING_DARK,
+    SHADE,
+    array,
+    dress,
+    heading,
+    new_figure,
+    save_figure,
+)
 from slams.evaluation.figures.twin_plots import rank_grid
 from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, write_report
 from slams.papers.bao2024_sqg.methods import LIDS, TRIVIAL, Problem, spectrum, truth_spectrum
@@ -61,7 +69,7 @@ def in_time(problem: Problem, found: Found, title: str) -> Figure:
         axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         axis.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:g}" if f"{y:g}"[-1] in "25" else ""))
         axis.tick_params(which="minor", labelsize=8)
-        axis.axvspan(0, float(days[problem.burn_in]), color="#eeeeee", linewidth=0, zorder=0)
+        axis.axvspan(0, float(days[problem.burn_in]), color=SHADE, linewidth=0, zorder=0)
         dress(
             axis, "time [days]", "error (line), spread (dashes) [K]" if lid == LIDS[0] else "", f"{lid} lid"
         )
@@ -79,7 +87,7 @@ def spectra(problem: Problem, found: Found, title: str) -> Figure:
     truth = truth_spectrum(problem)
     number, limit = torch.arange(len(truth)), (problem.system.size - 1) // 2
     keep = slice(1, limit + 1)
-    axis.loglog(array(number[keep]), array(truth[keep]), color="#000000", linewidth=2.2, label="truth")
+    axis.loglog(array(number[keep]), array(truth[keep]), color=BLACK, linewidth=2.2, label="truth")
     for k, (name, result) in enumerate(_filters(found).items()):
         colour = COLOURS[k % len(COLOURS)]
         for key, style, label in (("error", "-", name), ("spread", "--", None)):
@@ -123,7 +131,7 @@ def maps(problem: Problem, found: Found, names: Sequence[str], title: str) -> Fi
                 vmax=limit,
                 extent=(0, side, 0, side),
             )
-            axis.set_facecolor("#c8c8c8")
+            axis.set_facecolor(MISSING_DARK)
             axis.set_title(f"{name}, error" if error else name, fontsize=10)
             axis.set_xticks([0, side / 2, side])
             axis.set_yticks([0, side / 2, side])
@@ -155,8 +163,7 @@ def pages(
     for name, found in outcomes.items():
         figures = _figures(plan, name, problems[name], found, tables[name])
         for key, figure in figures.items():
-            with atomic(folder / "figures" / f"{name}_{key}.png") as temporary:
-                figure.savefig(temporary, dpi=120)
+            save_figure(figure, folder / "figures" / f"{name}_{key}.png")
         sections.append(_section(plan, name, found, tables[name], figures))
     passed = sum(row["status"] == "PASS" for row in verdicts)
     facts = [

@@ -20,7 +20,7 @@ from slams.core.covariance import Isotropic
 from slams.core.geometry.torus import energy_spectrum
 from slams.core.random import Rng, fork, normal
 from slams.core.settings import unknown
-from slams.evaluation.evaluate import fair_crps, inside90
+from slams.evaluation.metrics import covered, fair_crps
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import Flatten
 from slams.papers.bao2024_sqg.problem import Sensors, moments, nearby
@@ -247,7 +247,7 @@ class LidScores(TwinScores):
             "squared_error": (mean - y).square(),
             "predictive_variance": members.var(-4) * ((size + 1) / size),
             "crps": fair_crps(ahead, y),
-            "hits": inside90(ahead, y),
+            "covered": covered(ahead, y),
         }
         for name, values in fields.items():
             for lid, value in zip(LIDS, values.mean((-2, -1)).unbind(-1), strict=True):
@@ -328,18 +328,18 @@ def scores_of(posterior: Posterior, scored: Sequence[int], deviation: float) -> 
     scores = summary(numbers, scored)
     lost = ~(scores["rmse"] < LOST * deviation)
     scores["divergence_rate"] = lost.to(scores["rmse"].dtype)
-    scores["lost_share"] = (
+    scores["diverged_fraction"] = (
         (~(numbers["squared_error"][..., list(scored)].sqrt() < LOST * deviation)).float().mean(-1)
     )
     for lid in LIDS:
         here = {
             key: numbers[f"{key}_{lid}"][..., list(scored)].mean(-1)
-            for key in ("squared_error", "crps", "hits")
+            for key in ("squared_error", "crps", "covered")
         }
         spread = numbers[f"predictive_variance_{lid}"][..., list(scored)].mean(-1).sqrt()
         rmse = here["squared_error"].sqrt()
         scores |= {f"rmse_{lid}": rmse, f"spread_{lid}": spread, f"spread_skill_{lid}": spread / rmse}
-        scores |= {f"crps_{lid}": here["crps"], f"coverage90_{lid}": here["hits"]}
+        scores |= {f"crps_{lid}": here["crps"], f"coverage90_{lid}": here["covered"]}
     return scores
 
 

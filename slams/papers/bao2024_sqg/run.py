@@ -13,7 +13,7 @@ from torch import Tensor
 from slams import config
 from slams.core.console import Console
 from slams.core.stages import claim, file_stem
-from slams.evaluation.evaluate import mean_interval
+from slams.evaluation.intervals import mean_interval
 from slams.evaluation.tables import console_table
 from slams.papers.bao2024_sqg.figures import by_method, pages
 from slams.papers.bao2024_sqg.methods import LIDS, TRIVIAL, Problem, difference

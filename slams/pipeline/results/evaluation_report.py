@@ -11,11 +11,13 @@ import yaml
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from slams.core.files import atomic
 from slams.data.windows import runs
 from slams.evaluation import Scores
 from slams.evaluation.figures import maps, plots
-from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, wide, write_report
+from slams.evaluation.figures.style import save_figure
+from slams.evaluation.metrics import errors_shown
+from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, write_report
+from slams.evaluation.tables import scores_by_method, wide
 from slams.pipeline.inputs.layout import Layout
 
 _SERIES = 120  # days of a time series that can still be told apart
@@ -83,8 +85,7 @@ def write_evaluation(
     about = yaml.safe_dump(dict(attributes), sort_keys=False)
     sections.append(Section("Where the analysis comes from", [Verbatim(about, "attributes of the file")]))
     for name, figure in figures.items():
-        with atomic(folder / "figures" / f"{name}.png") as temporary:
-            figure.savefig(temporary, dpi=120, format="png")
+        save_figure(figure, folder / "figures" / f"{name}.png")
     days = np.unique(np.concatenate([each.dates for each in verified]))
     span = f"{days[0]} to {days[-1]}, {len(days)} days with truth"
     write_report(folder / "report.html", f"Evaluation of {title}", facts, sections, subtitle=span)
@@ -141,17 +142,13 @@ def _figures(
     found[f"{each.name}_series"] = _series(each)
     if len(each.members) > 1:
         counts = scores.ranks("analysis", variable=each.name)
-        chi2, p, worth = scores.flatness("analysis", variable=each.name)
-        notes = f"chi-square {chi2:.0f}, p {p:.2g}; worth {worth:.0f} independent truths"
+        chi2, p, count = scores.flatness("analysis", variable=each.name)
+        notes = f"chi-square {chi2:.0f}, p {p:.2g}; effective sample of {count:.0f} independent truths"
         found[f"{each.name}_ranks"] = plots.rank_histogram(counts, title=each.name, notes=notes)
+    where = {"variable": each.name, "level": "all", "part": "all"}
     bars = {
-        metric: {
-            str(row["method"]): (row["value"], row["lower"], row["upper"])
-            for row in rows
-            if (row["metric"], row["variable"], row["level"], row["part"])
-            == (metric, each.name, "all", "all")
-        }
-        for metric in ("rmse", "crps")
+        metric.label: scores_by_method(rows, metric.name, **where)
+        for metric in errors_shown(row["metric"] for row in rows)
     }
     found[f"{each.name}_methods"] = plots.bars(bars, title=f"{each.name} [{each.layout.units}]")
     return found

@@ -10,10 +10,12 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from slams.core.files import atomic
 from slams.evaluation import power_spectrum, radial_spectrum
 from slams.evaluation.figures import maps, plots
-from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, wide, write_report
+from slams.evaluation.figures.style import save_figure
+from slams.evaluation.metrics import errors_shown
+from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, write_report
+from slams.evaluation.tables import scores_by_method, wide
 from slams.pipeline.baselines.fit import Baselines
 from slams.pipeline.inputs.fields import Fields
 from slams.pipeline.model.model import Model
@@ -21,7 +23,6 @@ from slams.pipeline.recipe import to_tree
 from slams.pipeline.results.outcome import Outcome
 
 Rows = list[dict[str, Any]]  # of metrics.csv: making them draws the bootstrap, so it is done once
-_METRICS = ("rmse", "bias", "crps", "spread_skill", "coverage90", "w1")
 
 
 def write_summary(
@@ -40,8 +41,7 @@ def write_summary(
             f"area-weighted over time and space, in {units}; intervals are 95 % over windows. 'reconstruction' is the "
             "autoencoder's own error with everything seen: no latent analysis can beat it on average."
         ]
-        metrics = [m for m in _METRICS if any(r["metric"] == m and r["variable"] == variable for r in rows)]
-        blocks.append(Table(wide(rows, variable=variable, metrics=metrics), f"{variable}, all points"))
+        blocks.append(Table(wide(rows, variable=variable), f"{variable}, all points"))
         for part in ("observed", "withheld"):
             some = (
                 wide(rows, variable=variable, part=part, metrics=("rmse", "crps"))
@@ -84,8 +84,7 @@ def write_summary(
         )
     )
     for name, figure in figures.items():
-        with atomic(out / "figures" / f"{name}.png") as temporary:
-            figure.savefig(temporary, dpi=120, format="png")
+        save_figure(figure, out / "figures" / f"{name}.png")
     facts = [fact for variable in model.states[:2] for fact in _facts(model, outcome, rows, variable)]
     span = f"{outcome.dates[0]} to {outcome.dates[-1]}, {len(outcome.dates)} days analysed"
     write_report(out / "report.html", f"Assimilation test: {recipe.name}", facts, sections, subtitle=span)
@@ -202,20 +201,15 @@ def _figures(model: Model, outcome: Outcome, rows: Rows, variable: str, units: s
             [float(x) for x in layout.levels()], curves, units=units
         )
     counts = outcome.scores.ranks("analysis", variable=variable)
-    chi2, p, worth = outcome.scores.flatness("analysis", variable=variable)
-    notes = f"chi-square {chi2:.0f}, p {p:.2g}; worth {worth:.0f} independent truths"
+    chi2, p, count = outcome.scores.flatness("analysis", variable=variable)
+    notes = f"chi-square {chi2:.0f}, p {p:.2g}; effective sample of {count:.0f} independent truths"
     found[f"{variable}_ranks"] = plots.rank_histogram(counts, title=variable, notes=notes)
     found[f"{variable}_spectra"] = _spectra(model, outcome, variable, units)
     shown = (*methods, "prior")
-    own = [r for r in rows if r["variable"] == variable and r["level"] == r["part"] == "all"]
+    where = {"variable": variable, "level": "all", "part": "all"}
     bars = {
-        metric: {
-            method: (float(r["value"]), float(r["lower"]), float(r["upper"]))
-            for method in shown
-            for r in own
-            if r["metric"] == metric and r["method"] == method
-        }
-        for metric in ("rmse", "crps")
+        metric.label: scores_by_method(rows, metric.name, methods=shown, **where)
+        for metric in errors_shown(row["metric"] for row in rows)
     }
     found[f"{variable}_methods"] = plots.bars(bars, title=variable)
     return found

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from slams.core.stages import file_stem
 from slams.evaluation.frontier import Errors, mean_error, pareto, tied_with_best
+from slams.evaluation.tables import with_current_names
 from slams.twin.benchmark import COLUMNS
 from slams.twin.methods import METHODS
 from slams.twin.setup import DEFAULTS, SYSTEMS
@@ -228,6 +229,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[Point]]:
                 f"expected {', '.join(COLUMNS)}."
             )
         rows = list(reader)
+    rows = with_current_names(rows)
     if not rows:
         raise ValueError(f"{path} has no rows; run slams bench again with --out {folder}.")
     if not (folder / "setup.json").exists():

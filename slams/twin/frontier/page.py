@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from slams.core.files import atomic
 from slams.evaluation.figures.frontier_plots import Mark, Panel, against_cost, along_factor, looks
+from slams.evaluation.figures.style import save_figure
 from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, write_report
 from slams.evaluation.tables import text
 from slams.twin.frontier.advice import (
@@ -87,8 +88,7 @@ def write_page(folder: Path, cases: Sequence[Case], *, title: str, passed: Seque
     write_csv(folder / "frontier.csv", advices)
     pictures = {name: Picture(figure, caption) for name, (figure, caption) in figures(cases).items()}
     for name, picture in pictures.items():
-        with atomic(folder / "figures" / f"{name}.png") as temporary:
-            picture.figure.savefig(temporary, dpi=120)
+        save_figure(picture.figure, folder / "figures" / f"{name}.png")
     runs = sum(len(case.role("method")) for case in cases)
     used = [advice.use.method for advice in advices if advice.use]
     often = max(dict.fromkeys(used), key=used.count, default="–")

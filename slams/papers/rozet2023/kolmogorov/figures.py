@@ -12,16 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slams.core.geometry.torus import clockwise_vorticity
-from slams.evaluation.figures.style import COLOURS, dress, heading, new_figure
+from slams.evaluation.figures.style import BLACK, COLOURS, ICE_AND_FIRE, dress, heading, new_figure
 from slams.papers.rozet2023.kolmogorov.problem import FlowProcess
 from slams.papers.rozet2023.outcome import SDAOutcome
 
 _RANGE, _POWER = 1.25, 0.8  # of vorticity in grid units; the power brings out what is weak
-# ice to fire through black: the sign is told by hue, the size by lightness
-_COLOURS = LinearSegmentedColormap.from_list(
-    "ice and fire",
-    ["#d8f3ff", "#7cc4f0", "#3b7dd8", "#2a3f8f", "#10101c", "#7d2236", "#d2452f", "#f59a4a", "#fff0c9"],
-)
+_COLOURS = LinearSegmentedColormap.from_list("ice and fire", ICE_AND_FIRE)
 
 
 def image(field: Tensor) -> NDArray[Any]:
@@ -124,7 +120,7 @@ def again(draw: Tensor, solved: Tensor, error: Tensor, persistence: Tensor, apar
     steps = np.arange(1, len(error) + 1)
     axis.plot(steps, error.numpy(), "o-", color=COLOURS[0], label="draw against solver")
     axis.plot(steps, persistence.numpy(), "o-", color=COLOURS[1], label="first state held")
-    axis.axhline(apart, color="#000000", linestyle="--", linewidth=1.0, label="unrelated states")
+    axis.axhline(apart, color=BLACK, linestyle="--", linewidth=1.0, label="unrelated states")
     axis.legend(frameon=False, fontsize=8)
     dress(axis, "state", "root mean square difference of velocity", "")
     return figure
@@ -185,7 +181,7 @@ def spectra(outcomes: Mapping[str, Mapping[str, SDAOutcome]]) -> Figure:
             colour = COLOURS[names.index(name) % len(COLOURS)]
             axis.loglog(range(1, 32), own[1:32].numpy(), color=colour, linewidth=1.3, label=name)
         if truth is not None:
-            axis.loglog(range(1, 32), truth[1:32].numpy(), color="#000000", linewidth=1.6, label="truth")
+            axis.loglog(range(1, 32), truth[1:32].numpy(), color=BLACK, linewidth=1.6, label="truth")
             axis.set_ylim(float(truth[31]) / 30, float(truth.max()) * 5)
         dress(axis, "wavenumber", "energy", label)
     for axis in axes[len(outcomes) :]:

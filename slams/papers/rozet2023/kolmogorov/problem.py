@@ -14,7 +14,7 @@ from slams.core.random import fork
 from slams.core.settings import unknown
 from slams.diffusion.lattice import LatticeSystem
 from slams.diffusion.solenoidal import FlowCovariance
-from slams.evaluation.evaluate import fair_crps, inside90, predictive_variance
+from slams.evaluation.metrics import covered, fair_crps, predictive_variance
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import (
     AvgPool,
@@ -223,7 +223,7 @@ def scores(problem: FlowProblem, samples: Tensor, mean: Tensor | None = None) ->
             "squared_error": (centre - truth).square().mean(),
             "crps": fair_crps(draws, truth).mean(),
             "variance": predictive_variance(draws, truth).mean(),
-            "coverage90": inside90(draws, truth).mean(),
+            "coverage90": covered(draws, truth).mean(),
             "misfit": problem.part(slice(i, i + 1)).residual(draws[None]).square().mean(),
             "spectral": (spectrum(draws) / spectrum(truth[None])).log10().abs()[1 : SIZE // 3 + 1].mean(),
         }

@@ -13,14 +13,15 @@ from torch import Tensor
 from slams.core.console import Console
 from slams.core.random import fork
 from slams.core.settings import plain
-from slams.evaluation.evaluate import mean_interval
+from slams.evaluation.figures.style import save_figure
+from slams.evaluation.intervals import mean_interval
 from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, write_report
 from slams.evaluation.tables import console_table
 from slams.papers.rozet2023.kolmogorov import figures
 from slams.papers.rozet2023.kolmogorov.plan import FlowPlan
 from slams.papers.rozet2023.kolmogorov.resimulate import resimulate
 from slams.papers.rozet2023.outcome import SDAOutcome
-from slams.papers.table import Bar, Numbers, Verdict, info, judge, line, passed, save_figure, show
+from slams.papers.table import Bar, Numbers, Verdict, info, judge, line, passed, show
 
 Found = Mapping[str, SDAOutcome]
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from slams.evaluation.figures.style import COLOURS, dress, heading, new_figure
+from slams.evaluation.figures.style import BLACK, COLOURS, dress, heading, new_figure
 from slams.papers.rozet2023.lorenz63.problem import Lorenz63Problem
 from slams.papers.rozet2023.outcome import SDAOutcome
 
@@ -76,7 +76,7 @@ def _panel(
     axis: Axes, found: Mapping[str, SDAOutcome], floor: str, metric: str, styles: Mapping[tuple[str, str], dict[str, Any]]
 ) -> None:  # fmt: skip
     level = float(found[floor].scores[metric].nanquantile(0.5))
-    axis.axhline(level, color="#000000", linestyle="--", linewidth=1.0, label=floor)
+    axis.axhline(level, color=BLACK, linestyle="--", linewidth=1.0, label=floor)
     values = [level]
     for group, style in styles.items():
         points = sorted(
@@ -118,7 +118,7 @@ def trajectory_figure(problem: Lorenz63Problem, draws: Mapping[str, Tensor]) -> 
     seen = problem.observations["a"].value[0, :, 0]
     for axis, (name, samples) in zip(axes, draws.items(), strict=False):
         axis.plot(samples[:_SHOWN, :, 0].mT.numpy(), color=COLOURS[0], linewidth=0.5, alpha=0.4)
-        axis.plot(problem.truth[0, :, 0].numpy(), color="#000000", linewidth=1.3)
+        axis.plot(problem.truth[0, :, 0].numpy(), color=BLACK, linewidth=1.3)
         axis.plot(seen.numpy(), "o", color=COLOURS[1], markersize=3)
         axis.set_ylim(-3.2, 3.2)
         dress(axis, "", "", name)

@@ -18,7 +18,8 @@ from slams.core.random import fork
 from slams.core.settings import plain
 from slams.core.stages import Stage, Stages, digest
 from slams.diffusion.denoiser import Denoiser
-from slams.evaluation.evaluate import median_interval
+from slams.evaluation.figures.style import save_figure
+from slams.evaluation.intervals import median_interval
 from slams.evaluation.tables import console_table
 from slams.papers.rozet2023.guidance import evaluations, guidance_of, parts_of
 from slams.papers.rozet2023.lorenz63.archive import trajectories
@@ -36,7 +37,7 @@ from slams.papers.rozet2023.lorenz63.problem import (
 from slams.papers.rozet2023.outcome import SDAOutcome, weights_file
 from slams.papers.rozet2023.prior import load_net, moments, save_net, train_net
 from slams.papers.study import WEIGHTS
-from slams.papers.table import Bar, Verdict, info, judge, save_figure, show, write_lines, write_rows
+from slams.papers.table import Bar, Verdict, info, judge, show, write_lines, write_rows
 
 SMOOTHER = "particle smoother"
 
