@@ -31,6 +31,7 @@ nb_execution_timeout = 300
 autodoc_member_order = "groupwise"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True}
+napoleon_custom_sections = ["Source"]
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,23 +23,42 @@ def blocks(name: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / name).read_text(), flags=re.M | re.S)
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_python_example_prints_what_the_readme_says(tmp_path: Path, number: int) -> None:
-    """In a folder without any data; 0.02 is what another BLAS may move in the last printed digit, twice.
-
-    The first two numbers are error and spread, of an ensemble that is calibrated to a quarter.
-    """
-    example, shown = (blocks("README.md", language)[number] for language in ("python", "text"))
+def executed(example: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A Python example, run in a folder by a process of its own."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, "-c", example],
-        cwd=tmp_path,
+        [sys.executable, "-W", "error::FutureWarning", "-c", example],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def test_a_run_is_opened_as_the_readme_says(tmp_path: Path) -> None:
+    """With the run of the fixture in the place of the recipe's."""
+    fixture = ROOT / "tests" / "fixtures" / "v0_1"
+    shutil.copytree(fixture / "run", tmp_path / "logs" / "iberia")
+    shutil.copy(fixture / "observations.nc", tmp_path / "today.nc")
+    shutil.copy(fixture / "truth.nc", tmp_path)
+    example = blocks("README.md", "python")[1].replace("members=64", "members=4")
+    assert "member" in executed(example, tmp_path).stdout
+
+
+EXAMPLES = [0, 2]  # the blocks with a printed result; that between them opens a run
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_python_example_prints_what_the_readme_says(tmp_path: Path, number: int) -> None:
+    """In a folder without any data; 0.02 is what another BLAS may move in the last printed digit, twice.
+
+    The first two numbers are error and spread, of an ensemble that is calibrated to a quarter.
+    """
+    example, shown = blocks("README.md", "python")[EXAMPLES[number]], blocks("README.md", "text")[number]
+    done = executed(example, tmp_path)
     assert NUMBER.sub("#", done.stdout) == NUMBER.sub("#", shown)
     printed, promised = ([float(x) for x in NUMBER.findall(text)] for text in (done.stdout, shown))
     assert printed == pytest.approx(promised, abs=0.02)
@@ -50,7 +70,7 @@ def test_python_example_prints_what_the_readme_says(tmp_path: Path, number: int)
 @pytest.mark.parametrize("number", [0, 1])
 def test_python_example_is_twelve_lines(number: int) -> None:
     """Imports apart: who needs more to see what this is will not read on."""
-    lines = [line for line in blocks("README.md", "python")[number].splitlines() if line]
+    lines = [line for line in blocks("README.md", "python")[EXAMPLES[number]].splitlines() if line]
     assert sum(not line.startswith(("import ", "from ")) for line in lines) <= 12
 
 
