@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 import urllib3
 
-from slams.core.files import write_text
+from slams.core.files import replace, write_text
 from slams.data.store.manifest import processing_version
 
 Report = Callable[[str, int, int | None, str], None]
@@ -292,7 +292,7 @@ def _finish(target: Path, verify: Callable[[Path], None]) -> None:
         verify(part)
     except ValueError as error:
         raise _Wrong(str(error)) from error
-    os.replace(part, target)
+    replace(part, target)
 
 
 def _check_space(target: Path, version: Version, offset: int) -> None:

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,8 @@ def map_store(
         seconds = time.monotonic() - begin
         for older in folder.glob(f"{store.path.stem}-{'[0-9a-f]' * 12}.npy"):
             if older != path:
-                older.unlink(missing_ok=True)
+                with suppress(PermissionError):  # Windows keeps what another process still reads
+                    older.unlink(missing_ok=True)
         say(f"{path}: {path.stat().st_size / 1e9:.3g} GB for fast reading, made in {seconds:.1f} s")
     return MappedField(path)
 

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ import xarray as xr
 import zarr
 from filelock import FileLock
 
-from slams.core.files import write_text
+from slams.core.files import flush, remove_leftovers, replace, write_text
 from slams.data.safety import contained
 from slams.data.store.manifest import processing_version
 
@@ -217,15 +216,12 @@ def publish(new: Path, store: Path) -> None:
         new: Folder of the `Writer`.
         store: The store.
     """
-    chunks = [file for file in new.rglob("*") if file.is_file() and file.name != _ROOT]
-    for file in [*chunks, new / _ROOT]:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    for file in sorted(chunks):
+    flush(new)
+    for file in sorted(file for file in new.rglob("*") if file.is_file() and file.name != _ROOT):
         target = store / file.relative_to(new)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, target)
-    os.replace(new / _ROOT, store / _ROOT)
+        replace(file, target)
+    replace(new / _ROOT, store / _ROOT)
     shutil.rmtree(new)
     repair(store)
 
@@ -236,6 +232,7 @@ def repair(store: Path) -> None:
     Args:
         store: The store.
     """
+    remove_leftovers(store)
     shutil.rmtree(scratch(store), ignore_errors=True)
     root = json.loads((store / _ROOT).read_text(encoding="utf-8"))
     members = (root.get("consolidated_metadata") or {}).get("metadata", {})
