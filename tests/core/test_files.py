@@ -17,10 +17,10 @@ def windows(monkeypatch):
     replace = os.replace
 
     def guarded(source, target):
-        left = opened.get(str(target), 0)
-        if left:
-            opened[str(target)] = left - 1
-            raise PermissionError(13, "Access is denied", str(target))
+        for path in map(str, (source, target)):
+            if opened.get(path):
+                opened[path] -= 1
+                raise PermissionError(13, "Access is denied", path)
         replace(source, target)
 
     monkeypatch.setattr(files, "_WINDOWS", True)

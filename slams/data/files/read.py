@@ -5,21 +5,20 @@ import glob
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from slams.core.files import atomic
-from slams.data.files import cpc, era5, olr, units
-from slams.data.files.canonical import calendar_days, canonical, find_variable, open_dataset
+from slams.data.archives import ARCHIVES
+from slams.data.files import units
+from slams.data.files.canonical import aliases, calendar_days, canonical, find_variable, open_dataset
+from slams.data.files.convention import Convention
 from slams.data.files.grids import align, describe
 from slams.data.files.modality import Modality
 
 __all__ = ["align", "describe", "find", "read", "write_netcdf"]
-
-_ARCHIVES: dict[str, ModuleType] = {"era5": era5, "cpc": cpc, "olr": olr}
 
 
 def read(
@@ -134,9 +133,10 @@ def _read_file(
 ) -> tuple[xr.DataArray, tuple[str, str]]:
     """The part of one file that is wanted, canonical, and the first and last day the file holds."""
     subject = f"modality {modality.name!r}, variable {modality.variable!r} in {path}"
-    with open_dataset(path) as dataset:
-        name = find_variable(dataset, modality.variable, path, f"modality {modality.name!r}")
-        archive = _archive(dataset, name, modality)
+    with open_dataset(path, ARCHIVES.values()) as dataset:
+        names = (modality.variable, *aliases(modality.variable))
+        name = find_variable(dataset, names, path, f"modality {modality.name!r}")
+        convention = _convention(dataset, name, modality)
         array = canonical(dataset, name, modality.kind, modality.name, subject)
         days = calendar_days(array.time, subject)
         backwards = np.flatnonzero(np.diff(days) < np.timedelta64(0))
@@ -156,19 +156,22 @@ def _read_file(
         raise ValueError(
             f"{subject} holds infinite values; mark missing values as NaN and write the file again."
         )
-    array = array.copy(data=np.where(np.abs(values) < units.IMPOSSIBLE, values, np.nan))
-    if archive is not None and array.sizes["time"]:
-        array = archive.decode(array, days[-1])
+    marked = np.abs(values) >= units.IMPOSSIBLE
+    if convention is not None and convention.negative_is_missing:
+        marked |= values < 0
+    array = array.copy(data=np.where(marked, np.nan, values))
+    if convention is not None and array.sizes["time"]:
+        array = convention.daily(convention.decode(array, days[-1]))
     array = array.assign_coords(time=calendar_days(array.time, subject))
     _refuse_repeated_days(array.time.values, [path] * array.sizes["time"], modality)
     return _convert(array, modality, subject).astype(np.float32), span
 
 
-def _archive(dataset: xr.Dataset, name: str, modality: Modality) -> ModuleType | None:
-    """The conventions that apply to a file."""
+def _convention(dataset: xr.Dataset, name: str, modality: Modality) -> Convention | None:
+    """The archive whose conventions a file follows."""
     if modality.source != "auto":
-        return _ARCHIVES[modality.source]
-    return next((archive for archive in _ARCHIVES.values() if archive.recognises(dataset, name)), None)
+        return ARCHIVES[modality.source]
+    return next((archive for archive in ARCHIVES.values() if archive.recognises(dataset, name)), None)
 
 
 def _select_levels(array: xr.DataArray, modality: Modality, subject: str) -> xr.DataArray:

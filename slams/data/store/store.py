@@ -15,7 +15,7 @@ import zarr
 
 from slams.core.files import atomic
 from slams.data.store.manifest import write_manifest
-from slams.data.store.writer import Standing, Writer, chain, locked, publish, repair, scratch, seal
+from slams.data.store.writer import Standing, Writer, locked, publish, repair, running_hash, scratch, seal
 
 __all__ = ["FieldStore", "write_manifest"]
 
@@ -260,7 +260,7 @@ class FieldStore:
             )
         state, step = b"", int(self._data.shards[0])
         for start in range(0, self.dates.size, step):
-            state = chain(state, np.asarray(self._data[start : start + step], dtype=np.float32))
+            state = running_hash(state, np.asarray(self._data[start : start + step], dtype=np.float32))
         found = seal(state, self.read(self.dates[:1]), self.dates)
         if found != self.fingerprint:
             raise ValueError(

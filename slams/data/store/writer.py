@@ -110,7 +110,7 @@ class Writer:
             self.bounds.append(bounds)
         for start in range(0, days.size, self.shard):
             block = _clean(array.isel(time=slice(start, start + self.shard)).values)
-            self.chain = chain(self.chain, block)
+            self.chain = running_hash(self.chain, block)
             self.pending.append(block)
             self._flush(whole=True)
 
@@ -274,7 +274,7 @@ def scratch(store: Path) -> Path:
     return store.with_name(f".{store.stem}.append{store.suffix}")
 
 
-def chain(state: bytes, block: np.ndarray) -> bytes:
+def running_hash(state: bytes, block: np.ndarray) -> bytes:
     """Hash over days, h_k = sha256(h_{k-1} | day k): it can be continued years later from 32 bytes.
 
     Args:
