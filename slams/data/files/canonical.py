@@ -64,9 +64,8 @@ def open_dataset(path: Path, conventions: Iterable[Convention] = ()) -> xr.Datas
         return dataset
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(
-            f"{path} can't be opened ({error}); it may be cut short or of a format xarray has no engine "
-            "for: write or fetch it "
-            "again, or convert it to netCDF."
+            f"{path} can't be opened ({error}); it may be cut short or of a format xarray has no engine for: "
+            "write or fetch it again, or convert it to netCDF."
         ) from error
 
 
@@ -164,9 +163,8 @@ def _label(
     if "time" not in found or found["time"][1] is None or left:
         what = f"dimensions {left} that mean nothing here" if left else "no time"
         raise ValueError(
-            f"{subject} has {what} (all: {all_dims}); expected (time[, level], lat, lon) or (time[, "
-            "level], station): select "
-            "one entry of the others, and give each field its date."
+            f"{subject} has {what} (all: {all_dims}); expected (time[, level], lat, lon) or (time[, level], "
+            "station): select one entry of the others, and give each field its date."
         )
     array = array.rename(dims)
     for role, (dim, variable) in found.items():
@@ -236,6 +234,5 @@ def calendar_days(stamps: xr.DataArray, subject: str) -> np.ndarray:
     except ValueError as error:
         raise ValueError(
             f"{subject}: calendar {values[0].calendar!r} has days that don't exist ({error}); convert it, "
-            "e.g. with xarray's "
-            "convert_calendar('standard', align_on='year')."
+            "e.g. with xarray's convert_calendar('standard', align_on='year')."
         ) from error

@@ -58,8 +58,7 @@ def read(
         asked = "at least one" if wanted is None or not wanted.size else f"{wanted[0]} to {wanted[-1]}"
         raise ValueError(
             f"modality {modality.name!r} has no day in common with the dates asked for: its files hold "
-            f"{first} to {last}, asked "
-            f"were {asked}; change the dates or add files."
+            f"{first} to {last}, asked were {asked}; change the dates or add files."
         )
     array = _join(parts, modality)
     if not allow_empty_days:
@@ -143,9 +142,8 @@ def _read_file(
         if backwards.size:
             first = int(backwards[0])
             raise ValueError(
-                f"{subject}: times aren't sorted, {days[first + 1]} follows {days[first]} "
-                f"({backwards.size} such steps); sort "
-                "the file, e.g. with xarray's dataset.sortby('time')."
+                f"{subject}: times aren't sorted, {days[first + 1]} follows {days[first]} ({backwards.size} "
+                "such steps); sort the file, e.g. with xarray's dataset.sortby('time')."
             )
         span = (str(days[0]), str(days[-1])) if days.size else ("nothing", "nothing")
         if wanted is not None:
@@ -216,10 +214,8 @@ def _join(parts: list[tuple[Path, xr.DataArray]], modality: Modality) -> xr.Data
         if part.dims != first.dims or not same or part.attrs["units"] != first.attrs["units"]:
             raise ValueError(
                 f"modality {modality.name!r}: {path} holds {describe(part)} {dict(part.sizes)} in "
-                f"{part.attrs['units']!r}, but "
-                f"{parts[0][0]} holds {describe(first)} {dict(first.sizes)} in {first.attrs['units']!r}; "
-                "give them to two modalities, "
-                "or regrid one."
+                f"{part.attrs['units']!r}, but {parts[0][0]} holds {describe(first)} {dict(first.sizes)} in "
+                f"{first.attrs['units']!r}; give them to two modalities, or regrid one."
             )
         aligned.append(align(part, first))
     joined = (
@@ -244,9 +240,8 @@ def _refuse_repeated_days(times: np.ndarray, owners: list[Path], modality: Modal
     names = ", ".join(str(day) for day in days[repeated[:3]])
     raise ValueError(
         f"modality {modality.name!r}: {repeated.size} days come more than once "
-        f"({names}{', ...' if repeated.size > 3 else ''}) "
-        f"{where}; average to one field a day (xarray: resample(time='1D').mean()), or name files that "
-        "don't overlap."
+        f"({names}{', ...' if repeated.size > 3 else ''}) {where}; average to one field a day (xarray: "
+        "resample(time='1D').mean()), or name files that don't overlap."
     )
 
 
@@ -261,8 +256,6 @@ def _refuse_empty_days(array: xr.DataArray, modality: Modality, paths: list[Path
         names = ", ".join(map(str, days[:5])) + (", ..." if days.size > 5 else "")
         raise ValueError(
             f"modality {modality.name!r} has {days.size} days without a single value ({names}), in "
-            f"{', '.join(map(str, paths[:3]))}"
-            f"{', ...' if len(paths) > 3 else ''}; leave these days out of the dates, mend the file, or "
-            "read it with "
-            "allow_empty_days=True if nothing was seen then."
+            f"{', '.join(map(str, paths[:3]))}{', ...' if len(paths) > 3 else ''}; leave these days out of "
+            "the dates, mend the file, or read it with allow_empty_days=True if nothing was seen then."
         )

@@ -224,9 +224,8 @@ class FieldStore:
         if missing.size:
             raise KeyError(
                 f"{self.path} lacks {missing.size} of the {wanted.size} days asked for "
-                f"({', '.join(map(str, missing[:5]))}...); it "
-                f"holds {days.size} days, {days[0]} to {days[-1]}: ask only for days in `.dates`, or "
-                "create the store anew."
+                f"({', '.join(map(str, missing[:5]))}...); it holds {days.size} days, {days[0]} to "
+                f"{days[-1]}: ask only for days in `.dates`, or create the store anew."
             )
         values = self._take(positions)
         coords = {

@@ -187,9 +187,8 @@ class Writer:
         if not same:
             raise ValueError(
                 f"a part {array.name!r} {dict(array.sizes)} [{array.attrs.get('units')}] from "
-                f"{array.time.values[0]} isn't on the grid "
-                f"of the first, {first.name!r} {dict(first.sizes)} [{first.attrs.get('units')}]; align the "
-                "parts before."
+                f"{array.time.values[0]} isn't on the grid of the first, {first.name!r} {dict(first.sizes)} "
+                f"[{first.attrs.get('units')}]; align the parts before."
             )
 
     def _flush(self, *, whole: bool) -> None:
