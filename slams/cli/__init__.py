@@ -87,16 +87,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The commands on real data."""
+    from slams.data.archives import SOURCES
+
     add = commands.add_parser("data", help="fetch and process real data, say what is there, verify it")
     actions = add.add_subparsers(required=True, metavar="SOURCE|status|verify")
-    texts = {
-        "era5": "ERA5 on pressure levels (ChaosBench; --source cds, weatherbench, an address or a folder)",
-        "cpc": "CPC daily rain from gauges",
-        "olr": "NOAA outgoing long-wave radiation",
-        "stations": "weather stations (ISD, METAR) in one table",
-    }
-    for name, text in texts.items():
-        add = actions.add_parser(name, help=text, description=text)
+    for name, source in SOURCES.items():
+        add = actions.add_parser(name, help=source.text, description=source.text)
         add.add_argument(
             "--years", metavar="A-B", help="such as 2000-2015,2020 (default: those of slams/config.py)"
         )
@@ -114,11 +110,9 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         add.add_argument(
             "--grid", default="1.5deg", help="1.5deg (ERA5's 121 x 240) or 1.5deg-published (120 x 240)"
         )
-        if name == "era5":
-            add.add_argument("--variables", metavar="a,b", help="of t, z, q, u, v, w (default: all)")
-        if name == "stations":
-            add.add_argument("--stations", metavar="a,b", help="names such as 024130-99999")
-        add.set_defaults(run=_prepare, what=name, variables=None, stations=None)
+        for option, text in source.options.items():
+            add.add_argument(f"--{option}", metavar="a,b", help=text)
+        add.set_defaults(run=_prepare, what=name)
     for name, text in (
         ("status", "what is there: years, gaps, sizes, units, ranges, and a figure of coverage"),
         ("verify", "read everything: checksums, headers, axes, times, ranges; 1 on a fault"),
@@ -229,7 +223,11 @@ def _evaluate(parsed: argparse.Namespace) -> int:
 
 def _prepare(parsed: argparse.Namespace) -> int:
     from slams.cli.data import prepare
+    from slams.data.archives import SOURCES
 
+    chosen: dict[str, Any] = {
+        option: _names(getattr(parsed, option)) for option in SOURCES[parsed.what].options
+    }
     prepare(
         parsed.what,
         years=parsed.years,
@@ -239,8 +237,7 @@ def _prepare(parsed: argparse.Namespace) -> int:
         offline=parsed.offline,
         scheduler=parsed.scheduler,
         grid=parsed.grid,
-        variables=_names(parsed.variables),
-        stations=_names(parsed.stations) or (),
+        **chosen,
     )
     return 0
 

@@ -15,10 +15,8 @@ from rich.table import Table
 from slams import config
 from slams.core.console import Console
 from slams.data.archives import REGISTRY, Archive, Stations
-from slams.data.archives.local import has
 from slams.data.download.bars import download_bars
 from slams.data.download.fetch import FetchError
-from slams.data.files.era5 import aliases
 from slams.data.processing.process import Processed, process
 from slams.data.safety import is_address
 from slams.data.status import FolderStatus, StoreStatus, status
@@ -26,14 +24,6 @@ from slams.data.store.manifest import record_history
 from slams.data.verify import verify
 from slams.evaluation.figures.plots import coverage_by_modality
 from slams.evaluation.figures.style import save_figure
-
-FOLDERS = {
-    "era5": config.ERA_DATADIR / "era5",
-    "cpc": config.CPC_DATADIR,
-    "olr": config.OLR_DATADIR,
-    "stations": config.STATIONS_DATADIR,
-}
-_TABLE = "observations.nc"
 
 
 def prepare(
@@ -47,16 +37,16 @@ def prepare(
     scheduler: str | None = None,
     grid: str = "1.5deg",
     variables: Sequence[str] | None = None,
-    stations: Sequence[str] = (),
+    stations: Sequence[str] | None = None,
     console: Console | None = None,
 ) -> Path:
     """Fetch what isn't there of a source, and process what is new.
 
     Args:
-        source: "era5", "cpc", "olr" or "stations".
+        source: A name of `slams.data.archives.SOURCES`.
         years: Such as "2000-2015,2020"; None takes those of slams/config.py from an address, all from a folder.
-        base: Address of a mirror or a local folder; None takes the address in slams/config.py.
-        out: Folder of the store; None takes the source's in slams/config.py.
+        base: Address of a mirror or a local folder; None takes the source's own.
+        out: Folder of the store; None takes the source's own.
         jobs: Downloads at a time.
         offline: Use only what is there.
         scheduler: Address of a running dask.distributed scheduler that processes.
@@ -74,23 +64,21 @@ def prepare(
     """
     console = console or Console()
     archive = REGISTRY[source]
-    folder = Path(out) if out is not None else FOLDERS[source]
+    folder = Path(out) if out is not None else archive.folder
     wanted = list(parse_years(years)) if years else None
     if wanted is None and (base is None or base in ("cds", "weatherbench") or is_address(base)):
         wanted = list(range(config.YEARS[0], config.YEARS[1] + 1))
     options: dict[str, Any] = {"jobs": jobs, "offline": offline}
     if isinstance(archive, Stations):
-        paths, missing = _obtain(archive, wanted, base, folder, options | {"stations": stations})
+        paths, missing = _obtain(archive, wanted, base, folder, options | {"stations": stations or ()})
         if paths:
-            table = archive.process(paths, folder / _TABLE, wanted)
+            table = archive.process(paths, folder / archive.table, wanted)
             files = _count(len(paths), "file")
             record_history(folder, f"{table.name}: {files}", {"years": wanted})
             console.say(f"{table}: observations of {files}")
     else:
         names = _variables(archive, variables)
-        if source == "era5":
-            options["variables"] = names
-        paths, missing = _obtain(archive, wanted, base, folder, options)
+        paths, missing = _obtain(archive, wanted, base, folder, options | {"variables": names})
         holding = _holding(archive, paths, names, chosen=bool(variables)) if paths else {}
         # where files are missing, what is there
         there = wanted if missing is None else None
@@ -161,7 +149,7 @@ def _holding(
         try:
             files = archive.holding(paths, name)
             # all days of an archive are alike, and a look into each of thousands takes minutes
-            if files[0].is_dir() and not has(files[0], (name, *aliases(name))):
+            if files[0].is_dir() and not archive.has(files[0], name):
                 raise ValueError(f"{files[0]} has no variable {name!r}; name those it has by --variables.")
             found[name] = files
         except ValueError as error:

@@ -47,7 +47,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path).expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
+    remove_leftovers(target)
     temporary = target.with_name(
         f"{_prefix(target)}{os.getpid()}-{uuid.uuid4().hex[:8]}.partial{target.suffix}"
     )
@@ -55,8 +55,8 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         if not temporary.exists():
             raise FileNotFoundError(f"nothing was written to {temporary}, which should become {target}.")
-        _flush(temporary)
-        _replace(temporary, target)
+        flush(temporary)
+        replace(temporary, target)
     except BaseException as error:  # KeyboardInterrupt too must leave nothing behind
         full = _is_full(error, target.parent)
         _remove(temporary)
@@ -86,13 +86,15 @@ def _prefix(target: Path) -> str:
     return f".{target.stem}.{host}-"
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Remove what processes of this machine that are no longer alive left while writing `target`."""
+def remove_leftovers(target: Path) -> None:
+    """Remove what processes of this machine that no longer run left while writing `target`."""
     prefix = _prefix(target)
-    pattern = re.compile(re.escape(prefix) + r"(\d+)-[0-9a-f]{8}\.partial" + re.escape(target.suffix) + "$")
+    pattern = re.compile(
+        re.escape(prefix) + r"(\d+)-[0-9a-f]{8}\.partial" + re.escape(target.suffix) + r"(\.old)?$"
+    )
     for entry in os.scandir(target.parent):
         match = pattern.match(entry.name)
-        if match and not _alive(int(match.group(1))):
+        if match and not _alive(int(match.group(1))) and (not match.group(2) or target.exists()):
             _remove(Path(entry.path))
 
 
@@ -103,45 +105,52 @@ def _alive(pid: int) -> bool:
     return bool(psutil.pid_exists(pid))
 
 
-def _flush(path: Path) -> None:
-    """Ask the disk to hold the content before the name points to it."""
+def flush(path: Path) -> None:
+    """Ask the disk to hold the content of a file or folder before a name points to it."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     for file in files:
         with open(file, "r+b" if _WINDOWS else "rb") as handle:  # Windows flushes only what may be written
             os.fsync(handle.fileno())
 
 
-def _replace(temporary: Path, target: Path) -> None:
-    """Rename `temporary` to `target`, replacing a file or a folder."""
+def replace(source: Path, target: Path) -> None:
+    """Rename `source` to `target`, replacing a file or a folder.
+
+    Args:
+        source: A file or folder beside `target`.
+        target: Its new name.
+
+    Raises:
+        PermissionError: If another program holds the target open, which Windows refuses to replace.
+    """
     if not target.is_dir() or target.is_symlink():
-        _replace_file(temporary, target)
-    elif _exchange(temporary, target):
-        _remove(temporary)
+        _rename(source, target)
+    elif _exchange(source, target):
+        _remove(source)
     else:  # no atomic exchange of folders here: two renames, the first undone if the second fails
-        aside = temporary.with_name(temporary.name + ".old")
-        os.rename(target, aside)
+        aside = source.with_name(source.name + ".old")
+        _rename(target, aside)
         try:
-            os.rename(temporary, target)
+            _rename(source, target)
         except BaseException:
-            os.rename(aside, target)
+            _rename(aside, target)
             raise
         _remove(aside)
 
 
-def _replace_file(temporary: Path, target: Path) -> None:
-    """Rename a file; where an open file can't be replaced (Windows), wait a little for its readers."""
-    pauses = list(_PAUSES) if _WINDOWS else []
-    while True:
+def _rename(source: Path, target: Path) -> None:
+    """Rename in one step; on Windows wait for programs that hold one of the paths open."""
+    for pause in (*_PAUSES, None):
         try:
-            return os.replace(temporary, target)
+            return os.replace(source, target)
         except PermissionError as error:
             if not _WINDOWS:
                 raise
-            if not pauses:
+            if pause is None:
                 raise PermissionError(
                     f"{target} can't be replaced, because another program has it open; close it there and run this again."
                 ) from error
-            time.sleep(pauses.pop(0))
+            time.sleep(pause)
 
 
 def _exchange(first: Path, second: Path) -> bool:

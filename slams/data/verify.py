@@ -13,7 +13,7 @@ from slams.data.files.units import canonical
 from slams.data.status import changed, data_folders, store_paths
 from slams.data.store.manifest import Row, read_manifest, sha256_of
 from slams.data.store.store import FieldStore
-from slams.data.store.writer import chain, seal
+from slams.data.store.writer import running_hash, seal
 
 Progress = Callable[[str], None]
 _DAYS = 32
@@ -226,7 +226,7 @@ def _content(store: FieldStore, first: Any) -> Iterator[str]:
     lowest, highest = np.inf, -np.inf
     for start in range(0, store.dates.size, _DAYS):
         block = np.ascontiguousarray(store.read(store.dates[start : start + _DAYS]).values)
-        state = chain(state, block)
+        state = running_hash(state, block)
         seen = np.isfinite(block)
         empty += [start + i for i in np.flatnonzero(~seen.reshape(len(block), -1).any(1))]
         if np.isinf(block).any():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from slams.data.store.mapped import MappedField, Window, map_store
+from slams.data.store.mapped import MappedField, MappedWindow, map_store
 from slams.data.store.store import FieldStore
 
 _DAY = np.timedelta64(1, "D")
@@ -269,7 +269,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             if self.mapped:
                 # consecutive days are consecutive rows, in every store
                 rows = {name: int(rows[start]) for name, rows in self.rows.items()}
-                windows.append(Window(self.mapped, rows, self.length))
+                windows.append(MappedWindow(self.mapped, rows, self.length))
             else:
                 windows.append({n: x[start : start + self.length] for n, x in self.tensors.items()})
         return windows

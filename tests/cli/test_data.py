@@ -25,6 +25,7 @@ from slams.data.processing.process import process
 from slams.data.processing.regrid import Grid
 from slams.data.store.store import FieldStore
 from slams.pipeline.inputs.fields import load_fields
+from slams.pipeline.inputs.named_files import match
 from slams.pipeline.recipe import from_tree, load, to_tree
 from tests.data import archive_files as files
 from tests.data.server import serving
@@ -100,6 +101,18 @@ def coarse(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         paths = REGISTRY[name].obtain([], sources / name, out / folder)
         process(REGISTRY[name], paths, out / folder, variable=variable, grid=grid)
     return out
+
+
+def test_a_folder_on_a_drive_is_a_source_and_a_file_on_it_an_observation(sources, tmp_path, monkeypatch):
+    """`--source C:/data` and `NAME=C:/data/x.nc`, here names in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("C:").mkdir()
+    shutil.copytree(sources / "cpc", "C:/rain")
+    assert main(["data", "cpc", "--source", "C:/rain", "--years", "2000", "--out", "D:/stores"]) == 0
+    assert FieldStore("D:/stores/precip.zarr").years == [2000]
+    shutil.copy("C:/rain/precip.2001.nc", "C:/x.nc")
+    found = match(["rain=C:/x.nc"], {"rain": "precip"}, ["rain"])
+    assert found["rain"].files == ["C:/x.nc"] and found["rain"].variable == "precip"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Laws of files that are written whole, where an open file can't be replaced too."""
 
 import os
+import socket
 
 import psutil
 import pytest
@@ -16,10 +17,10 @@ def windows(monkeypatch):
     replace = os.replace
 
     def guarded(source, target):
-        left = opened.get(str(target), 0)
-        if left:
-            opened[str(target)] = left - 1
-            raise PermissionError(13, "Access is denied", str(target))
+        for path in map(str, (source, target)):
+            if opened.get(path):
+                opened[path] -= 1
+                raise PermissionError(13, "Access is denied", path)
         replace(source, target)
 
     monkeypatch.setattr(files, "_WINDOWS", True)
@@ -73,3 +74,45 @@ def test_whether_a_process_lives_is_asked_without_a_signal(monkeypatch):
     monkeypatch.setattr(os, "kill", refuse)
     monkeypatch.setattr(psutil, "pid_exists", lambda pid: pid == 12)
     assert files._alive(12) and not files._alive(13)
+
+
+def test_a_folder_that_stays_open_keeps_its_content(tmp_path, windows, monkeypatch):
+    """Without an exchange of folders the old one is moved aside first; that may fail as well."""
+    target = tmp_path / "a.zarr"
+    target.mkdir()
+    (target / "x").write_text("old")
+    monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    windows[str(target)] = 99
+    with pytest.raises(PermissionError, match="another program"), atomic(target) as temporary:
+        temporary.mkdir()
+        (temporary / "x").write_text("new")
+    assert (target / "x").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_windows_flushes_what_is_opened_for_writing(tmp_path, monkeypatch, windows):
+    """There os.fsync of a file opened for reading fails with a bad file descriptor."""
+    fcntl = pytest.importorskip("fcntl")
+    fsync, modes = os.fsync, []
+
+    def flush(descriptor):
+        modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+        fsync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", flush)
+    write_text(tmp_path / "a.txt", "new")
+    assert modes == [os.O_RDWR]
+
+
+def test_leftovers_go_with_their_process_and_an_old_folder_only_once_a_new_one_stands(tmp_path, monkeypatch):
+    """A replacement killed between its two renames leaves the old content under another name only."""
+    monkeypatch.setattr(psutil, "pid_exists", lambda pid: pid == 222)
+    host = "".join(filter(str.isalnum, socket.gethostname()))[:32]
+    dead, alive = (tmp_path / f".a.{host}-{pid}-0123abcd.partial.zarr" for pid in (111, 222))
+    aside = dead.with_name(f"{dead.name}.old")
+    for path in (dead, alive, aside):
+        path.mkdir()
+    files.remove_leftovers(tmp_path / "a.zarr")
+    assert {path.name for path in tmp_path.iterdir()} == {alive.name, aside.name}
+    (tmp_path / "a.zarr").mkdir()
+    files.remove_leftovers(tmp_path / "a.zarr")
+    assert {path.name for path in tmp_path.iterdir()} == {alive.name, "a.zarr"}

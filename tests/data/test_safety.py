@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from slams.data.archives import REGISTRY
+from slams.data.archives.local import is_local
 from slams.data.download.fetch import FetchError, Item, fetch
 from slams.data.files.canonical import open_dataset
 from slams.data.safety import contained, is_address, refuse_pickles
@@ -51,6 +52,17 @@ def test_addresses_are_told_from_paths():
     assert not any(
         map(is_address, ["a/b.nc", "/a/b", "./ftp:x", "C:\\a", "2020-01-01T00:00.nc", Path("ftp:x")])
     )
+
+
+@pytest.mark.parametrize("name", [r"C:\data\x.nc", "D:/data/x.nc", r"c:x.nc", r"\\server\share\x.nc"])
+def test_a_path_with_a_drive_letter_is_read_in_place_and_is_no_scheme(tmp_path, monkeypatch, name):
+    """Here such a name is a file of the working folder: whoever takes C: for a scheme doesn't find it."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_bytes(b"1")
+    assert not is_address(name) and is_local(name) == Path(name)
+    (found,) = fetch([Item(name, "x.nc")], tmp_path / "data")
+    assert found.path == Path(name).absolute() and found.path.read_bytes() == b"1"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,63 +1,38 @@
 """What every archive says of itself, and how its files become labelled arrays in the unit of its store."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import xarray as xr
 
-from slams.data.archives.local import fields_under, has, years_in
+from slams.data.archives.local import fields_under, is_local, years_in
 from slams.data.download.fetch import Item, fetch
-from slams.data.files import axes, era5, units
+from slams.data.files import axes, units
 from slams.data.files.canonical import calendar_days, canonical, find_variable, open_dataset
+from slams.data.files.convention import Convention, Quantity
 from slams.data.files.periods import Period, standard_times
 from slams.data.processing.plan import PIECE_BYTES
 
 Report = Callable[[str, int, int | None, str], None]
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """One variable of an archive, as the stores hold it.
-
-    Args:
-        name: Name of the variable and of its store.
-        units: Unit it is brought to.
-        valid_range: Lowest and highest value that isn't a fault of the file.
-        method: How it is put on another grid: "conservative" keeps the area integral, "linear" interpolates.
-        period: What a value stands for in time.
-        long_name: For axes and tables.
-        standard_name: CF's name of the quantity.
-        transforms: What models may see: "none", or "log1p" too.
-    """
-
-    name: str
-    units: str
-    valid_range: tuple[float, float]
-    method: Literal["conservative", "linear"]
-    period: Period
-    long_name: str
-    standard_name: str
-    transforms: tuple[str, ...] = ("none",)
-
-
-class Archive(ABC):
-    """A source of gridded data: what to get, whether a file is the expected one, and how to read it.
+class Archive(Convention):
+    """A source of gridded data: where its files are, and how they become fields in the unit of the store.
 
     Attributes:
-        name: How commands call it.
-        quantities: What it holds.
-        period: What its values stand for in time.
-        negative_is_missing: Whether any negative value is a marker.
+        url: Base address.
+        file: Name of a file there; with `{year}`, one a year.
+        folder: Where `slams data` puts its files and stores.
+        first_year: First year of the archive.
+        delay: Days after the end of a year until its file is complete.
     """
 
-    name: str
-    quantities: tuple[Quantity, ...]
-    period: Period
-    negative_is_missing = False
+    url: str
+    file: str
+    folder: Path
+    first_year: int
+    delay = 31
 
     def __repr__(self) -> str:
         """Its name."""
@@ -69,35 +44,21 @@ class Archive(ABC):
         return {quantity.name: quantity.method for quantity in self.quantities}
 
     @property
+    def period(self) -> Mapping[str, Period]:
+        """What a value of each variable stands for in time."""
+        return {quantity.name: quantity.period for quantity in self.quantities}
+
+    @property
     def transforms(self) -> dict[str, tuple[str, ...]]:
         """What models may see of each variable."""
         return {quantity.name: quantity.transforms for quantity in self.quantities}
 
-    @property
-    def variables(self) -> tuple[str, ...]:
-        """Names of what it holds."""
-        return tuple(quantity.name for quantity in self.quantities)
-
-    def quantity(self, variable: str) -> Quantity:
-        """One of its variables by name.
-
-        Raises:
-            ValueError: If it has none of that name.
-        """
-        for quantity in self.quantities:
-            if quantity.name == variable:
-                return quantity
-        raise ValueError(
-            f"the archive {self.name!r} has no variable {variable!r}; it has {', '.join(self.variables)}."
-        )
-
-    @abstractmethod
     def items(self, years: Sequence[int], source: str | Path | None = None) -> list[Item]:
         """What to download for some years.
 
         Args:
             years: The years wanted.
-            source: Base address or local folder; None takes the address in slams/config.py.
+            source: Base address or local folder; None takes `url`.
 
         Returns:
             Files for `slams.data.download.fetch.fetch`, each with the check of its header.
@@ -105,17 +66,21 @@ class Archive(ABC):
         Raises:
             ValueError: If a year is out of the archive's range, or a local folder holds nothing of it.
         """
-
-    @abstractmethod
-    def layout(self, dataset: xr.Dataset) -> str | None:
-        """Which of the archive's layouts a file has, told by dimensions and attributes, never by its name.
-
-        Args:
-            dataset: The open file.
-
-        Returns:
-            A short name, None if it is none of them.
-        """
+        base = self.url if source is None else source
+        local = is_local(base)
+        if local is not None:
+            return self._local(local, years)
+        wanted = within(years, self.first_year, self.name)
+        if "{year}" not in self.file:  # one file of all years, which grows; or the address of the file itself
+            whole = str(base).endswith(Path(self.file).suffix)
+            url = str(base) if whole else f"{str(base).rstrip('/')}/{self.file}"
+            return [Item(url, url.rsplit("/", 1)[1], check=self.check, grows=True)]
+        running = int(str(np.datetime64("today") - self.delay)[:4])
+        names = {year: self.file.format(year=year) for year in wanted}
+        return [
+            Item(f"{str(base).rstrip('/')}/{name}", name, check=self.check, grows=year >= running)
+            for year, name in names.items()
+        ]
 
     def obtain(
         self,
@@ -126,22 +91,28 @@ class Archive(ABC):
         jobs: int = 4,
         offline: bool = False,
         progress: Report | None = None,
+        variables: Sequence[str] | None = None,
     ) -> list[Path]:
         """Get the files of some years, and unpack them where they come packed.
 
         Args:
             years: The years wanted.
-            source: Base address or local folder; None takes the address in slams/config.py.
+            source: Base address or local folder; None takes `url`.
             folder: The data folder.
             jobs: Downloads at a time.
             offline: Use only what is there.
             progress: As of `fetch`.
+            variables: Those wanted, where they can be had one by one; None takes all.
 
         Returns:
             Paths that `open` reads.
         """
         got = fetch(self.items(years, source), folder, jobs=jobs, offline=offline, progress=progress)
         return [one.path for one in got]
+
+    def opened(self, path: Path) -> xr.Dataset:
+        """A file of any format of the archive, open; nothing but its header is read."""
+        return open_dataset(path, (self,))
 
     def check(self, path: Path) -> None:
         """Test that a file opens and has a header of this archive.
@@ -152,8 +123,13 @@ class Archive(ABC):
         Raises:
             ValueError: If not, with what was found.
         """
-        with open_dataset(path) as dataset:
-            self._known(dataset, path)
+        with self.opened(path) as dataset:
+            self.known(dataset, path)
+
+    def has(self, path: Path, variable: str) -> bool:
+        """Whether a file has a variable under one of its names."""
+        with self.opened(path) as dataset:
+            return any(name in dataset.variables for name in self.quantity(variable).names)
 
     def holding(self, paths: Sequence[Path], variable: str) -> list[Path]:
         """Those files that have a variable: the data store gives each variable a file of its own.
@@ -168,8 +144,7 @@ class Archive(ABC):
         Raises:
             ValueError: If none has it.
         """
-        names = (self.quantity(variable).name, *era5.aliases(variable))
-        found = [path for path in paths if path.is_dir() or has(path, names)]
+        found = [path for path in paths if path.is_dir() or self.has(path, variable)]
         if not found:
             raise ValueError(
                 f"none of the {len(paths)} files of {self.name!r} has the variable {variable!r}."
@@ -194,13 +169,16 @@ class Archive(ABC):
         """
         path, quantity = Path(path), self.quantity(variable)
         subject = f"{self.name} {variable} in {path}"
-        dataset = open_dataset(path)
+        dataset = self.opened(path)
         try:
-            layout = self._known(dataset, path)
-            name = find_variable(dataset, variable, path, f"archive {self.name!r}")
+            layout = self.known(dataset, path)
+            name = find_variable(dataset, quantity.names, path, f"archive {self.name!r}")
             array = canonical(_in_chunks(dataset, name), name, "grid", variable, subject)
             array = array.assign_coords(time=_stamps(array.time, subject))
-            array = self._cleaned(self._decode(array, quantity, subject), quantity, subject)
+            array = self.select(array, subject)
+            if array.sizes["time"]:
+                array = self.decode(array, array.time.values.astype("datetime64[D]")[-1])
+            array = self._cleaned(array, quantity, subject)
         except BaseException:
             dataset.close()
             raise
@@ -213,10 +191,6 @@ class Archive(ABC):
             "layout": layout,
         }
         array.set_close(dataset.close)
-        return array
-
-    def _decode(self, array: xr.DataArray, quantity: Quantity, subject: str) -> xr.DataArray:
-        """What is particular to the archive: which records and levels, and what the unit really is."""
         return array
 
     def _cleaned(self, array: xr.DataArray, quantity: Quantity, subject: str) -> xr.DataArray:
@@ -232,8 +206,12 @@ class Archive(ABC):
         )
         return array.copy(data=blocks)
 
-    def _known(self, dataset: xr.Dataset, path: Path) -> str:
-        """The layout of a file that must be the archive's."""
+    def known(self, dataset: xr.Dataset, path: Path) -> str:
+        """The layout of a file.
+
+        Raises:
+            ValueError: If it isn't one of the archive's.
+        """
         layout = self.layout(dataset)
         if layout is None:
             found = {str(name): dict(variable.sizes) for name, variable in dataset.data_vars.items()}
@@ -247,8 +225,8 @@ class Archive(ABC):
     def _local(self, folder: Path, years: Sequence[int]) -> list[Item]:
         """Files of a local folder that are the archive's and have days of the years."""
         found, others = [], []
-        for path in fields_under(folder):
-            with open_dataset(path) as dataset:
+        for path in fields_under(folder, self.raw):
+            with self.opened(path) as dataset:
                 layout = self.layout(dataset)
                 here = set(years_in(dataset, path)) if layout else set()
             if layout and (not years or here & set(years)):

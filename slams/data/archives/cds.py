@@ -9,7 +9,7 @@ from typing import Any
 from slams import config
 from slams.core.files import atomic
 from slams.data.archives.base import Report
-from slams.data.files.era5 import aliases
+from slams.data.files.canonical import aliases
 from slams.data.store.manifest import file_row, read_manifest, record_files
 
 _DATASET = "reanalysis-era5-pressure-levels"

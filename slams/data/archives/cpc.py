@@ -1,21 +1,30 @@
-"""CPC global daily rain from gauges: NOAA PSL's yearly netCDF, or CPC's own binary of one day."""
+"""CPC global daily rain from gauges: NOAA PSL's yearly netCDF, or CPC's own binary of one day.
 
-from collections.abc import Sequence
+360 x 720 cells of 0.5 degrees, mm a day, ocean missing. PSL (`precip.YYYY.nc`): missing_value -9.96921e36
+without a _FillValue; the file of the current year ends in days that are missing everywhere. Binary: one day,
+little-endian float32, rain [0.1 mm] and then the number of gauges, row 0 in the south, -999 where missing,
+no header: the date is in the name and nowhere else.
+"""
+
+import gzip
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from slams import config
-from slams.data.archives.base import Archive, Quantity, within
-from slams.data.archives.local import is_local
-from slams.data.download.fetch import Item
-from slams.data.files import cpc, units
+from slams.data.archives.base import Archive
+from slams.data.files import units
+from slams.data.files.convention import Quantity
 from slams.data.files.periods import RAIN_DAY
 
-_FIRST_YEAR = 1979
 _GLOBAL_CELLS = 10_000  # somewhere on a field of so many it rains
 _LEAST_MAXIMUM = 0.05  # mm/day of the wettest such cell; a rate in kg m-2 s-1 stays below 0.03
+_SHAPE = (2, 360, 720)  # rain and gauges, rows from 89.75 S, columns from 0.25 E
+_BYTES = 4 * 2 * 360 * 720
+_NAME = re.compile(r"^PRCP_CU_GAUGE_V1\.0GLB_0\.50deg\.lnx\.(\d{8})(\.RT)?(\.gz)?$", re.IGNORECASE)
 
 
 class CPCRain(Archive):
@@ -38,40 +47,31 @@ class CPCRain(Archive):
             ("none", "log1p"),
         ),
     )
-    period = RAIN_DAY
     negative_is_missing = True
+    url, folder, first_year = config.CPC_URL, config.CPC_DATADIR, 1979
+    file = "precip.{year}.nc"
+    delay = 31  # days: a year is complete some weeks after its end
 
-    def items(self, years: Sequence[int], source: str | Path | None = None) -> list[Item]:
-        """Yearly files of PSL, or whatever of CPC rain a folder holds; see `Archive.items`."""
-        base = config.CPC_URL if source is None else source
-        local = is_local(base)
-        if local is not None:
-            return self._local(local, years)
-        wanted = within(years, _FIRST_YEAR, self.name)
-        running = int(str(np.datetime64("today") - 31)[:4])  # a year is complete some weeks after its end
-        return [
-            Item(
-                f"{str(base).rstrip('/')}/precip.{year}.nc",
-                f"precip.{year}.nc",
-                check=self.check,
-                grows=year >= running,
-            )
-            for year in wanted
-        ]
+    def recognises(self, dataset: xr.Dataset, variable: str) -> bool:
+        """By the name of the variable, and that of the data set in its attributes or the file's."""
+        titles = (dataset.attrs.get("title", ""), dataset.attrs.get("dataset_title", ""))
+        names = (dataset[variable].attrs.get("dataset", ""), *titles)
+        return variable == "precip" and any("CPC" in str(name) for name in names)
 
     def layout(self, dataset: xr.Dataset) -> str | None:
-        """`binary` has the number of gauges beside the rain; see `Archive.layout`."""
-        if "precip" not in dataset.variables or not cpc.recognises(dataset, "precip"):
+        """The binary has the number of gauges beside the rain; see `Convention.layout`."""
+        if "precip" not in dataset.variables or not self.recognises(dataset, "precip"):
             return None
         if set(map(str, dataset["precip"].dims)) != {"time", "lat", "lon"}:
             return None
         return "CPC binary" if "gauges" in dataset.variables else "PSL netCDF"
 
-    def _decode(self, array: xr.DataArray, quantity: Quantity, subject: str) -> xr.DataArray:
-        """Without the empty days that end the file of an unfinished year; a rate called a depth is refused."""
-        if not array.sizes["time"]:
-            return array
-        array = cpc.trim(array, array.time.values.astype("datetime64[D]")[-1])
+    def raw(self, path: Path) -> Callable[[Path], xr.Dataset] | None:
+        """Files that are named as CPC names its binary, which has no header."""
+        return open_binary if path.is_file() and _NAME.match(path.name) else None
+
+    def select(self, array: xr.DataArray, subject: str) -> xr.DataArray:
+        """All records; a rate that is called a depth is refused."""
         unit = units.canonical(array.attrs["units"])
         if not array.sizes["time"] or unit == "kg m-2 s-1" or array[0].size < _GLOBAL_CELLS:
             return array
@@ -83,3 +83,68 @@ class CPCRain(Archive):
                 f"{wettest:g}, which is a rate in kg m-2 s-1; correct the attribute `units` of the file."
             )
         return array
+
+    def decode(self, array: xr.DataArray, last: np.datetime64) -> xr.DataArray:
+        """Without the empty days that end the file of an unfinished year; an empty day elsewhere stays."""
+        days = array.time.values.astype("datetime64[D]")
+        keep = days.size
+        while keep and days[keep - 1] == last and not _any_rain(array[keep - 1].values):
+            keep, last = keep - 1, last - np.timedelta64(1, "D")
+        return array.isel(time=slice(0, keep))
+
+
+def _any_rain(field: np.ndarray) -> bool:
+    """Whether a field has a value, even a zero."""
+    return bool(((field >= 0) & (field < units.IMPOSSIBLE)).any())
+
+
+def open_binary(path: Path) -> xr.Dataset:
+    """Read one day of CPC's raw binary.
+
+    Args:
+        path: `PRCP_CU_GAUGE_V1.0GLB_0.50deg.lnx.YYYYMMDD` with `.RT`, `.gz` or both, as CPC names it.
+
+    Returns:
+        `precip` [mm] and `gauges` (time, lat, lon), NaN where missing, with the attributes of PSL's files.
+
+    Raises:
+        ValueError: If the length isn't that of one day, or the values are no rain: another byte order.
+    """
+    match = _NAME.match(path.name)
+    if match is None:
+        raise ValueError(
+            f"{path.name} doesn't carry the date as CPC writes it; name it "
+            "PRCP_CU_GAUGE_V1.0GLB_0.50deg.lnx.YYYYMMDD.RT (or .gz)."
+        )
+    content = _content(path)
+    if len(content) != _BYTES:
+        raise ValueError(f"{path} holds {len(content)} bytes, expected {_BYTES} (2 x 360 x 720 float32).")
+    rain, gauges = np.frombuffer(content, "<f4").reshape(_SHAPE)
+    known = rain != -999.0
+    # two thirds are sea: without a marker the bytes mean something else, such as the other order
+    if known.all() or not known.any() or rain[known].min() < 0 or not rain[known].max() <= 2e4:
+        raise ValueError(f"{path} holds no rain in little-endian float32 of 0.1 mm; fetch it again.")
+    fields = {"precip": np.where(known, rain / np.float32(10), np.nan)}
+    fields["gauges"] = np.where(gauges == -999.0, np.nan, gauges)
+    attrs = {"precip": {"units": "mm", "cell_methods": "time: sum"}, "gauges": {"units": "1"}}
+    dims = ("time", "lat", "lon")
+    return xr.Dataset(
+        {name: (dims, value[None].astype("f4"), attrs[name]) for name, value in fields.items()},
+        {
+            "time": [np.datetime64(f"{match[1][:4]}-{match[1][4:6]}-{match[1][6:]}", "ns")],
+            "lat": ("lat", np.arange(-89.75, 90, 0.5), {"units": "degrees_north"}),
+            "lon": ("lon", np.arange(0.25, 360, 0.5), {"units": "degrees_east"}),
+        },
+        {"title": "CPC GLOBAL PRCP V1.0"},
+    )
+
+
+def _content(path: Path) -> bytes:
+    """Content of a file, unpacked where its first bytes say gzip, and never more than one day and a bit."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        try:
+            return gzip.GzipFile(fileobj=file).read(_BYTES + 1) if packed else file.read(_BYTES + 1)
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path} is cut short or damaged ({error}); fetch it again.") from error

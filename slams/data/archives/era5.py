@@ -1,4 +1,9 @@
-"""ERA5 on pressure levels, a snapshot a day at 00 UTC: ChaosBench, the Climate Data Store, WeatherBench2, ARCO."""
+"""ERA5 on pressure levels, a snapshot a day at 00 UTC: ChaosBench, the Climate Data Store, WeatherBench2, ARCO.
+
+Layouts: CDS before September 2024 (time, level, int16), CDS since (valid_time, pressure_level descending,
+number, expver), WeatherBench2 (long names, longitude before latitude), ChaosBench (a zarr a day, geopotential
+in metres).
+"""
 
 import re
 import struct
@@ -10,17 +15,16 @@ import xarray as xr
 
 from slams import config
 from slams.data.archives import cds, weatherbench
-from slams.data.archives.base import Archive, Quantity, Report, within
+from slams.data.archives.base import Archive, Report, within
 from slams.data.archives.local import is_local, years_in
 from slams.data.download.fetch import Item, fetch
 from slams.data.download.unpack import parts_of, unpack
-from slams.data.files import era5
-from slams.data.files.canonical import open_dataset
+from slams.data.files.canonical import aliases
+from slams.data.files.convention import Quantity
 from slams.data.files.periods import SNAPSHOT
 
-_FIRST_YEAR = 1940
-_ARCHIVE = "era5_chunks.zip"
 _HOUR = 0  # UTC, of the snapshot
+_GRAVITY = 9.80665  # m s-2, the constant of the IFS
 _TAIL = 66_000  # bytes; the end record of a zip lies in the last 65557
 
 
@@ -37,32 +41,27 @@ class ERA5(Archive):
 
     name = "era5"
     quantities = tuple(
-        Quantity(name, unit, possible, "linear", SNAPSHOT, long_name, standard_name)
+        Quantity(name, unit, possible, "linear", SNAPSHOT, long_name, standard_name, aliases=aliases(name))
         for name, unit, possible, long_name, standard_name in (
             ("t", "K", (150.0, 350.0), "temperature", "air_temperature"),
             ("z", "gpm", (-1500.0, 60000.0), "geopotential height", "geopotential_height"),
-            (
-                "q",
-                "kg kg-1",
-                (-0.001, 0.1),
-                "specific humidity",
-                "specific_humidity",
-            ),  # spectral: slightly negative
+            # spectral: slightly negative
+            ("q", "kg kg-1", (-0.001, 0.1), "specific humidity", "specific_humidity"),
             ("u", "m s-1", (-250.0, 250.0), "eastward wind", "eastward_wind"),
             ("v", "m s-1", (-250.0, 250.0), "northward wind", "northward_wind"),
             ("w", "Pa s-1", (-100.0, 100.0), "vertical velocity", "lagrangian_tendency_of_air_pressure"),
         )
     )
-    period = SNAPSHOT
+    url, folder, first_year = config.ERA5_URL, config.ERA_DATADIR / "era5", 1940
+    file = "era5_chunks.zip"
 
     def items(self, years: Sequence[int], source: str | Path | None = None) -> list[Item]:
-        """ChaosBench's archive, or what a folder holds; `obtain` knows the other sources. See `Archive.items`."""
-        base = config.ERA5_URL if source is None else source
-        local = is_local(base)
-        if local is not None:
-            return self._local(local, years)
-        within(years, _FIRST_YEAR, self.name)
-        return [Item(f"{str(base).rstrip('/')}/{_ARCHIVE}", _ARCHIVE)]
+        """ChaosBench's archive, or what a folder holds; `obtain` takes the other sources. See `Archive.items`."""
+        base = self.url if source is None else source
+        if is_local(base) is not None:
+            return super().items(years, base)
+        within(years, self.first_year, self.name)
+        return [Item(f"{str(base).rstrip('/')}/{self.file}", self.file)]
 
     def obtain(
         self,
@@ -93,14 +92,14 @@ class ERA5(Archive):
         names = self.variables if variables is None else tuple(variables)
         if source == "cds":
             return cds.retrieve(
-                within(years, _FIRST_YEAR, self.name),
+                within(years, self.first_year, self.name),
                 folder,
                 names,
                 self.check,
                 offline=offline,
                 progress=progress,
             )
-        base = config.WEATHERBENCH_URL if source == "weatherbench" else source or config.ERA5_URL
+        base = config.WEATHERBENCH_URL if source == "weatherbench" else source or self.url
         local = is_local(base)
         if local is None and str(base).rstrip("/").endswith(".zarr"):
             return weatherbench.obtain(
@@ -125,7 +124,7 @@ class ERA5(Archive):
         """The zip of ChaosBench and its parts, of which the last tells how many there are."""
         settings = {"jobs": jobs, "offline": offline, "progress": progress}
         last = fetch(self.items(years, base), folder, **settings)[0].path  # type: ignore[arg-type]
-        stem = _ARCHIVE.removesuffix(".zip")
+        stem = self.file.removesuffix(".zip")
         names = [f"{stem}.z{number:02d}" for number in range(1, parts_before(last) + 1)]
         address = base.rstrip("/")
         fetch([Item(f"{address}/{name}", name) for name in names], folder, **settings)  # type: ignore[arg-type]
@@ -135,8 +134,8 @@ class ERA5(Archive):
         """Stores with the header of the archive and a day in the years."""
         found = []
         for path in paths:
-            with open_dataset(path) as dataset:
-                self._known(dataset, path)
+            with self.opened(path) as dataset:
+                self.known(dataset, path)
                 if not years or set(years_in(dataset, path)) & set(years):
                     found.append(path)
         if not found:
@@ -145,16 +144,21 @@ class ERA5(Archive):
             )
         return found
 
+    def recognises(self, dataset: xr.Dataset, variable: str) -> bool:
+        """By the name of the variable, also of those that no store holds, and full names of its dimensions."""
+        named = bool(aliases(variable))
+        return named and {"latitude", "longitude"} <= set(map(str, dataset[variable].dims))
+
     def layout(self, dataset: xr.Dataset) -> str | None:
-        """By names of variables and dimensions, and whether time is one of them; see `Archive.layout`."""
-        for name in self.variables:
-            for alias in (name, *era5.aliases(name)):
-                if alias in dataset.data_vars and era5.recognises(dataset, alias):
-                    return _layout(dataset, alias)
+        """By names of variables and dimensions, and whether time is one of them; see `Convention.layout`."""
+        for quantity in self.quantities:
+            for name in quantity.names:
+                if name in dataset.data_vars and self.recognises(dataset, name):
+                    return _layout(dataset, name)
         return None
 
-    def _decode(self, array: xr.DataArray, quantity: Quantity, subject: str) -> xr.DataArray:
-        """The snapshots of 00 UTC on the levels of the system, rising; geopotential is told from height."""
+    def select(self, array: xr.DataArray, subject: str) -> xr.DataArray:
+        """The snapshots of 00 UTC on the levels of the system, rising."""
         hours = array.time.values.astype("datetime64[h]").astype(int) % 24
         if not (hours == _HOUR).any():
             raise ValueError(
@@ -167,20 +171,28 @@ class ERA5(Archive):
                 f"{subject} has no pressure levels; expected some of {config.PRESSURE_LEVELS} hPa."
             )
         held = array.level.values
-        chosen = [int(np.abs(held - level).argmin()) for level in config.PRESSURE_LEVELS]
-        pairs = [
-            (index, level)
-            for index, level in zip(chosen, config.PRESSURE_LEVELS, strict=True)
-            if abs(held[index] - level) < 1e-3 * level
-        ]
-        if not pairs:
+        nearest = {float(level): int(np.abs(held - level).argmin()) for level in config.PRESSURE_LEVELS}
+        found = {level: k for level, k in nearest.items() if abs(held[k] - level) < 1e-3 * level}
+        if not found:
             raise ValueError(
                 f"{subject} has the levels {held.tolist()}, none of {config.PRESSURE_LEVELS} hPa."
             )
-        array = array.isel(level=[index for index, _ in pairs]).assign_coords(
-            level=[float(level) for _, level in pairs]
-        )
-        return era5.decode(array, array.time.values[-1])
+        return array.isel(level=list(found.values())).assign_coords(level=list(found))
+
+    def decode(self, array: xr.DataArray, last: np.datetime64) -> xr.DataArray:
+        """Name the unit of geopotential after what the values are.
+
+        ChaosBench divides z by g and may keep `m**2 s**-2`. In the standard atmosphere the height of a level
+        is close to 7.4 km * ln(1013 / p), of which z / height is 1 or 9.8.
+        """
+        if array.attrs.get("source_name") not in ("z", "geopotential") or "level" not in array.dims:
+            return array
+        level = float(array.level.min())
+        if level > 850:  # too near the ground for the ratio to tell
+            return array
+        height = 7400.0 * np.log(1013.25 / level)
+        first = array.isel(time=0).sel(level=level)  # one record: the others may be on disk
+        return array.assign_attrs(units="gpm") if float(first.mean()) / height < _GRAVITY / 3 else array
 
 
 def _layout(dataset: xr.Dataset, name: str) -> str | None:

@@ -1,16 +1,16 @@
 """Files that are on this machine already: which there are, and what they hold by their headers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from slams.data.files import axes, cpc
-from slams.data.files.canonical import calendar_days, open_dataset
+from slams.data.files import axes
+from slams.data.files.canonical import calendar_days
 from slams.data.safety import is_address
 
-_SUFFIXES = (".nc", ".nc4", ".zarr")  # and the raw binary of CPC, by its whole name
+_SUFFIXES = (".nc", ".nc4", ".zarr")  # and formats of an archive's own
 
 
 def is_local(source: str | Path) -> Path | None:
@@ -53,11 +53,12 @@ def years_in(dataset: xr.Dataset, path: Path) -> list[int]:
     return []
 
 
-def fields_under(top: Path) -> Iterator[Path]:
+def fields_under(top: Path, own: Callable[[Path], object]) -> Iterator[Path]:
     """Paths that can be files of fields by their suffix; hidden ones and parts of a zarr are passed over.
 
     Args:
         top: A folder, or one file.
+        own: Whether a file is of a format of the archive's own.
 
     Yields:
         Paths in order.
@@ -68,21 +69,7 @@ def fields_under(top: Path) -> Iterator[Path]:
     for entry in sorted(top.iterdir()):
         if entry.name.startswith(".") or entry.is_symlink() and not entry.exists():
             continue
-        if entry.suffix.lower() in _SUFFIXES or cpc.is_binary(entry):
+        if entry.suffix.lower() in _SUFFIXES or own(entry):
             yield entry
         elif entry.is_dir() and not entry.is_symlink():  # a link to a folder may lead in a circle
-            yield from fields_under(entry)
-
-
-def has(path: Path, names: Sequence[str]) -> bool:
-    """Whether a file has a variable of one of some names.
-
-    Args:
-        path: The file.
-        names: Any of them will do.
-
-    Returns:
-        True if one is there.
-    """
-    with open_dataset(path) as dataset:
-        return any(name in dataset.variables for name in names)
+            yield from fields_under(entry, own)

@@ -13,8 +13,6 @@ from slams.data.archives.local import is_local
 from slams.data.download.fetch import Item, fetch
 from slams.data.files.stations import quality, read_table, write_table
 
-_FIRST_YEAR = 1901
-
 
 class Stations:
     """Reports of stations; `process` joins them to the table that recipes read.
@@ -24,6 +22,8 @@ class Stations:
     """
 
     name = "stations"
+    url, folder, first_year = config.ISD_URL, config.STATIONS_DATADIR, 1901
+    table = "observations.nc"
 
     def items(
         self, years: Sequence[int], source: str | Path | None = None, stations: Sequence[str] = ()
@@ -41,7 +41,7 @@ class Stations:
         Raises:
             ValueError: If no station is named for an address, or a folder holds no reports.
         """
-        base = config.ISD_URL if source is None else source
+        base = self.url if source is None else source
         local = is_local(base)
         if local is not None:
             found = [path for path in _files(local) if isd.is_isd(path) or metar.is_metar(path)]
@@ -61,7 +61,7 @@ class Stations:
                 check=self.check,
                 grows=year == running,
             )
-            for year in within(years, _FIRST_YEAR, self.name)
+            for year in within(years, self.first_year, self.name)
             for station in stations
         ]
 

@@ -13,7 +13,7 @@ import xarray as xr
 from slams.core.files import write_text
 from slams.data.archives.base import Report, span
 from slams.data.download.fetch import Item, fetch
-from slams.data.files.era5 import aliases
+from slams.data.files.canonical import aliases
 from slams.data.safety import refuse_pickles
 
 _METADATA = ".zmetadata"

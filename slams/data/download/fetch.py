@@ -14,7 +14,7 @@ import requests
 from filelock import FileLock, Timeout
 
 from slams.data.download.transfer import (
-    Line,
+    Connection,
     Report,
     Stopped,
     TransferError,
@@ -177,7 +177,7 @@ class _Folder:
             item.url,
             target,
             partial(_verify, item),
-            Line(self._session(), self.retries, self.timeout, self.wait, self.jitter, self.report),
+            Connection(self._session(), self.retries, self.timeout, self.wait, self.jitter, self.report),
             size=item.size,
             known=None if row is None else Version(row["url"], row.get("etag"), row.get("last_modified")),
         )

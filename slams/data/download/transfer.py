@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 import urllib3
 
-from slams.core.files import write_text
+from slams.core.files import replace, write_text
 from slams.data.store.manifest import processing_version
 
 Report = Callable[[str, int, int | None, str], None]
@@ -56,7 +56,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Line:
+class Connection:
     """How to talk to servers.
 
     Args:
@@ -113,7 +113,7 @@ def download(
     url: str,
     target: Path,
     verify: Callable[[Path], None],
-    line: Line,
+    connection: Connection,
     *,
     size: int | None = None,
     known: Version | None = None,
@@ -124,7 +124,7 @@ def download(
         url: Its address.
         target: Where to; replaced only by a whole, checked file. Its note stays until `forget`.
         verify: Raises ValueError if the bytes aren't the file.
-        line: How to talk to the server.
+        connection: How to talk to the server.
         size: Published length [bytes].
         known: The version that lies at `target`: nothing is brought if it's still that one.
 
@@ -139,7 +139,7 @@ def download(
     furthest, failures, wrong = _size(partial_of(target)[0]), 0, 0
     while True:
         try:
-            version = _attempt(url, target, line, size, known)
+            version = _attempt(url, target, connection, size, known)
             if version is not None:
                 _finish(target, verify)
             return version
@@ -156,15 +156,15 @@ def download(
             have = _size(partial_of(target)[0])
             failures = 0 if have > furthest else failures + 1
             furthest = max(have, furthest)
-            if failures > line.retries:
+            if failures > connection.retries:
                 raise TransferError(
                     f"{public(url)} failed {failures} times in a row: {error}. Run the command again later (it "
                     "goes on from what has come), or take another source."
                 ) from error
-            back_off = 2.0 ** max(0, failures - 1) * line.jitter.uniform(0.5, 1.0)
+            back_off = 2.0 ** max(0, failures - 1) * connection.jitter.uniform(0.5, 1.0)
             pause = min(error.after or back_off, _LONGEST_WAIT)
-            line.report(target.name, have, None, f"{error}; again in {pause:.0f} s")
-            line.wait(pause)
+            connection.report(target.name, have, None, f"{error}; again in {pause:.0f} s")
+            connection.wait(pause)
 
 
 def forget(target: Path) -> None:
@@ -172,7 +172,9 @@ def forget(target: Path) -> None:
     partial_of(target)[1].unlink(missing_ok=True)
 
 
-def _attempt(url: str, target: Path, line: Line, size: int | None, known: Version | None) -> Version | None:
+def _attempt(
+    url: str, target: Path, connection: Connection, size: int | None, known: Version | None
+) -> Version | None:
     """One request, and its body as far as it comes; None if the server says that `known` still holds."""
     part = partial_of(target)[0]
     have = version_of(target)
@@ -187,12 +189,14 @@ def _attempt(url: str, target: Path, line: Line, size: int | None, known: Versio
     elif known is not None and known.last_modified:
         headers["If-Modified-Since"] = known.last_modified
     try:
-        with line.session.get(url, headers=headers, stream=True, timeout=line.timeout) as response:
+        with connection.session.get(
+            url, headers=headers, stream=True, timeout=connection.timeout
+        ) as response:
             if response.status_code == 304 and known is not None:
                 return None
             version, offset = _judge(response, url, target, have if offset else None, offset)
             _check_length(response, version, size)
-            _pour(response, target, version, offset, line)
+            _pour(response, target, version, offset, connection)
             return version
     except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
         raise TransferError(
@@ -258,7 +262,9 @@ def _check_length(response: requests.Response, version: Version, size: int | Non
         )
 
 
-def _pour(response: requests.Response, target: Path, version: Version, offset: int, line: Line) -> None:
+def _pour(
+    response: requests.Response, target: Path, version: Version, offset: int, connection: Connection
+) -> None:
     """Write a body behind the first `offset` bytes of the partial file."""
     part, note = partial_of(target)
     try:
@@ -268,14 +274,14 @@ def _pour(response: requests.Response, target: Path, version: Version, offset: i
         _check_space(target, version, offset)
         with part.open("ab") as out:
             size = offset
-            line.report(target.name, size, version.length, "")
+            connection.report(target.name, size, version.length, "")
             # undecoded: the archive's bytes are what checksums are of, also where it serves .gz as an encoding
             while block := response.raw.read(_BLOCK, decode_content=False):
                 out.write(block)
                 out.flush()
                 size += len(block)
-                line.report(target.name, size, version.length, "")
-                line.wait(0.0)
+                connection.report(target.name, size, version.length, "")
+                connection.wait(0.0)
             os.fsync(out.fileno())
     except OSError as error:
         if error.errno in _FULL:
@@ -292,7 +298,7 @@ def _finish(target: Path, verify: Callable[[Path], None]) -> None:
         verify(part)
     except ValueError as error:
         raise _Wrong(str(error)) from error
-    os.replace(part, target)
+    replace(part, target)
 
 
 def _check_space(target: Path, version: Version, offset: int) -> None:

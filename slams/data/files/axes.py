@@ -135,19 +135,14 @@ def _role_of_dim(dataset: xr.Dataset, dim: str) -> tuple[str | None, xr.Variable
 
 
 def _find_stations(
-    dataset: xr.Dataset,
-    array: xr.DataArray,
-    found: Found,
-    unknown: list[str],
-    subject: str,
+    dataset: xr.Dataset, array: xr.DataArray, found: Found, unknown: list[str], subject: str
 ) -> None:
     """Add the station dimension and the latitude and longitude on it to `found`."""
     if "station" not in found:
         if len(unknown) != 1:
             raise ValueError(
                 f"{subject} has the dimensions {array.dims}, none of which looks like stations; rename one "
-                "to 'station', or "
-                "declare kind='grid'."
+                "to 'station', or declare kind='grid'."
             )
         found["station"] = unknown[0], dataset.variables.get(unknown.pop())
     dim = found["station"][0]
@@ -156,8 +151,7 @@ def _find_stations(
         if len(candidates) != 1:
             raise ValueError(
                 f"{subject}: expected one variable with the {role} of each station on dimension {dim!r}, "
-                "found "
-                f"{len(candidates)} among {sorted(map(str, dataset.variables))}; name it 'stn_{role}'."
+                f"found {len(candidates)} among {sorted(map(str, dataset.variables))}; name it 'stn_{role}'."
             )
         found[role] = dim, candidates[0]
 
@@ -190,9 +184,8 @@ def _require_grid(array: xr.DataArray, found: Found, subject: str) -> None:
             )
             raise ValueError(
                 f"{subject} has the dimensions {array.dims}, among which no "
-                f"{'latitude' if role == 'lat' else 'longitude'} "
-                f"with values was found; {hint} (rotated, projected and curvilinear grids must be "
-                "regridded first)."
+                f"{'latitude' if role == 'lat' else 'longitude'} with values was found; {hint} (rotated, "
+                "projected and curvilinear grids must be regridded first)."
             )
 
 

@@ -1,20 +1,45 @@
 """Files opened lazily, and a variable of them with the axes called, ordered and directed as everywhere here."""
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from slams.data.files import axes, cpc, era5, station_days, stations
+from slams.data.files import axes, station_days, stations
+from slams.data.files.convention import Convention
 from slams.data.safety import refuse_pickles
 
+# short names of the variables that weather files call by a long name as well
+_LONG_NAMES = {
+    "t": "temperature",
+    "z": "geopotential",
+    "q": "specific_humidity",
+    "u": "u_component_of_wind",
+    "v": "v_component_of_wind",
+    "w": "vertical_velocity",
+    "t2m": "2m_temperature",
+    "tp": "total_precipitation",
+    "msl": "mean_sea_level_pressure",
+}
 
-def open_dataset(path: Path) -> xr.Dataset:
-    """Open a file or folder lazily: netCDF, zarr, the raw binary of CPC rain, or a table of observations.
+
+def aliases(variable: str) -> tuple[str, ...]:
+    """Other names of a variable: the long for the short one and the reverse.
+
+    >>> aliases("t"), aliases("temperature"), aliases("precip")
+    (('temperature',), ('t',), ())
+    """
+    return tuple(b for pair in _LONG_NAMES.items() for a, b in (pair, pair[::-1]) if a == variable)
+
+
+def open_dataset(path: Path, conventions: Iterable[Convention] = ()) -> xr.Dataset:
+    """Open a file or folder lazily: netCDF, zarr, a format of an archive's own, or a table of observations.
 
     Args:
         path: File or folder.
+        conventions: Archives whose own formats it may have.
 
     Returns:
         What it holds; only the header and the coordinates have been read (a table is read whole).
@@ -27,8 +52,9 @@ def open_dataset(path: Path) -> xr.Dataset:
             refuse_pickles(path)
             dataset: xr.Dataset = xr.open_zarr(path, chunks=None, consolidated=(path / ".zmetadata").exists())
             return dataset
-        if cpc.is_binary(path):
-            return cpc.open_binary(path)
+        for convention in conventions:
+            if (opener := convention.raw(path)) is not None:
+                return opener(path)
         if path.suffix == ".parquet":
             return station_days.daily_dataset(stations.read_table(path))
         dataset = xr.open_dataset(path)
@@ -38,18 +64,17 @@ def open_dataset(path: Path) -> xr.Dataset:
         return dataset
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(
-            f"{path} can't be opened ({error}); it may be cut short or of a format xarray has no engine "
-            "for: write or fetch it "
-            "again, or convert it to netCDF."
+            f"{path} can't be opened ({error}); it may be cut short or of a format xarray has no engine for: "
+            "write or fetch it again, or convert it to netCDF."
         ) from error
 
 
-def find_variable(dataset: xr.Dataset, variable: str, path: Path, owner: str) -> str:
+def find_variable(dataset: xr.Dataset, names: tuple[str, ...], path: Path, owner: str) -> str:
     """Name of the wanted variable in a file.
 
     Args:
         dataset: The open file.
-        variable: As the user calls it; short and long names of ERA5 stand for each other.
+        names: What it may be called, the user's name first.
         path: The file, for the message.
         owner: Who asks, for the message.
 
@@ -59,13 +84,13 @@ def find_variable(dataset: xr.Dataset, variable: str, path: Path, owner: str) ->
     Raises:
         ValueError: If it isn't there; the nearest name is suggested.
     """
-    for name in (variable, *era5.aliases(variable)):
+    for name in names:
         if name in dataset.variables:
             return name
     available = sorted(map(str, dataset.data_vars))
-    near = difflib.get_close_matches(variable, available, n=1, cutoff=0.3)
+    near = difflib.get_close_matches(names[0], available, n=1, cutoff=0.3)
     hint = f"did you mean {near[0]!r}?" if near else "correct `variable` of the modality."
-    raise ValueError(f"{path} has no variable {variable!r} ({owner}); it has {available}: {hint}")
+    raise ValueError(f"{path} has no variable {names[0]!r} ({owner}); it has {available}: {hint}")
 
 
 def canonical(dataset: xr.Dataset, name: str, kind: str, label: str, subject: str) -> xr.DataArray:
@@ -87,7 +112,7 @@ def canonical(dataset: xr.Dataset, name: str, kind: str, label: str, subject: st
     """
     source = dataset[name]
     if "expver" in source.dims:
-        source = era5.join_expver(source)
+        source = join_expver(source)
     extra = [dim for dim in source.dims if source.sizes[dim] == 1 and _is_extra(dataset, str(dim), kind)]
     found = axes.recognise(dataset, source.squeeze(extra, drop=True), kind, subject)
     array = source.squeeze(extra).reset_coords(drop=True)
@@ -109,6 +134,22 @@ def canonical(dataset: xr.Dataset, name: str, kind: str, label: str, subject: st
     return array
 
 
+def join_expver(array: xr.DataArray) -> xr.DataArray:
+    """Join final (expver 1) and preliminary (expver 5) fields of old CDS files, point by point.
+
+    Args:
+        array: With a dimension `expver`.
+
+    Returns:
+        The array without it.
+    """
+    order = np.argsort([int(version) for version in array["expver"].values], kind="stable")
+    joined = array.isel(expver=int(order[0]), drop=True)
+    for position in order[1:]:
+        joined = joined.fillna(array.isel(expver=int(position), drop=True))
+    return joined.assign_attrs(array.attrs)
+
+
 def _label(
     array: xr.DataArray, found: axes.Found, kind: str, subject: str, all_dims: tuple[object, ...]
 ) -> xr.DataArray:
@@ -122,9 +163,8 @@ def _label(
     if "time" not in found or found["time"][1] is None or left:
         what = f"dimensions {left} that mean nothing here" if left else "no time"
         raise ValueError(
-            f"{subject} has {what} (all: {all_dims}); expected (time[, level], lat, lon) or (time[, "
-            "level], station): select "
-            "one entry of the others, and give each field its date."
+            f"{subject} has {what} (all: {all_dims}); expected (time[, level], lat, lon) or (time[, level], "
+            "station): select one entry of the others, and give each field its date."
         )
     array = array.rename(dims)
     for role, (dim, variable) in found.items():
@@ -194,6 +234,5 @@ def calendar_days(stamps: xr.DataArray, subject: str) -> np.ndarray:
     except ValueError as error:
         raise ValueError(
             f"{subject}: calendar {values[0].calendar!r} has days that don't exist ({error}); convert it, "
-            "e.g. with xarray's "
-            "convert_calendar('standard', align_on='year')."
+            "e.g. with xarray's convert_calendar('standard', align_on='year')."
         ) from error

@@ -196,10 +196,7 @@ class Match:
 
 
 def match(
-    periods: Mapping[str, np.ndarray],
-    state: str,
-    rule: Rule = "end",
-    tolerance: np.timedelta64 = _TOLERANCE,
+    periods: Mapping[str, np.ndarray], state: str, rule: Rule = "end", tolerance: np.timedelta64 = _TOLERANCE
 ) -> Match:
     """Join records of several modalities to the states by the time they stand for.
 

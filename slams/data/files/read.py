@@ -5,21 +5,20 @@ import glob
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from slams.core.files import atomic
-from slams.data.files import cpc, era5, olr, units
-from slams.data.files.canonical import calendar_days, canonical, find_variable, open_dataset
+from slams.data.archives import ARCHIVES
+from slams.data.files import units
+from slams.data.files.canonical import aliases, calendar_days, canonical, find_variable, open_dataset
+from slams.data.files.convention import Convention
 from slams.data.files.grids import align, describe
 from slams.data.files.modality import Modality
 
 __all__ = ["align", "describe", "find", "read", "write_netcdf"]
-
-_ARCHIVES: dict[str, ModuleType] = {"era5": era5, "cpc": cpc, "olr": olr}
 
 
 def read(
@@ -59,8 +58,7 @@ def read(
         asked = "at least one" if wanted is None or not wanted.size else f"{wanted[0]} to {wanted[-1]}"
         raise ValueError(
             f"modality {modality.name!r} has no day in common with the dates asked for: its files hold "
-            f"{first} to {last}, asked "
-            f"were {asked}; change the dates or add files."
+            f"{first} to {last}, asked were {asked}; change the dates or add files."
         )
     array = _join(parts, modality)
     if not allow_empty_days:
@@ -134,18 +132,18 @@ def _read_file(
 ) -> tuple[xr.DataArray, tuple[str, str]]:
     """The part of one file that is wanted, canonical, and the first and last day the file holds."""
     subject = f"modality {modality.name!r}, variable {modality.variable!r} in {path}"
-    with open_dataset(path) as dataset:
-        name = find_variable(dataset, modality.variable, path, f"modality {modality.name!r}")
-        archive = _archive(dataset, name, modality)
+    with open_dataset(path, ARCHIVES.values()) as dataset:
+        names = (modality.variable, *aliases(modality.variable))
+        name = find_variable(dataset, names, path, f"modality {modality.name!r}")
+        convention = _convention(dataset, name, modality)
         array = canonical(dataset, name, modality.kind, modality.name, subject)
         days = calendar_days(array.time, subject)
         backwards = np.flatnonzero(np.diff(days) < np.timedelta64(0))
         if backwards.size:
             first = int(backwards[0])
             raise ValueError(
-                f"{subject}: times aren't sorted, {days[first + 1]} follows {days[first]} "
-                f"({backwards.size} such steps); sort "
-                "the file, e.g. with xarray's dataset.sortby('time')."
+                f"{subject}: times aren't sorted, {days[first + 1]} follows {days[first]} ({backwards.size} "
+                "such steps); sort the file, e.g. with xarray's dataset.sortby('time')."
             )
         span = (str(days[0]), str(days[-1])) if days.size else ("nothing", "nothing")
         if wanted is not None:
@@ -156,19 +154,22 @@ def _read_file(
         raise ValueError(
             f"{subject} holds infinite values; mark missing values as NaN and write the file again."
         )
-    array = array.copy(data=np.where(np.abs(values) < units.IMPOSSIBLE, values, np.nan))
-    if archive is not None and array.sizes["time"]:
-        array = archive.decode(array, days[-1])
+    marked = np.abs(values) >= units.IMPOSSIBLE
+    if convention is not None and convention.negative_is_missing:
+        marked |= values < 0
+    array = array.copy(data=np.where(marked, np.nan, values))
+    if convention is not None and array.sizes["time"]:
+        array = convention.daily(convention.decode(array, days[-1]))
     array = array.assign_coords(time=calendar_days(array.time, subject))
     _refuse_repeated_days(array.time.values, [path] * array.sizes["time"], modality)
     return _convert(array, modality, subject).astype(np.float32), span
 
 
-def _archive(dataset: xr.Dataset, name: str, modality: Modality) -> ModuleType | None:
-    """The conventions that apply to a file."""
+def _convention(dataset: xr.Dataset, name: str, modality: Modality) -> Convention | None:
+    """The archive whose conventions a file follows."""
     if modality.source != "auto":
-        return _ARCHIVES[modality.source]
-    return next((archive for archive in _ARCHIVES.values() if archive.recognises(dataset, name)), None)
+        return ARCHIVES[modality.source]
+    return next((archive for archive in ARCHIVES.values() if archive.recognises(dataset, name)), None)
 
 
 def _select_levels(array: xr.DataArray, modality: Modality, subject: str) -> xr.DataArray:
@@ -213,10 +214,8 @@ def _join(parts: list[tuple[Path, xr.DataArray]], modality: Modality) -> xr.Data
         if part.dims != first.dims or not same or part.attrs["units"] != first.attrs["units"]:
             raise ValueError(
                 f"modality {modality.name!r}: {path} holds {describe(part)} {dict(part.sizes)} in "
-                f"{part.attrs['units']!r}, but "
-                f"{parts[0][0]} holds {describe(first)} {dict(first.sizes)} in {first.attrs['units']!r}; "
-                "give them to two modalities, "
-                "or regrid one."
+                f"{part.attrs['units']!r}, but {parts[0][0]} holds {describe(first)} {dict(first.sizes)} in "
+                f"{first.attrs['units']!r}; give them to two modalities, or regrid one."
             )
         aligned.append(align(part, first))
     joined = (
@@ -241,9 +240,8 @@ def _refuse_repeated_days(times: np.ndarray, owners: list[Path], modality: Modal
     names = ", ".join(str(day) for day in days[repeated[:3]])
     raise ValueError(
         f"modality {modality.name!r}: {repeated.size} days come more than once "
-        f"({names}{', ...' if repeated.size > 3 else ''}) "
-        f"{where}; average to one field a day (xarray: resample(time='1D').mean()), or name files that "
-        "don't overlap."
+        f"({names}{', ...' if repeated.size > 3 else ''}) {where}; average to one field a day (xarray: "
+        "resample(time='1D').mean()), or name files that don't overlap."
     )
 
 
@@ -258,8 +256,6 @@ def _refuse_empty_days(array: xr.DataArray, modality: Modality, paths: list[Path
         names = ", ".join(map(str, days[:5])) + (", ..." if days.size > 5 else "")
         raise ValueError(
             f"modality {modality.name!r} has {days.size} days without a single value ({names}), in "
-            f"{', '.join(map(str, paths[:3]))}"
-            f"{', ...' if len(paths) > 3 else ''}; leave these days out of the dates, mend the file, or "
-            "read it with "
-            "allow_empty_days=True if nothing was seen then."
+            f"{', '.join(map(str, paths[:3]))}{', ...' if len(paths) > 3 else ''}; leave these days out of "
+            "the dates, mend the file, or read it with allow_empty_days=True if nothing was seen then."
         )

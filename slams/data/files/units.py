@@ -80,8 +80,7 @@ def conversion(have: str | None, want: str, subject: str) -> tuple[float, float]
     if not have:
         raise ValueError(
             f"{subject} states no unit, so it can't be turned into {want!r}: leave `units` out to take the "
-            "values as they "
-            "are, or write the attribute `units` into the file."
+            "values as they are, or write the attribute `units` into the file."
         )
     pair = canonical(have), canonical(want)
     if pair[0] == pair[1]:

@@ -20,7 +20,7 @@ _BATCH = 16  # fields regridded at a time: the float64 of a piece isn't in memor
 _ONE_THREAD = {"scheduler": "synchronous"}
 _STORE = -1
 
-Piece = tuple[xr.DataArray, np.ndarray, np.ndarray]
+LoadedDays = tuple[xr.DataArray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Run:
+class DayRange:
     """Consecutive entries of one owner.
 
     Args:
@@ -60,7 +60,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ProcessingPlan:
     """What there is to do.
 
     Args:
@@ -70,9 +70,9 @@ class Plan:
         wanted: The years asked for.
     """
 
-    years: list[tuple[int, list[Run]]]
-    late: list[Run]
-    merged: list[Run]
+    years: list[tuple[int, list[DayRange]]]
+    late: list[DayRange]
+    merged: list[DayRange]
     wanted: set[int]
 
 
@@ -111,7 +111,7 @@ def hold(archive: Any, path: Path, variable: str) -> Held:
     return Held(path, days[whole], first[whole], records, step, int((~whole).sum()))
 
 
-def plan(held: Sequence[Held], wanted: set[int], there: np.ndarray | None) -> Plan:
+def plan(held: Sequence[Held], wanted: set[int], there: np.ndarray | None) -> ProcessingPlan:
     """Order the days of all files, and set aside those the store has.
 
     Args:
@@ -145,10 +145,12 @@ def plan(held: Sequence[Held], wanted: set[int], there: np.ndarray | None) -> Pl
     place = np.argsort(both, kind="stable")
     merged_owner = np.concatenate([owner[late], np.full(known.size, _STORE)])[place].astype(np.int64)
     merged_slot = np.concatenate([slot[late], np.arange(known.size)])[place].astype(np.int64)
-    return Plan(later, _runs(held, owner[late], slot[late]), _runs(held, merged_owner, merged_slot), wanted)
+    return ProcessingPlan(
+        later, _runs(held, owner[late], slot[late]), _runs(held, merged_owner, merged_slot), wanted
+    )
 
 
-def load_here(tasks: Iterable[tuple[Any, ...]]) -> Iterator[Piece]:
+def load_here(tasks: Iterable[tuple[Any, ...]]) -> Iterator[LoadedDays]:
     """Do tasks one after the other in this process; a file stays open as long as they are about it.
 
     Args:
@@ -172,8 +174,8 @@ def load_here(tasks: Iterable[tuple[Any, ...]]) -> Iterator[Piece]:
 
 
 def load(
-    archive: Any, held: Held, variable: str, run: Run, target: Grid, settings: Mapping[str, Any]
-) -> Piece:
+    archive: Any, held: Held, variable: str, run: DayRange, target: Grid, settings: Mapping[str, Any]
+) -> LoadedDays:
     """Read a run of days of one file and bring it to a grid; a task of its own for a cluster.
 
     Args:
@@ -195,7 +197,9 @@ def load(
         array.close()
 
 
-def _regridded(array: xr.DataArray, held: Held, run: Run, target: Grid, settings: Mapping[str, Any]) -> Piece:
+def _regridded(
+    array: xr.DataArray, held: Held, run: DayRange, target: Grid, settings: Mapping[str, Any]
+) -> LoadedDays:
     """A run of days of an open file."""
     first, last = int(held.first[run.start]), int(held.first[run.stop - 1]) + held.records
     part = array.isel(time=slice(first, last))
@@ -229,7 +233,7 @@ def _regridder(
     return None if here.same(there) else Regridder(here, there, method, threshold)
 
 
-def _runs(held: Sequence[Held], owner: np.ndarray, slot: np.ndarray) -> list[Run]:
+def _runs(held: Sequence[Held], owner: np.ndarray, slot: np.ndarray) -> list[DayRange]:
     """Cut where the owner changes, its days aren't neighbours, or a piece is full."""
     if not owner.size:
         return []
@@ -242,7 +246,7 @@ def _runs(held: Sequence[Held], owner: np.ndarray, slot: np.ndarray) -> list[Run
         cuts = sorted(
             {first, *range(-(-first // step) * step, last, step), last}
         )  # where the file's pieces end
-        runs += [Run(k, a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        runs += [DayRange(k, a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
     return runs
 
 

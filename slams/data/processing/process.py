@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from slams.data.files.periods import DAILY_MEAN, Period, bounds
-from slams.data.processing.plan import Held, Piece, Plan, Run, hold, load, load_here, plan
+from slams.data.processing.plan import DayRange, Held, LoadedDays, ProcessingPlan, hold, load, load_here, plan
 from slams.data.processing.regrid import Grid, Method
 from slams.data.store.manifest import record_history, write_manifest
 from slams.data.store.statistics import Statistics, area_weights, summary
@@ -24,7 +24,7 @@ Report = Callable[[str, int, int | None], None]
 _AHEAD = 2  # tasks in flight for each thread of a cluster: enough to keep it busy, few enough to hold
 
 
-class Source(Protocol):
+class FieldSource(Protocol):
     """What processing asks of an archive; `method`, `period` and `transforms` may differ by variable.
 
     Attributes:
@@ -90,7 +90,7 @@ class Processed:
 
 
 def process(
-    archive: Source,
+    archive: FieldSource,
     sources: Sequence[str | Path],
     out: str | Path,
     *,
@@ -155,7 +155,7 @@ def process(
 class _Job:
     """One call of `process`: settings, and what it has done so far."""
 
-    archive: Source
+    archive: FieldSource
     variable: str
     held: Sequence[Held]
     target: Grid
@@ -165,9 +165,9 @@ class _Job:
     transforms: tuple[str, ...] = ("none",)
     training: tuple[int, int] = TRAINING_YEARS
     progress: Report = lambda what, days, total: None
-    loading: Callable[[Iterable[tuple[Any, ...]]], Iterator[Piece]] = load_here
+    loading: Callable[[Iterable[tuple[Any, ...]]], Iterator[LoadedDays]] = load_here
 
-    def run(self, path: Path, store: FieldStore | None, todo: Plan) -> None:
+    def run(self, path: Path, store: FieldStore | None, todo: ProcessingPlan) -> None:
         """Add year by year; days that come late first, since they make the store anew."""
         if store is not None and todo.late and self._any_value(todo.late):
             self._renew(path, store, todo.merged)
@@ -179,16 +179,16 @@ class _Job:
                 attrs = _Attrs(self, FieldStore(path).attrs if path.exists() else {}, f"{year}")
                 FieldStore.append(path, attrs.watch(itertools.chain([first], parts)), attrs.content)
 
-    def _any_value(self, runs: Sequence[Run]) -> bool:
+    def _any_value(self, runs: Sequence[DayRange]) -> bool:
         """Whether days that come late have values; empty ones may stand in a file for ever."""
         return any(np.isfinite(values).any() for _, _, values in self._loaded(runs))
 
-    def _renew(self, path: Path, store: FieldStore, runs: Sequence[Run]) -> None:
+    def _renew(self, path: Path, store: FieldStore, runs: Sequence[DayRange]) -> None:
         """Write the store anew, its own days among those that are late."""
         attrs = _Attrs(self, {**store.attrs, "statistics": {}}, "with late days")
         FieldStore.create(path, attrs.watch(self._parts(runs, path.name, store)), attrs.content)
 
-    def _loaded(self, runs: Iterable[Run]) -> Iterator[Piece]:
+    def _loaded(self, runs: Iterable[DayRange]) -> Iterator[LoadedDays]:
         """Template, days and regridded values of runs, in their order."""
         tasks = (
             (self.archive, self.held[run.owner], self.variable, run, self.target, self.settings)
@@ -196,7 +196,9 @@ class _Job:
         )
         return self.loading(tasks)
 
-    def _parts(self, runs: Sequence[Run], what: str, store: FieldStore | None = None) -> Iterator[xr.Dataset]:
+    def _parts(
+        self, runs: Sequence[DayRange], what: str, store: FieldStore | None = None
+    ) -> Iterator[xr.Dataset]:
         """Fields with time bounds, days without any value left out."""
         total, count = sum(run.stop - run.start for run in runs), 0
         for own, group in itertools.groupby(runs, key=lambda run: run.owner < 0):
@@ -283,7 +285,7 @@ class _loader:
         self.scheduler = scheduler
         self.client: Any = None
 
-    def __enter__(self) -> Callable[[Iterable[tuple[Any, ...]]], Iterator[Piece]]:
+    def __enter__(self) -> Callable[[Iterable[tuple[Any, ...]]], Iterator[LoadedDays]]:
         if self.scheduler is None:
             return load_here
         try:
@@ -300,7 +302,7 @@ class _loader:
         if self.client is not None:
             self.client.close()
 
-    def _on_cluster(self, tasks: Iterable[tuple[Any, ...]]) -> Iterator[Piece]:
+    def _on_cluster(self, tasks: Iterable[tuple[Any, ...]]) -> Iterator[LoadedDays]:
         assert self.client is not None
         ahead = max(2, _AHEAD * sum(self.client.nthreads().values()))
         flying: deque[Any] = deque()
@@ -312,7 +314,7 @@ class _loader:
             yield flying.popleft().result()
 
 
-def _only(archive: Source, variable: str | None) -> str:
+def _only(archive: FieldSource, variable: str | None) -> str:
     """The variable to process."""
     if variable is None and len(archive.variables) == 1:
         return archive.variables[0]
@@ -324,7 +326,7 @@ def _only(archive: Source, variable: str | None) -> str:
     return variable
 
 
-def _of(archive: Source, name: str, variable: str, default: Any) -> Any:
+def _of(archive: FieldSource, name: str, variable: str, default: Any) -> Any:
     """A property of a variable: one for all, or by name."""
     value = getattr(archive, name, default)
     return value.get(variable, default) if isinstance(value, Mapping) else value
@@ -346,7 +348,9 @@ def _standing(path: Path, settings: Mapping[str, Any]) -> FieldStore | None:
     return store
 
 
-def _wanted(held: Sequence[Held], years: Sequence[int] | None, archive: Source, done: Processed) -> set[int]:
+def _wanted(
+    held: Sequence[Held], years: Sequence[int] | None, archive: FieldSource, done: Processed
+) -> set[int]:
     """Years to process; those that no source has are told."""
     there = {int(year) for one in held for year in _years(one.days)}
     wanted = there if years is None else {int(year) for year in years}

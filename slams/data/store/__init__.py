@@ -1,1 +1,5 @@
-"""Stores of daily fields and of their statistics."""
+"""Zarr stores read by date: writing, memory-mapped copies, statistics and the manifest."""
+
+from slams.data.store.store import FieldStore, write_manifest
+
+__all__ = ["FieldStore", "write_manifest"]

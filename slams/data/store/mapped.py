@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class MappedField:
         return int(self.array.nbytes)
 
 
-class Window(dict[str, Tensor]):
+class MappedWindow(dict[str, Tensor]):
     """One window as views of mapped fields, which knows where they lie.
 
     Torch's default collation in a worker process then sends places instead of values, and the process that trains copies
@@ -78,13 +79,13 @@ class Window(dict[str, Tensor]):
             }
         )
         self.places = {name: (str(field.path), rows[name], length) for name, field in fields.items()}
-        default_collate_fn_map.setdefault(Window, _collate)
+        default_collate_fn_map.setdefault(MappedWindow, _collate)
 
 
 class _Batch:
     """A batch under way from a worker: places, which become tensors where they arrive."""
 
-    def __init__(self, windows: Sequence[Window]) -> None:
+    def __init__(self, windows: Sequence[MappedWindow]) -> None:
         self.places = [window.places for window in windows]
 
     def __reduce__(self) -> tuple[Callable[..., dict[str, Tensor]], tuple[Any, ...]]:
@@ -102,7 +103,7 @@ def _arrive(places: list[dict[str, tuple[str, int, int]]]) -> dict[str, Tensor]:
     return {name: torch.stack([view[name] for view in views]) for name in views[0]}
 
 
-def _collate(windows: Sequence[Window], *, collate_fn_map: Any = None) -> dict[str, Tensor] | _Batch:
+def _collate(windows: Sequence[MappedWindow], *, collate_fn_map: Any = None) -> dict[str, Tensor] | _Batch:
     if get_worker_info() is None:
         return {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
     for window in windows:
@@ -144,7 +145,8 @@ def map_store(
         seconds = time.monotonic() - begin
         for older in folder.glob(f"{store.path.stem}-{'[0-9a-f]' * 12}.npy"):
             if older != path:
-                older.unlink(missing_ok=True)
+                with suppress(PermissionError):  # Windows keeps what another process still reads
+                    older.unlink(missing_ok=True)
         say(f"{path}: {path.stat().st_size / 1e9:.3g} GB for fast reading, made in {seconds:.1f} s")
     return MappedField(path)
 

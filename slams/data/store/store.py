@@ -15,7 +15,7 @@ import zarr
 
 from slams.core.files import atomic
 from slams.data.store.manifest import write_manifest
-from slams.data.store.writer import Standing, Writer, chain, locked, publish, repair, scratch, seal
+from slams.data.store.writer import Standing, Writer, locked, publish, repair, running_hash, scratch, seal
 
 __all__ = ["FieldStore", "write_manifest"]
 
@@ -224,9 +224,8 @@ class FieldStore:
         if missing.size:
             raise KeyError(
                 f"{self.path} lacks {missing.size} of the {wanted.size} days asked for "
-                f"({', '.join(map(str, missing[:5]))}...); it "
-                f"holds {days.size} days, {days[0]} to {days[-1]}: ask only for days in `.dates`, or "
-                "create the store anew."
+                f"({', '.join(map(str, missing[:5]))}...); it holds {days.size} days, {days[0]} to "
+                f"{days[-1]}: ask only for days in `.dates`, or create the store anew."
             )
         values = self._take(positions)
         coords = {
@@ -260,7 +259,7 @@ class FieldStore:
             )
         state, step = b"", int(self._data.shards[0])
         for start in range(0, self.dates.size, step):
-            state = chain(state, np.asarray(self._data[start : start + step], dtype=np.float32))
+            state = running_hash(state, np.asarray(self._data[start : start + step], dtype=np.float32))
         found = seal(state, self.read(self.dates[:1]), self.dates)
         if found != self.fingerprint:
             raise ValueError(

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ import xarray as xr
 import zarr
 from filelock import FileLock
 
-from slams.core.files import write_text
+from slams.core.files import flush, remove_leftovers, replace, write_text
 from slams.data.safety import contained
 from slams.data.store.manifest import processing_version
 
@@ -111,7 +110,7 @@ class Writer:
             self.bounds.append(bounds)
         for start in range(0, days.size, self.shard):
             block = _clean(array.isel(time=slice(start, start + self.shard)).values)
-            self.chain = chain(self.chain, block)
+            self.chain = running_hash(self.chain, block)
             self.pending.append(block)
             self._flush(whole=True)
 
@@ -188,9 +187,8 @@ class Writer:
         if not same:
             raise ValueError(
                 f"a part {array.name!r} {dict(array.sizes)} [{array.attrs.get('units')}] from "
-                f"{array.time.values[0]} isn't on the grid "
-                f"of the first, {first.name!r} {dict(first.sizes)} [{first.attrs.get('units')}]; align the "
-                "parts before."
+                f"{array.time.values[0]} isn't on the grid of the first, {first.name!r} {dict(first.sizes)} "
+                f"[{first.attrs.get('units')}]; align the parts before."
             )
 
     def _flush(self, *, whole: bool) -> None:
@@ -217,15 +215,12 @@ def publish(new: Path, store: Path) -> None:
         new: Folder of the `Writer`.
         store: The store.
     """
-    chunks = [file for file in new.rglob("*") if file.is_file() and file.name != _ROOT]
-    for file in [*chunks, new / _ROOT]:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    for file in sorted(chunks):
+    flush(new)
+    for file in sorted(file for file in new.rglob("*") if file.is_file() and file.name != _ROOT):
         target = store / file.relative_to(new)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, target)
-    os.replace(new / _ROOT, store / _ROOT)
+        replace(file, target)
+    replace(new / _ROOT, store / _ROOT)
     shutil.rmtree(new)
     repair(store)
 
@@ -236,6 +231,7 @@ def repair(store: Path) -> None:
     Args:
         store: The store.
     """
+    remove_leftovers(store)
     shutil.rmtree(scratch(store), ignore_errors=True)
     root = json.loads((store / _ROOT).read_text(encoding="utf-8"))
     members = (root.get("consolidated_metadata") or {}).get("metadata", {})
@@ -277,7 +273,7 @@ def scratch(store: Path) -> Path:
     return store.with_name(f".{store.stem}.append{store.suffix}")
 
 
-def chain(state: bytes, block: np.ndarray) -> bytes:
+def running_hash(state: bytes, block: np.ndarray) -> bytes:
     """Hash over days, h_k = sha256(h_{k-1} | day k): it can be continued years later from 32 bytes.
 
     Args:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slams import config
 from slams.core.files import write_text
+from slams.data.archives import REGISTRY
 from slams.data.files import read as files
 from slams.data.files.modality import Modality
 from slams.data.files.units import canonical
@@ -24,7 +25,7 @@ from slams.pipeline.inputs.large import IN_MEMORY
 from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.recipe import Recipe
 
-_COMMANDS = {"era5": "era5", "cpc": "cpc", "noaa": "olr", "stations": "stations"}  # by folder of the stores
+_COMMANDS = {archive.folder.name: name for name, archive in REGISTRY.items()}  # by folder of the stores
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from slams.data.files.era5 import aliases
+from slams.data.files.canonical import aliases
 from slams.data.files.read import find
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from slams.data.files import era5
+from slams.data.files.canonical import join_expver
 from slams.data.files.modality import Modality
 from slams.data.files.read import align, read
 
@@ -184,9 +184,9 @@ def test_new_cds_layout_is_read_with_levels_by_label(tmp_path):
 def test_preliminary_fields_of_old_cds_files_fill_the_final_ones():
     values = np.array([[[1.0, np.nan]], [[np.nan, 5.0]]])  # time, lat, expver
     array = xr.DataArray(values, {"expver": [1, 5]}, ("time", "lat", "expver"))
-    assert era5.join_expver(array).values.tolist() == [[1.0], [5.0]]
+    assert join_expver(array).values.tolist() == [[1.0], [5.0]]
     both = xr.DataArray([[7.0, 3.0]], {"expver": ["0005", "0001"]}, ("lat", "expver"))
-    assert era5.join_expver(both).values.tolist() == [3.0]
+    assert join_expver(both).values.tolist() == [3.0]
 
 
 @pytest.mark.parametrize("factor, unit", [(1.0, "gpm"), (9.80665, "m**2 s**-2")])

@@ -105,6 +105,30 @@ def test_a_field_travels_to_another_process_by_its_path(stores) -> None:
     np.testing.assert_array_equal(pickle.loads(sent)[:], field[:])
 
 
+def test_workers_that_are_spawned_bring_the_same_batches(stores) -> None:
+    """Windows and macOS start workers afresh: what a fork would inherit has to travel."""
+    dataset = WindowDataset.from_stores(stores, 3)
+    spawned = DataLoader(dataset, batch_size=4, num_workers=1, multiprocessing_context="spawn")
+    for one, two in zip(spawned, DataLoader(dataset, batch_size=4), strict=True):
+        assert set(one) == set(two) == set(stores)
+        for name in one:
+            torch.testing.assert_close(one[name], two[name], equal_nan=True)
+
+
+def test_a_copy_that_another_process_reads_may_stay_on_windows(stores, monkeypatch) -> None:
+    old = map_store(stores["t"])
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(13, "The process cannot access the file", str(path))
+
+    days = stores["t"].dates[-1:] + 1
+    array = store(stores["t"].path.parent / "more" / "t.zarr", days, SNAPSHOT, 2).read().to_dataset()
+    array = array.assign(time_bnds=(("time", "bnds"), bounds(days, SNAPSHOT)))
+    grown = FieldStore.append(stores["t"].path, array)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert len(map_store(grown)) == len(old) + 1 and old.path.exists()
+
+
 def test_changing_a_sample_changes_neither_file_nor_the_next_sample(stores) -> None:
     dataset = WindowDataset.from_stores(stores, 3)
     before = dataset[0]["t"].clone()
