@@ -17,6 +17,7 @@ RENAMED: dict[str, dict[str, str]] = {
     },
     "step diagnostic": {"hits": "covered", "lost": "diverged", "track": "innovation_ratio"},
     "window statistic": {"variance": "predictive_variance", "hits": "covered", "hits_fair": "covered_fair"},
+    "setting of a local filter": {"radius": "support"},
 }
 
 

@@ -28,7 +28,7 @@ from slams.papers.rozet2023.kolmogorov.plan import read_plan
 from slams.papers.rozet2023.kolmogorov.problem import EVENT, FlowProblem, FlowProcess, scores
 from slams.papers.rozet2023.kolmogorov.report import judge_process
 from slams.papers.rozet2023.kolmogorov.resimulate import resimulate
-from slams.papers.rozet2023.kolmogorov.variational import FlowFourDVar, lbfgs
+from slams.papers.rozet2023.kolmogorov.variational import FlowFourDVar
 from slams.papers.rozet2023.outcome import SDAOutcome
 from slams.systems.flows.kolmogorov import KolmogorovFlow
 
@@ -196,23 +196,6 @@ def test_velocity_of_undoes_vorticity(flows):
     x = flows[:2, 0]
     again = velocity_of(KolmogorovFlow(64).vorticity(x))
     torch.testing.assert_close(again, x - x.mean((-2, -1), keepdim=True), rtol=0, atol=1e-4)
-
-
-def test_lbfgs_minimises_each_row_on_its_own():
-    """Rosenbrock's valley and a quadratic, together and alone: the same bits, and the minimum at 1."""
-    scale = torch.tensor([100.0, 1.0], dtype=torch.float64)
-
-    def objective(x, scale=scale):
-        value = scale * (x[:, 1] - x[:, 0] ** 2) ** 2 + (1 - x[:, 0]) ** 2
-        away = 2 * scale * (x[:, 1] - x[:, 0] ** 2)
-        return value, torch.stack([-2 * away * x[:, 0] - 2 * (1 - x[:, 0]), away], -1)
-
-    start = torch.tensor([[-1.2, 1.0], [3.0, -1.0]], dtype=torch.float64)
-    found = lbfgs(objective, start, iterations=80)
-    torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=1e-6)
-    for i in range(2):
-        alone = lbfgs(lambda x, i=i: objective(x, scale[i : i + 1]), start[i : i + 1], iterations=80)
-        torch.testing.assert_close(alone[0], found[i], rtol=0, atol=1e-9)
 
 
 def test_a_perfect_model_finds_the_start(flows):

@@ -106,11 +106,7 @@ def _line(plan: FlowPlan, label: str, name: str, outcome: SDAOutcome) -> dict[st
 
 
 def show_results(
-    plan: FlowPlan,
-    outcomes: Mapping[str, Found],
-    verdicts: Sequence[Verdict],
-    console: Console,
-    folder: Path,
+    plan: FlowPlan, outcomes: Mapping[str, Found], verdicts: Sequence[Verdict], console: Console, folder: Path
 ) -> None:
     """Tables on the terminal."""
     for label, found in outcomes.items():

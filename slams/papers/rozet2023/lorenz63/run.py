@@ -21,7 +21,7 @@ from slams.diffusion.denoiser import Denoiser
 from slams.evaluation.figures.style import save_figure
 from slams.evaluation.intervals import median_interval
 from slams.evaluation.tables import console_table
-from slams.papers.rozet2023.guidance import evaluations, guidance_of, parts_of
+from slams.papers.rozet2023.guidance import guidance_of
 from slams.papers.rozet2023.lorenz63.archive import trajectories
 from slams.papers.rozet2023.lorenz63.figures import quality_figure, trajectory_figure
 from slams.papers.rozet2023.lorenz63.plan import Lorenz63Plan, read_plan
@@ -34,9 +34,9 @@ from slams.papers.rozet2023.lorenz63.problem import (
     smoothed,
     variational,
 )
-from slams.papers.rozet2023.outcome import SDAOutcome, weights_file
+from slams.papers.rozet2023.outcome import SDAOutcome
 from slams.papers.rozet2023.prior import load_net, moments, save_net, train_net
-from slams.papers.study import WEIGHTS
+from slams.papers.study import WEIGHTS, weights_file
 from slams.papers.table import Bar, Verdict, info, judge, show, write_lines, write_rows
 
 SMOOTHER = "particle smoother"
@@ -66,7 +66,7 @@ def run(
     console.say(f"{plan.title} ({plan.source})")
     archive = plan.archive
     data = trajectories(config.DATA_DIR / f"lorenz63_{archive.count}_{archive.seed}", archive, console)
-    used = {parts_of(plan, name)[0] for name in plan.chosen}
+    used = {plan.parts(name)[0] for name in plan.chosen}
     nets = {
         name: _net(plan, name, data, path.stem, folder, train, console) for name in plan.nets if name in used
     }
@@ -77,7 +77,7 @@ def run(
         case = _Case(plan, label, problem, data["train"], Stages(folder / "runs", console.say), console)
         found = outcomes[label] = case.rivals()
         for name in plan.chosen:
-            found[name] = case.guided(name, *nets[parts_of(plan, name)[0]])
+            found[name] = case.guided(name, *nets[plan.parts(name)[0]])
             write_lines(
                 folder / "results.csv", [line for of, f in outcomes.items() for line in _lines(of, f)]
             )
@@ -178,15 +178,14 @@ class _Case:
     def guided(self, name: str, denoiser: Denoiser, fingerprint: str) -> SDAOutcome:
         """Draws of a net."""
         plan = self.plan
-        _, sampler, guidance = parts_of(plan, name)
-        drawn, settings = plan.samplers[sampler], plan.guidances[guidance]
+        _, sampler, settings = plan.parts(name)
 
         def make() -> Drawn:
             _, covariance = moments(self.train, self.problem.process.length)
             guide = guidance_of(settings, covariance.float())
-            method = TrajectorySDA(denoiser, drawn, event=(3,), guidance=guide, rows=plan.rows)
+            method = TrajectorySDA(denoiser, sampler, event=(3,), guidance=guide, rows=plan.rows)
             batches = -(-plan.observations * plan.samples // plan.rows)
-            with self.console.bar(f"{self.label} {name}", batches * drawn.steps) as advance:
+            with self.console.bar(f"{self.label} {name}", batches * sampler.steps) as advance:
                 posterior = method.assimilate(
                     self.problem.observations,
                     plan.samples,
@@ -194,9 +193,9 @@ class _Case:
                     progress=lambda n: advance(n, ""),
                 )
             assert posterior.samples is not None
-            return posterior.samples, evaluations(plan, name), {}
+            return posterior.samples, plan.evaluations(name), {}
 
-        return self._kept(name, {"net": fingerprint, "sampler": drawn, "guidance": settings}, make)
+        return self._kept(name, {"net": fingerprint, "sampler": sampler, "guidance": settings}, make)
 
     def rivals(self) -> dict[str, SDAOutcome]:
         """Methods that need no net; the second particle smoother is the floor."""
