@@ -44,7 +44,7 @@ def read_study(cls: type[P], path: Path, overrides: Sequence[str] = ()) -> P:
 
 def study_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Nested settings of a study's file; earlier names of keys are taken for the new ones."""
-    tree = renamed("size preset", read_tree(path, "plan of a study"))
+    tree = renamed("setting of a study", read_tree(path, "plan of a study"))
     tree = sized(tree, [new_name(text) for text in overrides])
     if isinstance(tree.get("bars"), list):
         tree["bars"] = [renamed("bar", bar) if isinstance(bar, Mapping) else bar for bar in tree["bars"]]
@@ -54,7 +54,7 @@ def study_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def new_name(override: str) -> str:
     """An override whose key has the name of this version."""
     key, equals, value = override.partition("=")
-    return "".join((*renamed("size preset", {key: value}), equals, value))
+    return "".join((*renamed("setting of a study", {key: value}), equals, value))
 
 
 def rows_of(split: str, count: int) -> range:

@@ -38,7 +38,7 @@ SHIPPED = PAPERS / "bao2024_sqg" / "bao2024_sqg.yaml"
 PLAN = {
     "title": "tiny",
     "source": "nobody",
-    "truths": 2,
+    "replicates": 2,
     "members": 6,
     "burn_in": 2,
     "cycles": 28,
@@ -262,7 +262,7 @@ def test_a_collapsed_ensemble_is_told_and_its_bar_missed(papers, tmp_path, monke
 
 def test_figures_and_the_report_are_made(papers, tmp_path):
     out = tmp_path / "out"
-    overrides = ["only=half", "cycles=3", "truths=2"]
+    overrides = ["only=half", "cycles=3", "replicates=2"]
     assert reproduce("tiny", out=out, papers=papers, console=Console(quiet=True), overrides=overrides)
     folder = out / "tiny2024_sqg"
     assert {path.stem for path in (folder / "figures").iterdir()} == {
@@ -274,7 +274,7 @@ def test_figures_and_the_report_are_made(papers, tmp_path):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("truth=3", "did you mean truths"),
+        ("replicate=3", "did you mean replicates"),
         ("archive.lenght=3", "did you mean archive.length"),
         ("only=liner", "did you mean linear"),
         ("size=wid", "did you mean wide"),
@@ -315,8 +315,8 @@ def test_what_a_method_does_not_know_is_refused_by_name(states, name, settings, 
 
 def test_grids_overrides_and_the_shipped_plan(papers):
     path = papers / "bao2024_sqg" / "tiny2024_sqg.yaml"
-    plan = read_plan(path, ["size=wide", "truths=3"])
-    assert (plan.members, plan.archive.size, plan.truths) == (7, 10, 3)
+    plan = read_plan(path, ["size=wide", "replicates=3"])
+    assert (plan.members, plan.archive.size, plan.replicates) == (7, 10, 3)
     assert read_plan(path, ["size=wide", "members=5"]).members == 5
     assert plan.facts("half")["observe"]["shocks"]["stds"] == [1.0, 2.0]
     shipped = read_plan(SHIPPED)
@@ -333,6 +333,8 @@ def test_names_of_earlier_versions_are_taken_with_a_warning(papers, states):
     old = "bars=[{experiment: linear, run: EnSF, against: LETKF, metric: rmse, high: 99.0}]"
     with pytest.warns(FutureWarning, match="is now .(row|case)."):
         assert read_plan(path, [old]) == read_plan(path)
+    with pytest.warns(FutureWarning, match="is now 'replicates'"):
+        assert read_plan(path, ["truths=3"]).replicates == 3
     with pytest.warns(FutureWarning, match="is now 'size'"):
         assert read_plan(path, ["grid=wide"]) == read_plan(path, ["size=wide"])
     case = problem(states, Sensors(std=3.0))

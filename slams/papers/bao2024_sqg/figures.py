@@ -170,7 +170,7 @@ def pages(
             save_figure(figure, folder / "figures" / f"{name}_{key}.png")
         sections.append(_section(plan, name, found, tables[name], figures))
     facts = [
-        Fact("truths", str(plan.truths), f"seeds from {plan.seed}"),
+        Fact("truths", str(plan.replicates), f"seeds from {plan.seed}"),
         Fact("grid", f"2 × {plan.archive.size} × {plan.archive.size}", f"{plan.members} members"),
         Fact("analyses of each", str(plan.cycles), f"after {plan.burn_in} of burn-in, 12 h apart"),
         Fact("bars met", f"{passed(judged)} of {len(judged)}", "", good=passed(judged) == len(judged)),
@@ -191,7 +191,7 @@ def _figures(
     for label, result in _filters(found).items():
         scored = result.posterior.diagnostics["rank"][..., list(result.scored)]
         ranks[label] = (scored, plan.members)
-    title = f"{name}: {plan.truths} truths, {plan.archive.size} x {plan.archive.size} points"
+    title = f"{name}: {plan.replicates} truths, {plan.archive.size} x {plan.archive.size} points"
     shown = _compared(plan, name, found)
     return {
         "scores": bars(rows, title, plan.members),

@@ -74,7 +74,7 @@ class SQGPlan:
             difference, replicate by replicate.
         only: Experiments to be made; all if empty.
         seed: Seed of the first truth.
-        truths: How many.
+        replicates: Number of truths.
         members: J.
         burn_in: Analyses before those that are scored.
         cycles: Analyses that are scored.
@@ -88,14 +88,14 @@ class SQGPlan:
     bars: Sequence[Bar] = ()
     only: Sequence[str] | str = ()
     seed: int = 1000
-    truths: int = 4
+    replicates: int = 4
     members: int = 20
     burn_in: int = 20
     cycles: int = 100
     size: str = "quick"
 
     def __post_init__(self) -> None:
-        at_least(self, truths=1, members=2, burn_in=0, cycles=1, seed=0)
+        at_least(self, replicates=1, members=2, burn_in=0, cycles=1, seed=0)
         if self.burn_in + self.cycles > self.archive.length:
             raise ValueError(
                 f"truths of {self.archive.length} states are too short for {self.burn_in} + {self.cycles} analyses; set "
@@ -124,7 +124,7 @@ class SQGPlan:
     @property
     def seeds(self) -> list[int]:
         """Seeds of the truths."""
-        return list(range(self.seed, self.seed + self.truths))
+        return list(range(self.seed, self.seed + self.replicates))
 
     def facts(self, name: str) -> dict[str, Any]:
         """An experiment as plain values: whatever its truths and observations depend on."""
@@ -132,7 +132,7 @@ class SQGPlan:
             "system": "surface_qg",
             "experiment": name,
             **{key: getattr(self, key) for key in ("seed", "members", "burn_in", "cycles")},
-            "replicates": self.truths,
+            "replicates": self.replicates,
             "near": self.experiments[name].near,
             "observe": plain(self.experiments[name].sensors),
             "archive": plain(self.archive),

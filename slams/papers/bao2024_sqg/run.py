@@ -37,7 +37,7 @@ def run(
     Args:
         path: File of the plan.
         folder: Folder of the results: rows.csv, report.html, figures, and metrics.csv of each experiment.
-        overrides: Such as "size=full", "truths=8" or "only=arctan".
+        overrides: Such as "size=full", "replicates=8" or "only=arctan".
         console: Where progress is shown.
         train: Not used: nothing is trained.
 
@@ -73,7 +73,7 @@ def judge_experiment(plan: SQGPlan, name: str, found: Found) -> list[Verdict]:
     """
     verdicts = []
     for bar in (bar for bar in plan.bars if bar.case == name):
-        values = torch.full((plan.truths,), math.inf)
+        values = torch.full((plan.replicates,), math.inf)
         if {bar.row, bar.against or bar.row} <= set(found):
             one = found[bar.row]
             other = found[bar.against] if bar.against else None

@@ -88,7 +88,8 @@ class SDAPlan:
         samplers: Settings of `Sampler`.
         guidances: Settings of guidances, see `guidance_of`.
         runs: "net / sampler / guidance", for every process.
-        samples: Draws N of each method.
+        replicates: Truths R of each process.
+        members: Draws N of each method.
         rows: Draws at once.
         seed: Seed of all random draws.
         size: "quick", or a name in the plan's `sizes`.
@@ -100,7 +101,8 @@ class SDAPlan:
     samplers: Mapping[str, Sampler]
     guidances: Mapping[str, Mapping[str, Any]]
     runs: Sequence[str] = ()
-    samples: int = 256
+    replicates: int = 16
+    members: int = 256
     rows: int = 1024
     seed: int = 0
     size: str = "quick"

@@ -69,7 +69,7 @@ PLAN = {
     "main": RUN,
     "variational": {"iterations": 1},
     "climate": 2,
-    "sizes": {"quick": {"truths": 2, "samples": 2, "runs": [RUN]}},
+    "sizes": {"quick": {"replicates": 2, "members": 2, "runs": [RUN]}},
 }
 
 
@@ -103,7 +103,7 @@ def test_from_nothing_to_rows_and_again_without_work(tmp_path, monkeypatch):
     (papers / "rozet2023" / "kolmogorov" / "tiny2023_flow.yaml").write_text(yaml.safe_dump(PLAN))
     out = tmp_path / "out"
     only = ["chosen=[stride16]"]
-    assert reproduce("tiny", out=out, papers=papers, console=quiet, overrides=["truths=2"])
+    assert reproduce("tiny", out=out, papers=papers, console=quiet, overrides=["replicates=2"])
     folder = out / "tiny2023_flow"
     rows = table(folder / "rows.csv")
     assert {row["status"] for row in rows} == {"INFO"}
@@ -128,7 +128,7 @@ def test_from_nothing_to_rows_and_again_without_work(tmp_path, monkeypatch):
         monkeypatch.setattr(sda_kolmogorov, name, never)
     assert reproduce("tiny", out=out, papers=papers, console=quiet, overrides=only)
     with pytest.raises(AssertionError, match="done before"):
-        reproduce("tiny", out=out, papers=papers, console=quiet, overrides=[*only, "samples=3"])
+        reproduce("tiny", out=out, papers=papers, console=quiet, overrides=[*only, "members=3"])
     with pytest.raises(ValueError, match="another architecture"):
         reproduce("tiny", out=out, papers=papers, console=quiet, overrides=[*only, "nets.none.lags=4"])
 
@@ -243,7 +243,7 @@ def test_bars_pass_and_fail_where_they_say():
     assert status["rmse_minus_interpolation"] == "PASS" and status["rmse_minus_climatology"] == "FAIL"
     found[plan.main] = outcome(0.5 + wobble, 0.116)
     assert {v.metric: v.status for v in judge_process(plan, "stride4", found)}["residual"] == "FAIL"
-    few = dataclasses.replace(plan, truths=15)
+    few = dataclasses.replace(plan, replicates=15)
     assert {v.status for v in judge_process(few, "stride4", found)} == {"INFO"}
 
 

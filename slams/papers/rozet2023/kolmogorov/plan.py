@@ -26,7 +26,6 @@ class FlowPlan(SDAPlan):
         processes: What is observed.
         main: The run that is held against the bars: one setting for all processes.
         residual: Published standard deviation of y - h(x), by process.
-        truths: Test trajectories R of each process.
         chosen: Processes that are done; all if empty.
         baselines: Methods without a net, of those that a process has.
         split: "test", or "valid" for choosing settings.
@@ -40,8 +39,7 @@ class FlowPlan(SDAPlan):
     nets: Mapping[str, FlowNet]
     main: str
     residual: Mapping[str, float] = field(default_factory=dict)
-    truths: int = 16
-    samples: int = 16
+    members: int = 16
     chosen: Sequence[str] = ()
     baselines: Sequence[str] = BASELINES
     split: Literal["test", "valid"] = "test"
@@ -51,7 +49,7 @@ class FlowPlan(SDAPlan):
     rows: int = 16
 
     def __post_init__(self) -> None:
-        at_least(self, truths=2, samples=2, chunk=1, rows=1, climate=1)
+        at_least(self, replicates=2, members=2, chunk=1, rows=1, climate=1)
         for process in (*self.chosen, *self.residual):
             if process not in self.processes:
                 raise ValueError(unknown("process", process, self.processes))
@@ -83,7 +81,7 @@ class FlowPlan(SDAPlan):
     @property
     def judged(self) -> bool:
         """Whether there are enough truths for a verdict."""
-        return self.truths >= _JUDGED
+        return self.replicates >= _JUDGED
 
 
 def read_plan(path: Path, overrides: Sequence[str] = ()) -> FlowPlan:

@@ -110,7 +110,7 @@ def run(
     Args:
         path: File of the plan.
         folder: Folder of the results.
-        overrides: Such as "size=reduced" or "samples=16".
+        overrides: Such as "size=reduced" or "members=16".
         console: Where progress is shown.
         train: Whether to train anew, into the folder, instead of using shipped weights.
 
@@ -122,7 +122,7 @@ def run(
     data = config.DATA_DIR / f"flow_{plan.archive.count}_{plan.archive.seed}"
     names = dict.fromkeys(plan.parts(name)[0] for name in (plan.main, *plan.runs))
     priors = {name: _prior(plan, name, path.stem, data, folder, train, console) for name in names}
-    truths = trajectories(data, plan.archive, plan.split, plan.truths, console)
+    truths = trajectories(data, plan.archive, plan.split, plan.replicates, console)
     other = "valid" if plan.split == "test" else "test"
     climate = trajectories(data, plan.archive, other, plan.climate, console)
     outcomes: dict[str, dict[str, SDAOutcome]] = {}
@@ -197,7 +197,7 @@ def _methods(
     plan: FlowPlan, process: FlowProcess, priors: Mapping[str, FlowPrior], climate: Tensor
 ) -> dict[str, _Method]:
     """Methods by name; those with a network are called as their runs."""
-    size, length, prior = plan.samples, process.length, priors[plan.parts(plan.main)[0]]
+    size, length, prior = plan.members, process.length, priors[plan.parts(plan.main)[0]]
 
     def climatology(part: FlowProblem, rng: torch.Generator) -> Draws:
         return draw_pieces(climate, (len(part.truth), size), length, rng), prior.mean.expand(part.truth.shape)
@@ -231,7 +231,7 @@ def _sda(plan: FlowPlan, name: str, prior: FlowPrior, part: FlowProblem, rng: to
     system = prior.system(part.process) if part.process.lattice else None
     guide = guidance_of(settings, prior.covariance(part.process.length), system)
     method = TrajectorySDA(prior.denoiser, sampler, event=EVENT, guidance=guide, rows=plan.rows)
-    samples = method.assimilate(part.observations, plan.samples, rng=rng).samples
+    samples = method.assimilate(part.observations, plan.members, rng=rng).samples
     assert samples is not None
     return samples, None
 
@@ -259,7 +259,7 @@ def _kept(
 
     The outcome does not depend on how many truths there are, which come one after the other.
     """
-    numbers = {key: getattr(plan, key) for key in ("seed", "archive", "split", "samples")}
+    numbers = {key: getattr(plan, key) for key in ("seed", "archive", "split", "members")}
     stage = Stage(f"{label} {name}", {**numbers, "process": problem.process, **method.inputs})
     kept = stages.load(stage)
     outcome = SDAOutcome({}, {}, method.cost) if kept is None else SDAOutcome.of(kept)

@@ -18,7 +18,6 @@ class Lorenz63Plan(SDAPlan):
     """A reproduction; see also `SDAPlan`. W1 and its floor depend on the number of draws.
 
     Attributes:
-        observations: Truths R of each process.
         particles: Particles of the smoothers.
         archive: Trajectories to learn from and to test on.
         processes: What is observed.
@@ -41,11 +40,10 @@ class Lorenz63Plan(SDAPlan):
     reduced: Sequence[str] = ()
     full: Sequence[str] = ()
     more: Sequence[Literal["curves", "reduced", "full"]] = ()
-    observations: int = 16
     particles: int = 2**16
 
     def __post_init__(self) -> None:
-        at_least(self, observations=2, samples=2)
+        at_least(self, replicates=2, members=2)
         for name in (*self.runs, *self.curves, *self.reduced, *self.full):
             self.parts(name)
 
@@ -56,7 +54,7 @@ class Lorenz63Plan(SDAPlan):
 
     def inputs(self, label: str) -> dict[str, Any]:
         """What all results of a process depend on."""
-        numbers = {name: getattr(self, name) for name in ("seed", "observations", "samples", "particles")}
+        numbers = {name: getattr(self, name) for name in ("seed", "replicates", "members", "particles")}
         return {**numbers, "archive": self.archive, "process": self.processes[label]}
 
 

@@ -55,7 +55,7 @@ def run(
     Args:
         path: File of the plan.
         folder: Folder of the results.
-        overrides: Such as "observations=64" or "size=full".
+        overrides: Such as "replicates=64" or "size=full".
         console: Where progress is shown.
         train: Whether to train anew, into the folder, instead of using shipped weights.
 
@@ -73,7 +73,7 @@ def run(
     outcomes: dict[str, dict[str, SDAOutcome]] = {}
     verdicts: list[Verdict] = []
     for label, process in plan.processes.items():
-        problem = Lorenz63Problem.draw(process, data["test"], plan.observations, plan.seed, label)
+        problem = Lorenz63Problem.draw(process, data["test"], plan.replicates, plan.seed, label)
         case = _Case(plan, label, problem, data["train"], Stages(folder / "runs", console.say), console)
         found = outcomes[label] = case.rivals()
         for name in plan.chosen:
@@ -184,11 +184,11 @@ class _Case:
             _, covariance = moments(self.train, self.problem.process.length)
             guide = guidance_of(settings, covariance.float())
             method = TrajectorySDA(denoiser, sampler, event=(3,), guidance=guide, rows=plan.rows)
-            batches = -(-plan.observations * plan.samples // plan.rows)
+            batches = -(-plan.replicates * plan.members // plan.rows)
             with self.console.bar(f"{self.label} {name}", batches * sampler.steps) as advance:
                 posterior = method.assimilate(
                     self.problem.observations,
-                    plan.samples,
+                    plan.members,
                     rng=fork(plan.seed, self.label, name),
                     progress=lambda n: advance(n, ""),
                 )
@@ -199,7 +199,7 @@ class _Case:
 
     def rivals(self) -> dict[str, SDAOutcome]:
         """Methods that need no net; the second particle smoother is the floor."""
-        problem, size = self.problem, self.plan.samples
+        problem, size = self.problem, self.plan.members
         climate, rng = self.train[:, ::64].reshape(-1, 3), partial(fork, self.plan.seed, self.label)
         drawn: dict[str, Callable[[], Tensor]] = {
             "EnKS": lambda: ensemble_smoothed(problem, size, climate, rng("EnKS")),
@@ -222,13 +222,13 @@ class _Case:
 
     def _smoothed(self, which: str, backward: bool) -> Drawn:
         plan, label = self.plan, f"{self.label} {which}"
-        with self.console.bar(f"{label} particle smoother", plan.observations) as advance:
+        with self.console.bar(f"{label} particle smoother", plan.replicates) as advance:
             draws, extra = smoothed(
-                self.problem, plan.samples, particles=plan.particles, backward=backward, label=label,
+                self.problem, plan.members, particles=plan.particles, backward=backward, label=label,
                 seed=plan.seed, progress=lambda n: advance(n, ""),
             )  # fmt: skip
             first = extra["ancestors"]
-            advance(0, f"{int(first.min())} to {int(first.max())} distinct first states in {plan.samples}")
+            advance(0, f"{int(first.min())} to {int(first.max())} distinct first states in {plan.members}")
         return draws.float(), 0.0, extra
 
     def _kept(self, name: str, inputs: Mapping[str, Any], make: Make) -> SDAOutcome:
