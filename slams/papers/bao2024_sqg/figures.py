@@ -26,7 +26,7 @@ from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, wri
 from slams.papers.bao2024_sqg.methods import LIDS, TRIVIAL, spectrum, truth_spectrum
 from slams.papers.bao2024_sqg.plan import BY_LID, SQGPlan
 from slams.papers.bao2024_sqg.problem import SQGProblem
-from slams.papers.table import Verdict, line, passed, save_figure
+from slams.papers.table import Verdict, line, passed
 from slams.twin.experiment import Result
 from slams.twin.report import overview
 
