@@ -8,7 +8,12 @@ from typing import Any, ParamSpec, TypeVar
 # Where a name is used -> old name -> new name. The one table of all renamed keywords, keys and columns.
 RENAMED: dict[str, dict[str, str]] = {
     "method setting": {"size": "members"},
-    "size preset": {"grid": "size"},
+    "setting of a study": {
+        "grid": "size",
+        "samples": "members",
+        "truths": "replicates",
+        "observations": "replicates",
+    },
     "bar": {"experiment": "case", "process": "case", "run": "row"},
     "metric": {
         "rmse_a": "rmse_time_mean",
@@ -17,6 +22,7 @@ RENAMED: dict[str, dict[str, str]] = {
     },
     "step diagnostic": {"hits": "covered", "lost": "diverged", "track": "innovation_ratio"},
     "window statistic": {"variance": "predictive_variance", "hits": "covered", "hits_fair": "covered_fair"},
+    "setting of a local filter": {"radius": "support"},
 }
 
 

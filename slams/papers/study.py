@@ -1,17 +1,22 @@
-"""What all studies do alike: read a plan, simulate pieces of an archive, find weights."""
+"""What all studies do alike: read a plan, simulate pieces of an archive, train a network and find its weights."""
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slams.core.console import Console
 from slams.core.renamed import renamed
 from slams.core.settings import build, read_tree, sized
 from slams.core.stages import Stage, Stages
+from slams.core.tensorfile import read_facts, read_tensors
+from slams.diffusion.denoiser import Denoiser
+from slams.diffusion.schedule import Schedule
+from slams.training.fit import FitSettings, History, fit
 
 P = TypeVar("P")
 
@@ -39,7 +44,7 @@ def read_study(cls: type[P], path: Path, overrides: Sequence[str] = ()) -> P:
 
 def study_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Nested settings of a study's file; earlier names of keys are taken for the new ones."""
-    tree = renamed("size preset", read_tree(path, "plan of a study"))
+    tree = renamed("setting of a study", read_tree(path, "plan of a study"))
     tree = sized(tree, [new_name(text) for text in overrides])
     if isinstance(tree.get("bars"), list):
         tree["bars"] = [renamed("bar", bar) if isinstance(bar, Mapping) else bar for bar in tree["bars"]]
@@ -49,7 +54,7 @@ def study_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def new_name(override: str) -> str:
     """An override whose key has the name of this version."""
     key, equals, value = override.partition("=")
-    return "".join((*renamed("size preset", {key: value}), equals, value))
+    return "".join((*renamed("setting of a study", {key: value}), equals, value))
 
 
 def rows_of(split: str, count: int) -> range:
@@ -119,3 +124,83 @@ def at_least(settings: Any, **least: float) -> None:
         value = getattr(settings, name)
         if not bound <= value < math.inf:
             raise ValueError(f"{name} must be at least {bound}, got {value}.")
+
+
+def train_denoiser(
+    denoiser: nn.Module, loss: Callable[..., Tensor], validate: Callable[..., float], net: Any, *,
+    name: str, checkpoint: Path | None, console: Console | None,
+) -> History:  # fmt: skip
+    """Train a denoiser; a killed run goes on from its checkpoint.
+
+    Args:
+        denoiser: See `fit`.
+        loss: See `fit`.
+        validate: See `fit`.
+        net: Settings `steps`, `batch`, `learning_rate`, `ema` and `seed` of the training.
+        name: For messages and random numbers.
+        checkpoint: File of the resume state.
+        console: Where progress is shown.
+    """
+    every = max(net.steps // 20, 1)
+    settings = FitSettings(
+        net.steps, net.batch, net.learning_rate, weight_decay=1e-3, ema=net.ema, clip=1.0, every=every
+    )
+    with (console or Console(quiet=True)).bar(f"train {name}", net.steps) as advance:
+        return fit(
+            denoiser,
+            loss,
+            validate,
+            settings,
+            seed=net.seed,
+            name=name,
+            checkpoint=checkpoint,
+            progress=advance,
+        )
+
+
+def stratified_times(schedule: Schedule, low: float, high: float, rows: int, rng: torch.Generator) -> Tensor:
+    """Times even in log(sigma / alpha) from `low` to `high`, one in each of `rows` intervals, (rows)."""
+    place = (torch.arange(rows) + torch.rand(rows, generator=rng)) / rows
+    return schedule.time(torch.exp(-(low + (high - low) * place)))
+
+
+def load_denoiser(
+    path: Path, make: Callable[[dict[str, Tensor], Any], Denoiser]
+) -> tuple[Denoiser, dict[str, Any]]:
+    """A trained denoiser from its file, and the file's facts.
+
+    Args:
+        path: File of weights.
+        make: Builds the denoiser from tensors and the settings of its network, the fact "net".
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds other weights than its settings ask for.
+    """
+    tensors, facts = read_tensors(path, remedy="train it with --train, or check the path")
+    try:
+        denoiser = make(tensors, facts["net"])
+    except (KeyError, TypeError, RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"{path} does not hold the weights that its settings ask for ({error}); restore it or train again."
+        ) from error
+    return denoiser.eval(), facts
+
+
+def weights_file(
+    own: Path, shipped: Path, train: bool, same: Callable[[Any], bool], make: Callable[[], None]
+) -> tuple[Path, str]:
+    """Trained weights of the results' folder, else shipped ones, else made here, and their fingerprint.
+
+    Args:
+        own: File in the folder of the results.
+        shipped: File in the package.
+        train: Whether shipped ones are not used.
+        same: Whether a file's facts are those of the training that is asked for.
+        make: Trains and writes `own`.
+    """
+    path = own if train or own.exists() else shipped
+    if not path.exists() or (train and not same(read_facts(path))):
+        make()
+        path = own
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -14,42 +14,41 @@ from slams.core.geometry.localization import Localization, gaspari_cohn
 from slams.core.random import fork
 from slams.observation.observation import Observation, Observations
 from slams.papers.bao2024_sqg import run as sqg
+from slams.papers.bao2024_sqg.archive import SQGArchive, climate, model
 from slams.papers.bao2024_sqg.methods import (
     OptimalInterpolation,
-    Problem,
     build,
     run,
     truth_spectrum,
 )
-from slams.papers.bao2024_sqg.plan import Bar, plain, read_plan
+from slams.papers.bao2024_sqg.plan import read_plan
 from slams.papers.bao2024_sqg.problem import (
-    Archive,
     Sensors,
     Shocks,
-    climate,
+    SQGProblem,
     ensembles_near,
     first_ensembles,
-    model,
     moments,
     nearby,
 )
 from slams.papers.reproduce import PAPERS, reproduce
+from slams.papers.table import Bar
 
 SHIPPED = PAPERS / "bao2024_sqg" / "bao2024_sqg.yaml"
 PLAN = {
     "title": "tiny",
     "source": "nobody",
-    "truths": 2,
+    "replicates": 2,
     "members": 6,
     "burn_in": 2,
     "cycles": 28,
     "archive": {"size": 8, "length": 30, "spin_up": 4, "adjusted": 4, "climate": 2, "states": 5, "apart": 2},
-    "grids": {"wide": {"members": 7, "archive.size": 10}},
+    "sizes": {"wide": {"members": 7, "archive.size": 10}},
     "experiments": {
         "linear": {
             "runs": {
-                "LETKF": {"radius": 6000.0, "rtps": 0.5},
-                "EnSF": {"radius": 6000.0, "reach": 3000.0, "kernel": 0.9, "steps": 3, "rtps": 0.5},
+                "LETKF": {"support": 6000.0, "rtps": 0.5},
+                "EnSF": {"support": 6000.0, "reach": 3000.0, "kernel": 0.9, "steps": 3, "rtps": 0.5},
                 "RawObservation": {},
                 "OptimalInterpolation": {},
             }
@@ -59,10 +58,10 @@ PLAN = {
             "std": 0.01,
             "seen": 0.5,
             "shocks": {"chance": 0.5, "stds": [1.0, 2.0], "shares": [0.5, 0.5]},
-            "runs": {"LETKF": {"radius": 6000.0, "error": 2.0}, "Persistence": {}, "Climatology": {}},
+            "runs": {"LETKF": {"support": 6000.0, "error": 2.0}, "Persistence": {}, "Climatology": {}},
         },
     },
-    "bars": [{"experiment": "linear", "run": "EnSF", "against": "LETKF", "high": 99.0}],
+    "bars": [{"case": "linear", "row": "EnSF", "metric": "rmse", "against": "LETKF", "high": 99.0}],
 }
 
 
@@ -89,7 +88,7 @@ def states():
 def problem(states, sensors, members=6, length=4, burn_in=1):
     truth = torch.stack([states[k::10][:length] for k in range(2)])
     first = first_ensembles(states, [3, 4], members)
-    return Problem(model(8), sensors, truth, first, states, [3, 4], burn_in)
+    return SQGProblem(model(8), sensors, truth, first, states, [3, 4], burn_in)
 
 
 def table(path) -> list[dict[str, str]]:
@@ -129,7 +128,7 @@ def test_one_gaussian_and_no_localization_are_the_ensemble_transform(states):
     seen = case.observations.step(0)
     expected = reference.analyse(x, seen)
     moved = float((expected - x).square().mean().sqrt())
-    wide = {"radius": math.inf}
+    wide = {"support": math.inf}
     for name, more in {"LETKF": {}, "EnSF": {"reach": math.inf, "kernel": 1 - 1e-6}}.items():
         analysis = build(case, name, wide | more).analyse(x, seen)
         assert float((analysis - expected).square().mean().sqrt()) < 5e-3 * moved
@@ -227,7 +226,11 @@ def test_a_killed_study_goes_on_and_gives_the_same_rows(papers, tmp_path, monkey
             reproduce("tiny", out=tmp_path / "parts", papers=papers, console=quiet)
     parts = tmp_path / "parts" / "tiny2024_sqg"
     assert not (parts / "rows.csv").exists()
-    monkeypatch.setattr("slams.papers.bao2024_sqg.problem.simulate", None)  # truths and climate are on disk
+
+    def never(*_: object) -> None:
+        raise AssertionError("truths and climate are on disk")
+
+    monkeypatch.setattr("slams.papers.bao2024_sqg.archive.simulate", never)
     assert reproduce("tiny", out=tmp_path / "parts", papers=papers, console=quiet)
     assert table(parts / "rows.csv") == table(whole / "rows.csv")
     rows = table(parts / "linear" / "metrics.csv")
@@ -259,7 +262,7 @@ def test_a_collapsed_ensemble_is_told_and_its_bar_missed(papers, tmp_path, monke
 
 def test_figures_and_the_report_are_made(papers, tmp_path):
     out = tmp_path / "out"
-    overrides = ["only=half", "cycles=3", "truths=2"]
+    overrides = ["only=half", "cycles=3", "replicates=2"]
     assert reproduce("tiny", out=out, papers=papers, console=Console(quiet=True), overrides=overrides)
     folder = out / "tiny2024_sqg"
     assert {path.stem for path in (folder / "figures").iterdir()} == {
@@ -271,10 +274,10 @@ def test_figures_and_the_report_are_made(papers, tmp_path):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("truth=3", "did you mean truths"),
-        ("archive.lenght=3", "did you mean length"),
+        ("replicate=3", "did you mean replicates"),
+        ("archive.lenght=3", "did you mean archive.length"),
         ("only=liner", "did you mean linear"),
-        ("grid=wid", "did you mean wide"),
+        ("size=wid", "did you mean wide"),
         ("cycles=99", "too short for 2 \\+ 99"),
         ("experiments.half.seen=0", "sees nothing is the row of the free run"),
         ("experiments.half.sen=0.5", "did you mean experiments.half.seen"),
@@ -282,10 +285,12 @@ def test_figures_and_the_report_are_made(papers, tmp_path):
         ("experiments.half.shocks.shares=[1.0]", "a share for each"),
         ("experiments.half.shocks.shares=[0.5, 0.4]", "add up to 1"),
         ("experiments.half.runs.x={method: LETFK}", "did you mean LETKF"),
-        ("bars=[{experiment: linear, run: EnFS}]", "did you mean EnSF"),
-        ("bars=[{experiment: linear, run: EnSF, metric: rmes}]", "did you mean rmse"),
+        ("bars=[{case: linear, row: EnFS, metric: rmse}]", "did you mean EnSF"),
+        ("bars=[{case: linear, row: EnSF, metric: rmes}]", "did you mean rmse"),
         ("members=1", "members must be at least 2"),
-        ("archive=3", "archive holds keys"),
+        ("archive=3", "archive holds settings"),
+        ("archive.size=small", "archive.size must be int"),
+        ("bars=[{case: linear, row: EnSF}]", r"bars\[0\] needs metric"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(papers, override, message):
@@ -296,9 +301,9 @@ def test_what_cannot_be_is_refused_by_name(papers, override, message):
 @pytest.mark.parametrize(
     "name, settings, message",
     [
-        ("LETKF", {"radiuss": 1.0}, "did you mean radius"),
+        ("LETKF", {"suport": 1.0}, "did you mean support"),
         ("LETKF", {"reach": 1.0}, "unknown setting of LETKF 'reach'"),
-        ("DampedEnSF", {"radius": 1.0}, "unknown setting of DampedEnSF 'radius'"),
+        ("DampedEnSF", {"support": 1.0}, "unknown setting of DampedEnSF 'support'"),
         ("Climatology", {"rtps": 1.0}, "no settings"),
         ("EnFS", {}, "did you mean EnSF"),
     ],
@@ -310,16 +315,33 @@ def test_what_a_method_does_not_know_is_refused_by_name(states, name, settings, 
 
 def test_grids_overrides_and_the_shipped_plan(papers):
     path = papers / "bao2024_sqg" / "tiny2024_sqg.yaml"
-    plan = read_plan(path, ["grid=wide", "truths=3"])
-    assert (plan.members, plan.archive.size, plan.truths) == (7, 10, 3)
-    assert read_plan(path, ["grid=wide", "members=5"]).members == 5
-    assert plain(plan, "half")["observe"]["shocks"]["stds"] == [1.0, 2.0]
+    plan = read_plan(path, ["size=wide", "replicates=3"])
+    assert (plan.members, plan.archive.size, plan.replicates) == (7, 10, 3)
+    assert read_plan(path, ["size=wide", "members=5"]).members == 5
+    assert plan.facts("half")["observe"]["shocks"]["stds"] == [1.0, 2.0]
     shipped = read_plan(SHIPPED)
     for name in ("linear", "shocks", "arctan", "half"):
-        bars = [bar for bar in shipped.bars if bar.experiment == name and bar.against.startswith("LETKF")]
-        assert bars and all(bar.run.startswith("EnSF") for bar in bars)
-    assert read_plan(SHIPPED, ["grid=full"]).archive.size == 64
+        bars = [bar for bar in shipped.bars if bar.case == name and bar.against.startswith("LETKF")]
+        assert bars and all(bar.row.startswith("EnSF") for bar in bars)
+    assert read_plan(SHIPPED, ["size=full"]).archive.size == 64
     assert shipped.seed >= 1000
+
+
+def test_names_of_earlier_versions_are_taken_with_a_warning(papers, states):
+    """Bars, the size and where the taper vanishes; the same plan and the same analysis."""
+    path = papers / "bao2024_sqg" / "tiny2024_sqg.yaml"
+    old = "bars=[{experiment: linear, run: EnSF, against: LETKF, metric: rmse, high: 99.0}]"
+    with pytest.warns(FutureWarning, match="is now .(row|case)."):
+        assert read_plan(path, [old]) == read_plan(path)
+    with pytest.warns(FutureWarning, match="is now 'replicates'"):
+        assert read_plan(path, ["truths=3"]).replicates == 3
+    with pytest.warns(FutureWarning, match="is now 'size'"):
+        assert read_plan(path, ["grid=wide"]) == read_plan(path, ["size=wide"])
+    case = problem(states, Sensors(std=3.0))
+    x, seen = case.first, case.observations.step(0)
+    expected = build(case, "LETKF", {"support": 6000.0}).analyse(x, seen)
+    with pytest.warns(FutureWarning, match="is now 'support'"):
+        assert torch.equal(build(case, "LETKF", {"radius": 6000.0}).analyse(x, seen), expected)
 
 
 def test_ensembles_need_as_many_states(states, tmp_path):
@@ -328,7 +350,7 @@ def test_ensembles_need_as_many_states(states, tmp_path):
     chosen = first_ensembles(states, [0, 1], 20)
     assert torch.equal(chosen[1], first_ensembles(states, [1], 20)[0])
     assert len(chosen[0].flatten(1).unique(dim=0)) == 20
-    settings = Archive(size=8, length=1, spin_up=2, adjusted=2, climate=2, states=2, apart=3)
+    settings = SQGArchive(size=8, length=1, spin_up=2, adjusted=2, climate=2, states=2, apart=3)
     once = climate(tmp_path, settings, Console(quiet=True))
     for path in tmp_path.glob("climate_1*"):
         path.write_bytes(b"half")
@@ -343,7 +365,7 @@ def test_a_first_ensemble_may_lie_around_the_truth(papers, states):
     assert abs(float(noise.std()) - 2) < 5 * 2 / (2 * noise.numel()) ** 0.5
     assert torch.equal(first[1:], ensembles_near(truth[1:], [4], 50, 2.0))
     path = papers / "bao2024_sqg" / "tiny2024_sqg.yaml"
-    assert plain(read_plan(path, ["experiments.half.near=3.0"]), "half")["near"] == 3.0
+    assert read_plan(path, ["experiments.half.near=3.0"]).facts("half")["near"] == 3.0
     with pytest.raises(ValueError, match="near is a standard deviation"):
         read_plan(path, ["experiments.half.near=-1.0"])
 
@@ -357,11 +379,11 @@ def test_bars_on_differences_are_of_each_truth(papers, states):
 
     found = {"LETKF": with_rmse(1.0, 3.0), "EnSF": with_rmse(0.9, 2.7)}
     bars = [
-        Bar("linear", "EnSF", "LETKF", high=0.0),
-        Bar("linear", "EnSF", "LETKF", low=-0.1),
-        Bar("half", "LETKF"),
+        Bar("EnSF", "rmse", high=0.0, against="LETKF", case="linear"),
+        Bar("EnSF", "rmse", low=-0.1, against="LETKF", case="linear"),
+        Bar("LETKF", "rmse", case="half"),
     ]
-    verdicts = sqg.judge(dataclasses.replace(plan, bars=bars), "linear", found)
+    verdicts = sqg.judge_experiment(dataclasses.replace(plan, bars=bars), "linear", found)
     assert [(v.value, v.status) for v in verdicts[:2]] == [
         (pytest.approx(-0.2), "PASS"),
         (pytest.approx(-0.2), "FAIL"),
@@ -372,15 +394,15 @@ def test_bars_on_differences_are_of_each_truth(papers, states):
 
 def test_methods_that_trust_the_errors_less_see_the_same_values(states):
     case = problem(states, Sensors(std=2.0))
-    trusted: Observations = case.believed(3.0)
+    trusted: Observations = case.given(3.0)
     part: Observation = trusted["lids"]
     assert torch.equal(part.value, case.observations["lids"].value)
     assert part.noise.variance.unique().tolist() == pytest.approx([36.0])
     curved = problem(states / 4, Sensors("arctan", 1e-4))
-    back = curved.believed(retrieved=0.5)["lids"]
+    back = curved.given(retrieved=0.5)["lids"]
     error = back.residual(curved.truth) / (1 + curved.truth.flatten(2).square())
     inside = back.value == curved.sensors.inverse(curved.observations["lids"].value)
     assert float(inside.float().mean()) > 0.5 and float(error[inside].abs().max()) < 6e-4
     assert back.noise.variance.unique().tolist() == [0.25]
     with pytest.raises(ValueError, match="error must be positive"):
-        case.believed(0.0)
+        case.given(0.0)

@@ -149,6 +149,21 @@ def test_exit_code_and_files(wanted, code, tmp_path, monkeypatch):
     assert (folder / "rows.png").stat().st_size > 1000
 
 
+def test_a_table_is_the_same_at_every_size(tmp_path):
+    """`size=full` is accepted for every study; a table's earlier name of the size too, and no other size."""
+    write(tmp_path, 0.47)
+    quiet, few = Console(quiet=True), ["cycles=10", "replicates=2"]
+    reproduce("tiny2000", papers=tmp_path, out=tmp_path / "a", console=quiet, overrides=few)
+    with pytest.warns(FutureWarning, match="is now 'size'"):
+        reproduce(
+            "tiny2000", papers=tmp_path, out=tmp_path / "b", console=quiet, overrides=[*few, "grid=full"]
+        )
+    names = [tmp_path / folder / "tiny2000_a" / "rows.csv" for folder in ("a", "b")]
+    assert names[0].read_text() == names[1].read_text()
+    with pytest.raises(ValueError, match="did you mean full"):
+        reproduce("tiny2000", papers=tmp_path, console=quiet, overrides=["size=ful"])
+
+
 def test_an_unknown_paper_method_or_key_names_the_nearest(tmp_path):
     write(tmp_path, 0.5)
     with pytest.raises(ValueError, match="did you mean tiny2000_a"):

@@ -1,4 +1,4 @@
-"""Least squares with a standard normal prior, by Gauss-Newton steps that only go downhill."""
+"""Minimization: least squares with a standard normal prior by Gauss-Newton steps, any function by L-BFGS."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -10,9 +10,13 @@ from slams.assimilation.variational.linearized import basis, jacobian, tangents
 
 Solver = Literal["auto", "direct", "cg"]
 Residual = Callable[[Tensor], Tensor]
+Objective = Callable[[Tensor], tuple[Tensor, Tensor]]  # values and gradients, each row of a batch on its own
 
 _DIRECT = 300  # largest control solved with its matrix: beyond, its tangents cost more than CG's products
 _FRACTIONS = 8  # a step is tried at 1, 1/2, ... 1/128 of its length, and not at all
+_HISTORY = 10  # pairs of L-BFGS
+_SLOPE = 1e-4  # share of the promised decrease that a step of L-BFGS must bring
+_HALVINGS = 12
 
 
 class Minimum(NamedTuple):
@@ -159,3 +163,76 @@ def _products(residual: Residual, control: Tensor) -> tuple[Tensor, Residual, Re
         return torch.autograd.grad(r, c, s, retain_graph=True)[0]
 
     return r.detach(), tangent, pullback
+
+
+def lbfgs(objective: Objective, x: Tensor, *, iterations: int) -> Tensor:
+    """The minimum of a function, each row of a batch on its own.
+
+    Args:
+        objective: (R, *S) -> values (R) and gradients (R, *S).
+        x: Where to start.
+        iterations: Most steps; a row that finds no lower point stays.
+
+    Returns:
+        (R, *S).
+
+    Source:
+        Liu & Nocedal (1989), doi:10.1007/BF01589116; Nocedal (1980), doi:10.1090/S0025-5718-1980-0572855-7 (recursion).
+    """
+    shape, x = x.shape, x.flatten(1)
+
+    def flat(at: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = objective(at.reshape(shape))
+        return value, slope.flatten(1)
+
+    value, slope = flat(x)
+    pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+    for turn in range(iterations):
+        direction = -_inverse_hessian(slope, pairs)
+        promise = (direction * slope).sum(-1)
+        size = torch.ones_like(value) if turn else 1 / slope.norm(dim=-1).clamp(min=1)
+        new, there, steep = _descend(flat, x, value, slope, direction, promise, size)
+        s, y = new - x, steep - slope
+        curvature = (s * y).sum(-1, keepdim=True)
+        # a row that stood still, or met no positive curvature, learns nothing from this pair
+        rho = torch.where(curvature > 1e-10 * y.square().sum(-1, keepdim=True), 1 / curvature, 0.0)
+        pairs = [*pairs, (s, y, rho)][-_HISTORY:]
+        if bool((new == x).all()):
+            break
+        x, value, slope = new, there, steep
+    return x.reshape(shape)
+
+
+def _descend(
+    flat: Objective, x: Tensor, value: Tensor, slope: Tensor, direction: Tensor, promise: Tensor, size: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first of halved steps that goes down enough, for each row; x itself where none does."""
+    best, at, steep = x, value, slope
+    open_ = torch.ones_like(value, dtype=torch.bool)
+    for _ in range(_HALVINGS):
+        trial = torch.where(open_[:, None], x + size[:, None] * direction, best)
+        there, gradient = flat(trial)
+        fine = open_ & (there <= value + _SLOPE * size * promise) & torch.isfinite(gradient).all(-1)
+        best = torch.where(fine[:, None], trial, best)
+        at, steep = torch.where(fine, there, at), torch.where(fine[:, None], gradient, steep)
+        open_ = open_ & ~fine
+        if not bool(open_.any()):
+            break
+        size = torch.where(open_, size / 2, size)
+    return best, at, steep
+
+
+def _inverse_hessian(slope: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Its product with a gradient, by the two-loop recursion."""
+    q, shares = slope, []
+    for s, y, rho in reversed(pairs):
+        share = rho * (s * q).sum(-1, keepdim=True)
+        q = q - share * y
+        shares.append(share)
+    if pairs:
+        _, y, rho = pairs[-1]
+        scale = torch.where(rho > 0, 1 / (rho * y.square().sum(-1, keepdim=True)).clamp(min=1e-30), 1.0)
+        q = scale * q
+    for (s, y, rho), share in zip(pairs, reversed(shares), strict=True):
+        q = q + (share - rho * (y * q).sum(-1, keepdim=True)) * s
+    return q

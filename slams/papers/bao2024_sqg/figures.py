@@ -23,9 +23,12 @@ from slams.evaluation.figures.style import (
 )
 from slams.evaluation.figures.twin_plots import rank_grid
 from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, write_report
-from slams.papers.bao2024_sqg.methods import LIDS, TRIVIAL, Problem, spectrum, truth_spectrum
-from slams.papers.bao2024_sqg.plan import Plan, plain
+from slams.papers.bao2024_sqg.methods import LIDS, TRIVIAL, spectrum, truth_spectrum
+from slams.papers.bao2024_sqg.plan import BY_LID, SQGPlan
+from slams.papers.bao2024_sqg.problem import SQGProblem
+from slams.papers.table import Verdict, line, passed
 from slams.twin.experiment import Result
+from slams.twin.report import overview
 
 Row = Mapping[str, Any]
 Found = Mapping[str, Result]
@@ -46,14 +49,13 @@ _TOLD = (
 def bars(rows: Sequence[Row], title: str, size: int) -> Figure:
     """Scores of all runs, the smallest error first."""
     means = [row for row in rows if row["replicate"] == "" and row["level"] == "all"]
-    error = {row["method"]: row["value"] for row in means if row["metric"] == "rmse"}
-    ordered = sorted(error, key=lambda name: error[name] if error[name] == error[name] else float("inf"))
+    ordered = [each["method"] for each in by_method(rows, ())]
     table = {(row["metric"], row["method"]): (row["value"], row["lower"], row["upper"]) for row in means}
     scores = {_UNITS[m]: {n: table[m, n] for n in ordered if (m, n) in table} for m in _UNITS}
     return plots.bars(scores, title=title, target={_UNITS["coverage90"]: 0.9 * (size - 1) / (size + 1)})
 
 
-def in_time(problem: Problem, found: Found, title: str) -> Figure:
+def in_time(problem: SQGProblem, found: Found, title: str) -> Figure:
     """Error of the mean and spread from analysis to analysis, a panel a lid."""
     figure = new_figure(11, 4.2)
     axes = figure.subplots(1, 2, sharey=True)
@@ -80,7 +82,7 @@ def in_time(problem: Problem, found: Found, title: str) -> Figure:
     return figure
 
 
-def spectra(problem: Problem, found: Found, title: str) -> Figure:
+def spectra(problem: SQGProblem, found: Found, title: str) -> Figure:
     """Kinetic energy of the truth, of the errors and of the spreads by wavenumber."""
     figure = new_figure(7.6, 4.8)
     axis = figure.subplots()
@@ -103,7 +105,7 @@ def spectra(problem: Problem, found: Found, title: str) -> Figure:
     return figure
 
 
-def maps(problem: Problem, found: Found, names: Sequence[str], title: str) -> Figure:
+def maps(problem: SQGProblem, found: Found, names: Sequence[str], title: str) -> Figure:
     """The upper lid of the first truth at the last time: truth and what is seen, analyses and their errors."""
     truth = problem.truth[0, -1, 1]
     seen = problem.sensors.inverse(problem.observations["lids"].value[0, -1]).reshape(
@@ -146,8 +148,8 @@ def maps(problem: Problem, found: Found, names: Sequence[str], title: str) -> Fi
 
 
 def pages(
-    folder: Path, plan: Plan, problems: Mapping[str, Problem], outcomes: Mapping[str, Found],
-    tables: Mapping[str, Sequence[Row]], verdicts: Sequence[Row],
+    folder: Path, plan: SQGPlan, problems: Mapping[str, SQGProblem], outcomes: Mapping[str, Found],
+    tables: Mapping[str, Sequence[Row]], verdicts: Sequence[Verdict],
 ) -> None:  # fmt: skip
     """Figures as files, and one report with them inside.
 
@@ -157,40 +159,39 @@ def pages(
         problems: By experiment.
         outcomes: By experiment and run.
         tables: By experiment the rows of metrics.csv.
-        verdicts: The rows of rows.csv that are judged.
+        verdicts: The rows of rows.csv.
     """
-    sections = [Section("Bars", [Table(verdicts, "Differences are those of each truth", highlight=None)])]
+    judged = [verdict for verdict in verdicts if verdict.judged]
+    bars = Table([line(verdict) for verdict in judged], "Differences are those of each truth", highlight=None)
+    sections = [Section("Bars", [bars])]
     for name, found in outcomes.items():
         figures = _figures(plan, name, problems[name], found, tables[name])
         for key, figure in figures.items():
             save_figure(figure, folder / "figures" / f"{name}_{key}.png")
         sections.append(_section(plan, name, found, tables[name], figures))
-    passed = sum(row["status"] == "PASS" for row in verdicts)
     facts = [
-        Fact("truths", str(plan.truths), f"seeds from {plan.seed}"),
+        Fact("truths", str(plan.replicates), f"seeds from {plan.seed}"),
         Fact("grid", f"2 × {plan.archive.size} × {plan.archive.size}", f"{plan.members} members"),
         Fact("analyses of each", str(plan.cycles), f"after {plan.burn_in} of burn-in, 12 h apart"),
-        Fact("bars met", f"{passed} of {len(verdicts)}", "", good=passed == len(verdicts)),
+        Fact("bars met", f"{passed(judged)} of {len(judged)}", "", good=passed(judged) == len(judged)),
     ]
     write_report(folder / "report.html", plan.title, facts, sections)
 
 
 def by_method(rows: Sequence[Row], metrics: Sequence[str], level: str = "all") -> list[dict[str, str]]:
     """A line a method, means with intervals, the smallest error first."""
-    table: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        if row["replicate"] == "" and row["level"] == level:
-            table.setdefault(row["method"], {})[row["metric"]] = row
-    ordered = sorted(table, key=lambda name: _order(table[name].get("rmse")))
-    return [{"method": name, **{m: _cell(table[name].get(m)) for m in metrics}} for name in ordered]
+    lines = overview([row for row in rows if row["level"] == level], metrics)
+    return [{key: value for key, value in each.items() if key != "settings"} for each in lines]
 
 
-def _figures(plan: Plan, name: str, problem: Problem, found: Found, rows: Sequence[Row]) -> dict[str, Figure]:
+def _figures(
+    plan: SQGPlan, name: str, problem: SQGProblem, found: Found, rows: Sequence[Row]
+) -> dict[str, Figure]:
     ranks = {}
     for label, result in _filters(found).items():
         scored = result.posterior.diagnostics["rank"][..., list(result.scored)]
         ranks[label] = (scored, plan.members)
-    title = f"{name}: {plan.truths} truths, {plan.archive.size} x {plan.archive.size} points"
+    title = f"{name}: {plan.replicates} truths, {plan.archive.size} x {plan.archive.size} points"
     shown = _compared(plan, name, found)
     return {
         "scores": bars(rows, title, plan.members),
@@ -202,7 +203,7 @@ def _figures(plan: Plan, name: str, problem: Problem, found: Found, rows: Sequen
 
 
 def _section(
-    plan: Plan, name: str, found: Found, rows: Sequence[Row], figures: Mapping[str, Figure]
+    plan: SQGPlan, name: str, found: Found, rows: Sequence[Row], figures: Mapping[str, Figure]
 ) -> Section:
     captions = {
         "scores": "Scores with their 95 % intervals",
@@ -211,11 +212,7 @@ def _section(
         "maps": "Temperature and its errors",
         "ranks": "Ranks of the truth among the members: flat if calibrated",
     }
-    lids = [
-        {"lid": lid, **line}
-        for lid in LIDS
-        for line in by_method(rows, ("rmse", "spread", "spread_skill", "crps", "coverage90"), lid)
-    ]
+    lids = [{"lid": lid, **scores} for lid in LIDS for scores in by_method(rows, BY_LID, lid)]
     settings = [{"method": n, **{k: str(v) for k, v in r.settings.items()}} for n, r in found.items()]
     published = plan.experiments[name].published
     return Section(
@@ -227,29 +224,17 @@ def _section(
             Table(lids, "By lid", highlight=None),
             *(Picture(figures[key], captions[key]) for key in figures),
             Table(settings, "Settings", highlight=None),
-            Verbatim(yaml.safe_dump(plain(plan, name), sort_keys=False), "the experiment"),
+            Verbatim(yaml.safe_dump(plan.facts(name), sort_keys=False), "the experiment"),
         ],
     )
 
 
-def _compared(plan: Plan, name: str, found: Found) -> list[str]:
+def _compared(plan: SQGPlan, name: str, found: Found) -> list[str]:
     """The runs that a bar compares, else the first filters."""
-    pairs = [(bar.against, bar.run) for bar in plan.bars if bar.experiment == name and bar.against in found]
+    pairs = [(bar.against, bar.row) for bar in plan.bars if bar.case == name and bar.against in found]
     return list(pairs[0]) if pairs else list(_filters(found))[:2]
 
 
 def _filters(found: Found) -> dict[str, Result]:
     """Runs that are no floor of the table, and the free run."""
     return {name: result for name, result in found.items() if name == "FreeRun" or name not in TRIVIAL}
-
-
-def _order(row: Row | None) -> float:
-    value = float("nan") if row is None else float(row["value"])
-    return value if value == value else float("inf")
-
-
-def _cell(row: Row | None) -> str:
-    if row is None:
-        return "–"
-    value, low, high = (float(row[key]) for key in ("value", "lower", "upper"))
-    return f"{value:.3f}" if low != low or low == high else f"{value:.3f} [{low:.3f}, {high:.3f}]"

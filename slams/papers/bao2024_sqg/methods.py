@@ -3,9 +3,8 @@
 import inspect
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,13 @@ from slams import assimilation
 from slams.assimilation.base import Posterior
 from slams.assimilation.baseline.filters import FreeRun
 from slams.assimilation.filter import Belief, Filter, Memory
-from slams.core.covariance import Isotropic
 from slams.core.geometry.torus import energy_spectrum
 from slams.core.random import Rng, fork, normal
-from slams.core.settings import unknown
+from slams.core.renamed import renamed
+from slams.core.settings import known_settings, unknown
 from slams.evaluation.metrics import covered, fair_crps
-from slams.observation.observation import Observation, Observations
-from slams.observation.operators import Flatten
-from slams.papers.bao2024_sqg.problem import Sensors, moments, nearby
-from slams.systems.flows.surface_qg import SurfaceQG
+from slams.observation.observation import Observation
+from slams.papers.bao2024_sqg.problem import SQGProblem, nearby
 from slams.twin.experiment import Result, counted
 from slams.twin.scores import Calls, TwinScores, summary
 
@@ -35,71 +32,7 @@ LOST = 0.7  # of the climate's standard deviation: whoever errs by more over the
 Settings = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Truths, what is seen of them and where every method begins.
-
-    Attributes:
-        system: The model, which the truths follow.
-        sensors: What is seen.
-        truth: (B, L, 2, N, N).
-        first: Ensembles at the first time, (B, J, 2, N, N).
-        states: Of the climate, (n, 2, N, N).
-        seeds: Of the truths.
-        burn_in: Analyses that no score counts.
-    """
-
-    system: SurfaceQG
-    sensors: Sensors
-    truth: Tensor
-    first: Tensor
-    states: Tensor
-    seeds: Sequence[int]
-    burn_in: int
-
-    @cached_property
-    def observations(self) -> Observations:
-        """What is seen of every truth."""
-        return self.sensors.observations(self.truth, self.seeds)
-
-    @cached_property
-    def climate(self) -> tuple[Tensor, Tensor]:
-        """Mean and covariance of the climate."""
-        return moments(self.states)
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of the climate [K]."""
-        return float((self.states - self.states.mean((0, 2), keepdim=True)).square().mean().sqrt())
-
-    def believed(self, error: float = 1.0, retrieved: float = 0.0) -> Observations:
-        """The values as a method takes them.
-
-        Args:
-            error: Factor on the standard deviation of the errors, for methods that are to trust the values less.
-            retrieved: If not 0, values are temperatures first, by the inverse of the sensors' function and at most three
-                standard deviations of the climate from its mean, with errors of this standard deviation [K].
-        """
-        if not error > 0 or not retrieved >= 0:
-            raise ValueError(
-                f"error must be positive and retrieved not negative, got {error} and {retrieved}."
-            )
-        (name, part), *_ = self.observations.items()
-        if retrieved:
-            made = Observation(self.retrieve(part.value), Flatten(3), Isotropic((error * retrieved) ** 2))
-        else:
-            made = Observation(part.value, part.operator, Isotropic((error * self.sensors.std) ** 2))
-        return Observations({name: made})
-
-    def retrieve(self, values: Tensor) -> Tensor:
-        """Temperatures that have these values [K]; of an arc tangent, none beyond what the climate makes credible."""
-        if self.sensors.operator == "identity":
-            return values
-        mean, most = self.climate[0].flatten(), 3 * self.deviation
-        return self.sensors.inverse(values).clamp(mean - most, mean + most)
-
-
-class Climatology(FreeRun):
+class HeldEnsemble(FreeRun):
     """The first ensemble, states of the climate, at all times."""
 
     def forecast(self, x: Tensor, memory: Memory, *, rng: Rng = None) -> Tensor:
@@ -107,7 +40,7 @@ class Climatology(FreeRun):
         return x
 
 
-class RawObservation(Climatology):
+class RawObservation(HeldEnsemble):
     """The observation of this time, or of some times before, with draws of its error; no model.
 
     Temperatures are those that have these values exactly, of an arc tangent at most three standard deviations of the
@@ -118,7 +51,7 @@ class RawObservation(Climatology):
         age: Times since the observation.
     """
 
-    def __init__(self, problem: Problem, *, age: int = 0) -> None:
+    def __init__(self, problem: SQGProblem, *, age: int = 0) -> None:
         super().__init__(problem.system)
         self.sensors, self.age = problem.sensors, age
         self.mean = problem.climate[0]
@@ -141,14 +74,14 @@ class RawObservation(Climatology):
         return x.reshape(forecast.shape)
 
 
-class OptimalInterpolation(Climatology):
+class OptimalInterpolation(HeldEnsemble):
     """Each complete linear observation alone, joined with the climate: m + B (B + R)^-1 (y - m), and draws of its error.
 
     Args:
         problem: Gives sensors and climate, whose mean and covariance are the truth's own: an oracle.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: SQGProblem) -> None:
         super().__init__(problem.system)
         if problem.sensors.operator != "identity" or problem.sensors.seen < 1:
             raise ValueError("OptimalInterpolation is for complete linear observations; leave its row out.")
@@ -171,58 +104,50 @@ class OptimalInterpolation(Climatology):
         return (mean.unsqueeze(-2) + spread).reshape(forecast.shape)
 
 
-TRIVIAL = ("Climatology", "FreeRun", "RawObservation", "Persistence", "OptimalInterpolation")
-_OURS = ("radius", "reach", "error", "retrieved")
+TRIVIAL: Mapping[str, Callable[[SQGProblem], Filter]] = {
+    "Climatology": lambda problem: HeldEnsemble(problem.system),
+    "FreeRun": lambda problem: FreeRun(problem.system),
+    "RawObservation": RawObservation,
+    "Persistence": partial(RawObservation, age=1),
+    "OptimalInterpolation": OptimalInterpolation,
+}
 FILTERS = ("LETKF", "EnSF", "ETKF", "DampedEnSF", "SingleMemberEnSF")
+_NOT_SET = ("dynamics", "localization", "patch", "radius", "half_width")  # of a filter, made here
+_GIVEN = ("error", "retrieved")
 
 
-def build(problem: Problem, name: str, settings: Settings) -> Filter:
+def build(problem: SQGProblem, name: str, settings: Settings) -> Filter:
     """A method for a problem.
 
     Args:
         problem: Which.
         name: One of `TRIVIAL` or `FILTERS`.
-        settings: Keywords of its class; `radius` is where the taper vanishes [km], `reach` the distance up to which
-            variables of both lids are in one patch [km]; for `error` and `retrieved` see `Problem.believed`.
+        settings: Keywords of its class; `support` is where the taper vanishes [km], `reach` the distance up to which
+            variables of both lids are in one patch [km]; for `error` and `retrieved` see `SQGProblem.given`.
 
     Raises:
         ValueError: If the method or a setting is unknown (the nearest is named).
     """
-    trivial = {
-        "Climatology": lambda: Climatology(problem.system),
-        "FreeRun": lambda: FreeRun(problem.system),
-        "RawObservation": lambda: RawObservation(problem),
-        "Persistence": lambda: RawObservation(problem, age=1),
-        "OptimalInterpolation": lambda: OptimalInterpolation(problem),
-    }
-    if name in trivial:
+    if name in TRIVIAL:
         if settings:
             raise ValueError(f"{name} has no settings, got {', '.join(settings)}.")
-        return trivial[name]()
+        return TRIVIAL[name](problem)
     if name not in FILTERS:
         raise ValueError(unknown("method", name, (*TRIVIAL, *FILTERS)))
     cls = getattr(assimilation, name)
-    given = {key: value for key, value in settings.items() if key not in _OURS}
-    known = [
-        key for key in inspect.signature(cls).parameters if key not in ("dynamics", "localization", "patch")
-    ]
-    local = "localization" in inspect.signature(cls).parameters
-    allowed = [
-        *known,
-        "error",
-        "retrieved",
-        *(("radius",) if local else ()),
-        *(("reach",) if name == "EnSF" else ()),
-    ]
-    for key in settings:
-        if key not in allowed:
-            raise ValueError(unknown(f"setting of {name}", key, allowed))
+    keywords = inspect.signature(cls).parameters
+    known = [key for key in keywords if key not in _NOT_SET]
+    support = ("support",) if "localization" in keywords else ()
+    reach = ("reach",) if name == "EnSF" else ()
+    given = renamed("setting of a local filter", settings)
+    known_settings(given, (*known, *_GIVEN, *support, *reach), kind=f"setting of {name}")
+    made = {key: value for key, value in given.items() if key in known}
+    if "support" in given:
+        made["localization"] = nearby(problem.system.size, float(given["support"]))
+    if "reach" in given:
+        made["patch"] = nearby(problem.system.size, float(given["reach"]), vertical=False)
     bound = 10 * float(problem.states.abs().max())
-    if "radius" in settings:
-        given["localization"] = nearby(problem.system.size, float(settings["radius"]))
-    if "reach" in settings:
-        given["patch"] = nearby(problem.system.size, float(settings["reach"]), vertical=False)
-    return cls(problem.system, failure="replace", bound=bound, **given)
+    return cls(problem.system, failure="replace", bound=bound, **made)
 
 
 class LidScores(TwinScores):
@@ -233,7 +158,7 @@ class LidScores(TwinScores):
         calls: Counter of the model's calls.
     """
 
-    def __init__(self, problem: Problem, calls: Calls) -> None:
+    def __init__(self, problem: SQGProblem, calls: Calls) -> None:
         super().__init__(problem.truth, event=3, calls=calls)
         self._system = problem.system
 
@@ -266,7 +191,7 @@ class LidScores(TwinScores):
 
 
 def run(
-    problem: Problem, name: str, settings: Settings, *, seed: int = 0, checkpoint: Path | None = None, every: int = 20,
+    problem: SQGProblem, name: str, settings: Settings, *, seed: int = 0, checkpoint: Path | None = None, every: int = 20,
     label: str = "", plain: Mapping[str, Any] | None = None, progress: Any = None,
 ) -> Result:  # fmt: skip
     """A method's run over all truths of a problem, or what is left of it.
@@ -289,27 +214,21 @@ def run(
         FloatingPointError: If the ensemble collapses.
     """
     method = build(problem, name, settings)
-    given = {key: float(settings[key]) for key in ("error", "retrieved") if key in settings}
+    given = {key: float(settings[key]) for key in _GIVEN if key in settings}
     begun = time.perf_counter()
     size = problem.first.shape[1]
     with counted(method) as calls:
         posterior = method.assimilate(
-            problem.believed(**given), size, x0=problem.first, keep="moments",
+            problem.given(**given), size, x0=problem.first, keep="moments",
             monitor=LidScores(problem, calls), checkpoint=checkpoint, every=every, progress=progress,
             rng=fork(seed, "method", label or name),
         )  # fmt: skip
     scored = range(problem.burn_in, problem.truth.shape[1])
     scores = scores_of(posterior, scored, problem.deviation)
-    facts = {
-        "system": "surface_qg",
-        "replicates": len(problem.seeds),
-        "seed": problem.seeds[0],
-        **(plain or {}),
-    }
-    told = {"size": size, **settings}
+    facts = {"system": "surface_qg", "replicates": len(problem.seeds), "seed": problem.seeds[0]}
     return Result(
-        label or name, told, posterior, scores, dt=problem.system.dt, scored=tuple(scored),
-        seconds=time.perf_counter() - begun, setup=facts,
+        label or name, {"size": size, **settings}, posterior, scores, dt=problem.system.dt, scored=tuple(scored),
+        seconds=time.perf_counter() - begun, setup={**facts, **(plain or {})},
     )  # fmt: skip
 
 
@@ -349,7 +268,7 @@ def spectrum(posterior: Posterior, name: str, scored: Sequence[int]) -> Tensor:
     return torch.stack([posterior.diagnostics[key][..., list(scored)].nanmean() for key in keys])
 
 
-def truth_spectrum(problem: Problem) -> Tensor:
+def truth_spectrum(problem: SQGProblem) -> Tensor:
     """The same of the truths, (shells)."""
     shells = energy_spectrum(problem.system.velocity(problem.truth[:, problem.burn_in :: 5]))
     return shells.mean((0, 1, 2)) if shells.ndim == 4 else shells.flatten(0, -2).mean(0)

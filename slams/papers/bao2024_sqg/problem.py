@@ -1,20 +1,14 @@
-"""Surface quasi-geostrophic turbulence seen by sensors: truths and climate on disk, what is seen, what is near."""
+"""Surface quasi-geostrophic turbulence observed by sensors: values, first ensembles, and the climate's moments."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from slams.core.console import Console
 from slams.core.covariance import Isotropic
-from slams.core.files import atomic
 from slams.core.geometry.localization import Localization, gaspari_cohn
-from slams.core.geometry.torus import resample
 from slams.core.random import Rng, fork, generator, normal
 from slams.core.settings import unknown
 from slams.observation.observation import Observation, Observations
@@ -23,39 +17,6 @@ from slams.systems.flows.surface_qg import SurfaceQG
 
 DEFORMATION = 1000.0  # N H / f [km], the horizontal distance that the distance of the lids counts as
 OPERATORS = ("identity", "arctan")
-
-
-@dataclass(frozen=True)
-class Archive:
-    """Which states of the model are simulated: truths, each of its own start, and a climate of free runs.
-
-    Attributes:
-        size: Points along a side.
-        length: States of a truth, 12 h apart.
-        spin_up: Steps before the first; 600 are 300 days.
-        adjusted: The last of these on the grid itself, the others on one of half the points where that has at least 32
-            along a side.
-        climate: Free runs.
-        states: States kept of each.
-        apart: Steps between them.
-    """
-
-    size: int = 32
-    length: int = 150
-    spin_up: int = 600
-    adjusted: int = 120
-    climate: int = 16
-    states: int = 40
-    apart: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("length", "climate", "states", "apart"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"archive.{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.adjusted <= self.spin_up:
-            raise ValueError(
-                f"adjusted must lie between 0 and spin_up, got {self.adjusted} of {self.spin_up}."
-            )
 
 
 @dataclass(frozen=True)
@@ -152,9 +113,68 @@ class Sensors:
         return Observations({"lids": Observation(values, self.function, Isotropic(self.std**2))})
 
 
-def model(size: int) -> SurfaceQG:
-    """The model, in single precision: its error in a step of 12 h is a hundred thousandth of the temperature's."""
-    return SurfaceQG(size, dtype=torch.float32)
+@dataclass(frozen=True)
+class SQGProblem:
+    """Truths, what is seen of them and where every method begins.
+
+    Attributes:
+        system: The model, which the truths follow.
+        sensors: What is seen.
+        truth: (B, L, 2, N, N).
+        first: Ensembles at the first time, (B, J, 2, N, N).
+        states: Of the climate, (n, 2, N, N).
+        seeds: Of the truths.
+        burn_in: Analyses that no score counts.
+    """
+
+    system: SurfaceQG
+    sensors: Sensors
+    truth: Tensor
+    first: Tensor
+    states: Tensor
+    seeds: Sequence[int]
+    burn_in: int
+
+    @cached_property
+    def observations(self) -> Observations:
+        """What is seen of every truth."""
+        return self.sensors.observations(self.truth, self.seeds)
+
+    @cached_property
+    def climate(self) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of the climate."""
+        return moments(self.states)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the climate [K]."""
+        return float((self.states - self.states.mean((0, 2), keepdim=True)).square().mean().sqrt())
+
+    def given(self, error: float = 1.0, retrieved: float = 0.0) -> Observations:
+        """The values and errors that a method is given.
+
+        Args:
+            error: Factor on the standard deviation of the errors, for methods that are to trust the values less.
+            retrieved: If not 0, values are temperatures first, by the inverse of the sensors' function and at most three
+                standard deviations of the climate from its mean, with errors of this standard deviation [K].
+        """
+        if not error > 0 or not retrieved >= 0:
+            raise ValueError(
+                f"error must be positive and retrieved not negative, got {error} and {retrieved}."
+            )
+        (name, part), *_ = self.observations.items()
+        if retrieved:
+            made = Observation(self.retrieve(part.value), Flatten(3), Isotropic((error * retrieved) ** 2))
+        else:
+            made = Observation(part.value, part.operator, Isotropic((error * self.sensors.std) ** 2))
+        return Observations({name: made})
+
+    def retrieve(self, values: Tensor) -> Tensor:
+        """Temperatures that have these values [K]; of an arc tangent, none beyond what the climate makes credible."""
+        if self.sensors.operator == "identity":
+            return values
+        mean, most = self.climate[0].flatten(), 3 * self.deviation
+        return self.sensors.inverse(values).clamp(mean - most, mean + most)
 
 
 def nearby(size: int, radius: float, *, vertical: bool = True) -> Localization:
@@ -181,46 +201,6 @@ def nearby(size: int, radius: float, *, vertical: bool = True) -> Localization:
         float(gaspari_cohn(torch.tensor(DEFORMATION, dtype=torch.float64), radius / 2)) if vertical else 1.0
     )
     return plane.layered(torch.tensor([[1.0, across], [across, 1.0]], dtype=torch.float64))
-
-
-@torch.no_grad()
-def simulate(settings: Archive, rng: torch.Generator, steps: Sequence[int]) -> Tensor:
-    """States of a free run at some steps after the spin-up, (len(steps), 2, N, N).
-
-    Raises:
-        FloatingPointError: If a state is not finite.
-    """
-    half = settings.size // 2 if settings.size >= 64 else settings.size
-    coarse, fine = model(half), model(settings.size)
-    x = coarse.initial(rng=rng)
-    for _ in range(settings.spin_up - settings.adjusted):
-        x = coarse(x)
-    x = resample(x, settings.size)
-    for _ in range(settings.adjusted):
-        x = fine(x)
-    kept, wanted = [], set(steps)
-    for k in range(max(steps) + 1):
-        if k in wanted:
-            kept.append(x)
-        x = fine(x)
-    states = torch.stack(kept)
-    if not bool(torch.isfinite(states).all()):
-        raise FloatingPointError("a free run is not finite; take another seed, or a weaker jet.")
-    return states
-
-
-def truths(folder: Path, settings: Archive, seeds: Sequence[int], console: Console) -> Tensor:
-    """Truths of seeds, (B, L, 2, N, N), simulated where they are not on disk; each has a file of its own."""
-    steps = range(settings.length)
-    parts = {f"truth_{seed}": (fork(seed, "truth"), steps) for seed in seeds}
-    return torch.stack(_runs(folder, settings, parts, "truths", console))
-
-
-def climate(folder: Path, settings: Archive, console: Console) -> Tensor:
-    """States of the climate, (runs * states, 2, N, N), the states of a run one after the other."""
-    steps = range(0, settings.states * settings.apart, settings.apart)
-    parts = {f"climate_{i}": (fork(i, "climate"), steps) for i in range(settings.climate)}
-    return torch.cat(_runs(folder, settings, parts, "climate", console))
 
 
 def first_ensembles(states: Tensor, seeds: Sequence[int], members: int) -> Tensor:
@@ -263,33 +243,3 @@ def moments(states: Tensor) -> tuple[Tensor, Tensor]:
         centred = (states - mean).roll(shift, -2).flatten(1)
         covariance += centred.mT @ centred / (len(states) * size)
     return mean[0].expand(2, size, size), covariance
-
-
-def _runs(
-    folder: Path, settings: Archive, parts: Mapping[str, tuple[torch.Generator, Sequence[int]]], title: str,
-    console: Console,
-) -> list[Tensor]:  # fmt: skip
-    """Free runs by name, one alone after the other, so that none depends on what else is asked for."""
-    paths = {name: folder / f"{name}.safetensors" for name in parts}
-    missing = [name for name in parts if _read(paths[name], settings) is None]
-    if missing:
-        with console.bar(f"simulate {title}", len(missing)) as advance:
-            for name in missing:
-                states = simulate(settings, *parts[name])
-                with atomic(paths[name]) as temporary:
-                    save_file({"x": states}, temporary, {"archive": repr(settings)})
-                advance(1, "")
-    found = [_read(path, settings) for path in paths.values()]
-    return [x for x in found if x is not None]
-
-
-def _read(path: Path, settings: Archive) -> Tensor | None:
-    """A run of this archive, if it is on disk."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            same = (file.metadata() or {}).get("archive") == repr(settings)
-            return file.get_tensor("x") if same else None
-    except SafetensorError:
-        return None

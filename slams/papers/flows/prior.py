@@ -20,8 +20,8 @@ from slams.diffusion.solenoidal_denoiser import SolenoidalDenoiser
 from slams.diffusion.trajectory import MarkovBlanket
 from slams.networks.score_flow import FlowUNet
 from slams.networks.score_unet import ScoreUNet, forcing_map
-from slams.papers.study import draw_pieces
-from slams.training.fit import FitSettings, History, fit
+from slams.papers.study import draw_pieces, load_denoiser, stratified_times, train_denoiser
+from slams.training.fit import History
 
 RATIOS = (5e-3, 50.0)  # sigma / alpha between which training times lie
 WAVES = 4  # of the force along y: fields a quarter turn apart are alike
@@ -152,7 +152,7 @@ def symmetric(x: Tensor, rng: torch.Generator) -> Tensor:
     return torch.stack(moved)
 
 
-class Objective:
+class FlowObjective:
     """Error of the noise at times even in log(sigma / alpha), see `FlowNet.balance`.
 
     Args:
@@ -178,8 +178,7 @@ class Objective:
     def times(self, rows: int, rng: torch.Generator) -> Tensor:
         """One in each of `rows` intervals, (rows)."""
         low, high = torch.tensor(RATIOS).log().tolist()
-        place = (torch.arange(rows) + torch.rand(rows, generator=rng)) / rows
-        return self.schedule.time(torch.exp(-(low + (high - low) * place)))
+        return stratified_times(self.schedule, low, high, rows, rng)
 
     def errors(self, denoiser: nn.Module, x: Tensor, times: Tensor, rng: torch.Generator) -> Tensor:
         """Mean squared error of the noise of each window, (b)."""
@@ -221,7 +220,7 @@ def train_prior(
     """
     moments = moments_of(data["train"], net.lags)
     denoiser = build(net, moments).to(device)
-    objective = Objective(net, moments)
+    objective = FlowObjective(net, moments)
 
     def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
         x = symmetric(draw_pieces(data["train"], net.batch, net.window, rng), rng)
@@ -239,27 +238,7 @@ def train_prior(
             save_prior(snapshot, net, module, moments, valid=value / 4)
         return value / 4
 
-    settings = FitSettings(
-        steps=net.steps,
-        batch=net.batch,
-        learning_rate=net.learning_rate,
-        weight_decay=1e-3,
-        ema=net.ema,
-        clip=1.0,
-        every=max(net.steps // 20, 1),
-    )
-    console = console or Console(quiet=True)
-    with console.bar(f"train {name}", net.steps) as advance:
-        history = fit(
-            denoiser,
-            loss,
-            validate,
-            settings,
-            seed=net.seed,
-            name=name,
-            checkpoint=checkpoint,
-            progress=advance,
-        )
+    history = train_denoiser(denoiser, loss, validate, net, name=name, checkpoint=checkpoint, console=console)
     return denoiser, moments, history
 
 
@@ -285,7 +264,7 @@ def share_of_gaussian(
         Shares by noise level.
     """
     gaussian = build(dataclasses.replace(net, hidden=(), published=False), moments)
-    objective = Objective(net, moments)
+    objective = FlowObjective(net, moments)
     windows = draw_pieces(x, 32, net.window, fork(net.seed, "share"))
     shares = {}
     for ratio in ratios:
@@ -320,17 +299,14 @@ def load_prior(path: Path) -> tuple[Denoiser, dict[str, Any]]:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds other weights than its settings ask for.
     """
-    tensors, meta = read_tensors(path, remedy="train it with --train, or check the path")
-    try:
-        net = FlowNet(**meta["net"])
+
+    def make(tensors: dict[str, Tensor], settings: Any) -> Denoiser:
+        net = FlowNet(**settings)
         denoiser = build(net, _moments(tensors, net))
-        weights = {name: value.float() for name, value in tensors.items() if not name.startswith("moments.")}
-        denoiser.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError, IndexError) as error:
-        raise ValueError(
-            f"{path} does not hold the weights that its settings ask for ({error}); restore it or train again."
-        ) from error
-    return denoiser.eval(), meta
+        denoiser.load_state_dict({k: v.float() for k, v in tensors.items() if not k.startswith("moments.")})
+        return denoiser
+
+    return load_denoiser(path, make)
 
 
 def load_covariance(path: Path, length: int) -> FlowCovariance:

@@ -1,8 +1,9 @@
-"""Guidances by the kind that a plan names, and what a run of net, sampler and guidance costs."""
+"""Guidances by the kind that a plan names, and the runs of net, sampler and guidance that plans combine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -76,39 +77,53 @@ def cost_of(settings: Settings, *, lattice: bool = False) -> float:
     return 1.0 + 2.0 * (_KINDS[kind][1] + solver)
 
 
-class Parts(Protocol):
-    """A plan whose runs combine what it names."""
+@dataclass(frozen=True, kw_only=True)
+class SDAPlan:
+    """What both reproductions state.
 
-    @property
-    def nets(self) -> Mapping[str, Any]:
-        """Nets by name."""
-
-    @property
-    def samplers(self) -> Mapping[str, Sampler]:
-        """Samplers by name."""
-
-    @property
-    def guidances(self) -> Mapping[str, Settings]:
-        """Settings of guidances by name."""
-
-
-def parts_of(plan: Parts, run: str) -> tuple[str, str, str]:
-    """Names of net, sampler and guidance of a run.
-
-    Raises:
-        ValueError: If there are not three, or one is unknown (the nearest is named).
+    Attributes:
+        title: What it is.
+        source: Reference.
+        nets: To be trained, or shipped.
+        samplers: Settings of `Sampler`.
+        guidances: Settings of guidances, see `guidance_of`.
+        runs: "net / sampler / guidance", for every process.
+        replicates: Truths R of each process.
+        members: Draws N of each method.
+        rows: Draws at once.
+        seed: Seed of all random draws.
+        size: "quick", or a name in the plan's `sizes`.
     """
-    parts = tuple(part.strip() for part in run.split("/"))
-    if len(parts) != 3:
-        raise ValueError(f'a run is "net / sampler / guidance", got {run!r}.')
-    for kind, part in zip(("net", "sampler", "guidance"), parts, strict=True):
-        known = getattr(plan, f"{kind}s")
-        if part not in known:
-            raise ValueError(unknown(kind, part, known))
-    return parts[0], parts[1], parts[2]
 
+    title: str
+    source: str
+    nets: Mapping[str, Any]
+    samplers: Mapping[str, Sampler]
+    guidances: Mapping[str, Mapping[str, Any]]
+    runs: Sequence[str] = ()
+    replicates: int = 16
+    members: int = 256
+    rows: int = 1024
+    seed: int = 0
+    size: str = "quick"
 
-def evaluations(plan: Parts, run: str, *, lattice: bool = False) -> float:
-    """Network evaluations of a draw, a backward pass counted as two."""
-    _, sampler, guidance = parts_of(plan, run)
-    return plan.samplers[sampler].evaluations * cost_of(plan.guidances[guidance], lattice=lattice)
+    def parts(self, run: str) -> tuple[str, Sampler, dict[str, Any]]:
+        """Name of the net, sampler, and settings of the guidance of a run.
+
+        Raises:
+            ValueError: If there are not three, or one is unknown (the nearest is named).
+        """
+        parts = [part.strip() for part in run.split("/")]
+        if len(parts) != 3:
+            raise ValueError(f'a run is "net / sampler / guidance", got {run!r}.')
+        for kind, part in zip(("net", "sampler", "guidance"), parts, strict=True):
+            known = getattr(self, f"{kind}s")
+            if part not in known:
+                raise ValueError(unknown(kind, part, known))
+        net, sampler, guidance = parts
+        return net, self.samplers[sampler], dict(self.guidances[guidance])
+
+    def evaluations(self, run: str, *, lattice: bool = False) -> float:
+        """Network evaluations of a draw, a backward pass counted as two."""
+        _, sampler, guidance = self.parts(run)
+        return sampler.evaluations * cost_of(guidance, lattice=lattice)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from slams.core.console import Console
 from slams.core.random import fork
-from slams.core.tensorfile import read_tensors, write_tensors
+from slams.core.tensorfile import write_tensors
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.loss import denoising_loss
 from slams.diffusion.precondition import NoisePrediction
@@ -22,8 +22,8 @@ from slams.diffusion.whitened import WhitenedDenoiser
 from slams.networks.score_gated import ScoreGated
 from slams.networks.score_mlp import ScoreMLP
 from slams.networks.score_unet import ScoreUNet
-from slams.papers.study import draw_pieces
-from slams.training.fit import FitSettings, History, fit
+from slams.papers.study import draw_pieces, load_denoiser, stratified_times, train_denoiser
+from slams.training.fit import History
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,7 @@ def train_net(
     low, high = (math.log(ratio) for ratio in net.ratios)
 
     def times(rows: int, rng: torch.Generator) -> Tensor:
-        place = (torch.arange(rows) + torch.rand(rows, generator=rng)) / rows
-        return denoiser.schedule.time(torch.exp(-(low + (high - low) * place)))
+        return stratified_times(denoiser.schedule, low, high, rows, rng)
 
     def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
         x = draw_pieces(data["train"], net.batch, net.span_trained, rng)
@@ -164,22 +163,7 @@ def train_net(
         rng = fork(net.seed, "validation noise")
         return float(denoising_loss(module, fixed, times=times(len(fixed), rng), rng=rng))  # type: ignore[arg-type]
 
-    every = max(net.steps // 20, 1)
-    settings = FitSettings(
-        net.steps, net.batch, net.learning_rate, weight_decay=1e-3, ema=net.ema, clip=1.0, every=every
-    )
-    console = console or Console(quiet=True)
-    with console.bar(f"train {name}", net.steps) as advance:
-        history = fit(
-            denoiser,
-            loss,
-            validate,
-            settings,
-            seed=net.seed,
-            name=name,
-            checkpoint=checkpoint,
-            progress=advance,
-        )
+    history = train_denoiser(denoiser, loss, validate, net, name=name, checkpoint=checkpoint, console=console)
     return denoiser, history
 
 
@@ -199,14 +183,11 @@ def load_net(path: Path, channels: int = 3) -> tuple[Denoiser, dict[str, Any]]:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds other weights than its settings ask for.
     """
-    tensors, meta = read_tensors(path, remedy="train it with --train, or check the path")
-    try:
-        net = NetSettings(**meta["net"])
-        size = net.window * channels
-        denoiser = build(net, torch.zeros(net.window, channels), torch.eye(size))
+
+    def make(tensors: dict[str, Tensor], settings: Any) -> Denoiser:
+        net = NetSettings(**settings)
+        denoiser = build(net, torch.zeros(net.window, channels), torch.eye(net.window * channels))
         denoiser.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} does not hold the weights that its settings ask for ({error}); restore it or train again."
-        ) from error
-    return denoiser.eval(), meta
+        return denoiser
+
+    return load_denoiser(path, make)

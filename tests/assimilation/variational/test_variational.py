@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from slams.assimilation.variational.fourdvar import FourDVar, ThreeDVar
-from slams.assimilation.variational.minimize import gauss_newton
+from slams.assimilation.variational.minimize import gauss_newton, lbfgs
 from slams.assimilation.variational.window import WindowProblem, weak_constraint
 from slams.core.covariance import Dense, Isotropic
 from slams.observation.observation import Observation, Observations
@@ -200,3 +200,20 @@ def test_settings_that_cannot_be_are_refused():
         FourDVar(model, torch.eye(3), window=3, model_error="model")
     with pytest.raises(ValueError, match="scale must be positive"):
         ThreeDVar(model, torch.eye(3), scale=-1.0)
+
+
+def test_lbfgs_minimises_each_row_on_its_own():
+    """Rosenbrock's valley and a quadratic, together and alone: the same bits, and the minimum at 1."""
+    scale = torch.tensor([100.0, 1.0], dtype=torch.float64)
+
+    def objective(x, scale=scale):
+        value = scale * (x[:, 1] - x[:, 0] ** 2) ** 2 + (1 - x[:, 0]) ** 2
+        away = 2 * scale * (x[:, 1] - x[:, 0] ** 2)
+        return value, torch.stack([-2 * away * x[:, 0] - 2 * (1 - x[:, 0]), away], -1)
+
+    start = torch.tensor([[-1.2, 1.0], [3.0, -1.0]], dtype=torch.float64)
+    found = lbfgs(objective, start, iterations=80)
+    torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=1e-6)
+    for i in range(2):
+        alone = lbfgs(lambda x, i=i: objective(x, scale[i : i + 1]), start[i : i + 1], iterations=80)
+        torch.testing.assert_close(alone[0], found[i], rtol=0, atol=1e-9)

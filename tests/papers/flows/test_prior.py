@@ -11,7 +11,7 @@ from slams.core.random import fork
 from slams.papers.flows.prior import (
     RATIOS,
     FlowNet,
-    Objective,
+    FlowObjective,
     build,
     load_covariance,
     load_prior,
@@ -69,7 +69,7 @@ def test_the_gaussian_makes_the_error_that_is_expected_of_it():
     x = x + 0.3 * symmetric(torch.stack([flow.initial(200, rng=rng) for _ in range(4)], 1), rng)
     net = dataclasses.replace(NET, hidden=())
     moments = moments_of(x, 4)
-    denoiser, objective = build(net, moments), Objective(net, moments)
+    denoiser, objective = build(net, moments), FlowObjective(net, moments)
     windows = x[:, :3]
     for place in (0.1, 0.4, 0.7, 0.9):
         ratio = RATIOS[0] * (RATIOS[1] / RATIOS[0]) ** place
@@ -91,7 +91,7 @@ def test_a_net_can_learn_what_the_gaussian_cannot(data):
     """Steps on the same windows and noise over and over bring the error below the Gaussian's."""
     x = data["train"][:4, :3]
     moments = moments_of(data["train"], NET.lags)
-    denoiser, objective = build(NET, moments), Objective(NET, moments)
+    denoiser, objective = build(NET, moments), FlowObjective(NET, moments)
     shares = share_of_gaussian(NET, denoiser, moments, x, ratios=(0.1, 1.0))
     assert shares == pytest.approx({0.1: 1.0, 1.0: 1.0}, rel=1e-5)
     optimiser = torch.optim.Adam(denoiser.parameters(), 1e-2)
@@ -108,7 +108,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(data, trained, tmp_path, 
     denoiser, _, history = trained
     checkpoint = tmp_path / "resume"
     count = [0]
-    whole = Objective.__call__
+    whole = FlowObjective.__call__
 
     def dying(self, *args):
         count[0] += torch.is_grad_enabled()
@@ -116,10 +116,10 @@ def test_a_killed_training_goes_on_to_the_same_weights(data, trained, tmp_path, 
             raise KeyboardInterrupt
         return whole(self, *args)
 
-    monkeypatch.setattr(Objective, "__call__", dying)
+    monkeypatch.setattr(FlowObjective, "__call__", dying)
     with pytest.raises(KeyboardInterrupt):
         train_prior(NET, data, checkpoint)
-    monkeypatch.setattr(Objective, "__call__", whole)
+    monkeypatch.setattr(FlowObjective, "__call__", whole)
     resumed, _, again = train_prior(NET, data, checkpoint)
     assert again.rows[-1] == history.rows[-1]
     for name, value in denoiser.state_dict().items():

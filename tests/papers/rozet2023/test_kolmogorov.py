@@ -28,7 +28,7 @@ from slams.papers.rozet2023.kolmogorov.plan import read_plan
 from slams.papers.rozet2023.kolmogorov.problem import EVENT, FlowProblem, FlowProcess, scores
 from slams.papers.rozet2023.kolmogorov.report import judge_process
 from slams.papers.rozet2023.kolmogorov.resimulate import resimulate
-from slams.papers.rozet2023.kolmogorov.variational import FlowFourDVar, lbfgs
+from slams.papers.rozet2023.kolmogorov.variational import FlowFourDVar
 from slams.papers.rozet2023.outcome import SDAOutcome
 from slams.systems.flows.kolmogorov import KolmogorovFlow
 
@@ -69,7 +69,7 @@ PLAN = {
     "main": RUN,
     "variational": {"iterations": 1},
     "climate": 2,
-    "sizes": {"quick": {"truths": 2, "samples": 2, "runs": [RUN]}},
+    "sizes": {"quick": {"replicates": 2, "members": 2, "runs": [RUN]}},
 }
 
 
@@ -103,7 +103,7 @@ def test_from_nothing_to_rows_and_again_without_work(tmp_path, monkeypatch):
     (papers / "rozet2023" / "kolmogorov" / "tiny2023_flow.yaml").write_text(yaml.safe_dump(PLAN))
     out = tmp_path / "out"
     only = ["chosen=[stride16]"]
-    assert reproduce("tiny", out=out, papers=papers, console=quiet, overrides=["truths=2"])
+    assert reproduce("tiny", out=out, papers=papers, console=quiet, overrides=["replicates=2"])
     folder = out / "tiny2023_flow"
     rows = table(folder / "rows.csv")
     assert {row["status"] for row in rows} == {"INFO"}
@@ -128,7 +128,7 @@ def test_from_nothing_to_rows_and_again_without_work(tmp_path, monkeypatch):
         monkeypatch.setattr(sda_kolmogorov, name, never)
     assert reproduce("tiny", out=out, papers=papers, console=quiet, overrides=only)
     with pytest.raises(AssertionError, match="done before"):
-        reproduce("tiny", out=out, papers=papers, console=quiet, overrides=[*only, "samples=3"])
+        reproduce("tiny", out=out, papers=papers, console=quiet, overrides=[*only, "members=3"])
     with pytest.raises(ValueError, match="another architecture"):
         reproduce("tiny", out=out, papers=papers, console=quiet, overrides=[*only, "nets.none.lags=4"])
 
@@ -198,23 +198,6 @@ def test_velocity_of_undoes_vorticity(flows):
     torch.testing.assert_close(again, x - x.mean((-2, -1), keepdim=True), rtol=0, atol=1e-4)
 
 
-def test_lbfgs_minimises_each_row_on_its_own():
-    """Rosenbrock's valley and a quadratic, together and alone: the same bits, and the minimum at 1."""
-    scale = torch.tensor([100.0, 1.0], dtype=torch.float64)
-
-    def objective(x, scale=scale):
-        value = scale * (x[:, 1] - x[:, 0] ** 2) ** 2 + (1 - x[:, 0]) ** 2
-        away = 2 * scale * (x[:, 1] - x[:, 0] ** 2)
-        return value, torch.stack([-2 * away * x[:, 0] - 2 * (1 - x[:, 0]), away], -1)
-
-    start = torch.tensor([[-1.2, 1.0], [3.0, -1.0]], dtype=torch.float64)
-    found = lbfgs(objective, start, iterations=80)
-    torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=1e-6)
-    for i in range(2):
-        alone = lbfgs(lambda x, i=i: objective(x, scale[i : i + 1]), start[i : i + 1], iterations=80)
-        torch.testing.assert_close(alone[0], found[i], rtol=0, atol=1e-9)
-
-
 def test_a_perfect_model_finds_the_start(flows):
     """Strong constraint, every second point seen for two steps: the error falls far below that of the values."""
     process = FlowProcess([{"stride": 4}], 3, 0.02)
@@ -260,7 +243,7 @@ def test_bars_pass_and_fail_where_they_say():
     assert status["rmse_minus_interpolation"] == "PASS" and status["rmse_minus_climatology"] == "FAIL"
     found[plan.main] = outcome(0.5 + wobble, 0.116)
     assert {v.metric: v.status for v in judge_process(plan, "stride4", found)}["residual"] == "FAIL"
-    few = dataclasses.replace(plan, truths=15)
+    few = dataclasses.replace(plan, replicates=15)
     assert {v.status for v in judge_process(few, "stride4", found)} == {"INFO"}
 
 

@@ -28,8 +28,8 @@ SHIPPED = PAPERS / "rozet2023" / "lorenz63" / "rozet2023_l63.yaml"
 PLAN = {
     "title": "tiny",
     "source": "nobody",
-    "observations": 2,
-    "samples": 6,
+    "replicates": 2,
+    "members": 6,
     "particles": 512,
     "archive": {"count": 20, "spin_up": 70, "length": 80},
     "processes": {"lo": {"every": 4, "std": 0.05, "length": 17}},
@@ -67,7 +67,7 @@ def test_from_nothing_to_rows_and_again_without_work(papers, tmp_path, monkeypat
     assert row["status"] == "PASS" and row["metric"] == "w1_ratio"
     assert (blown["metric"], blown["status"]) == ("blown", "INFO") and 0 <= float(blown["value"]) <= 1
     assert (ancestors["metric"], ancestors["status"]) == ("ancestors", "INFO")
-    assert 1 <= float(ancestors["value"]) <= PLAN["samples"]
+    assert 1 <= float(ancestors["value"]) <= PLAN["members"]
     before = {line["method"]: line for line in table(folder / "results.csv")}
     assert {SMOOTHER, "EnKS", "4D-Var", "climatology", "interpolation", "local1 / fast / sda"} <= set(before)
     assert float(before["local1 / fast / sda"]["evaluations"]) == 16 * 3
@@ -89,7 +89,7 @@ def test_from_nothing_to_rows_and_again_without_work(papers, tmp_path, monkeypat
 def test_a_row_outside_its_band_fails(papers, tmp_path):
     console = Console(quiet=True)
     done = reproduce(
-        "tiny", out=tmp_path / "out", papers=papers, console=console, overrides=["bars=[]", "samples=4"]
+        "tiny", out=tmp_path / "out", papers=papers, console=console, overrides=["bars=[]", "members=4"]
     )
     assert done
     plan = read_plan(papers / "rozet2023" / "lorenz63" / "tiny2023_l63.yaml")
@@ -163,7 +163,7 @@ def test_what_a_guidance_costs_is_counted(kind, cost):
 @pytest.mark.parametrize(
     "override, told",
     [
-        ("observatons=3", "observations"),
+        ("replicats=3", "replicates"),
         ("runs=[local2 / fast / sda]", "local1"),
         ("runs=[local1]", "net / sampler"),
         ("size=huge", "reduced"),
@@ -178,7 +178,7 @@ def test_what_is_unknown_is_told(papers, override, told):
 def test_too_many_observations_are_told(papers, tmp_path):
     path = papers / "rozet2023" / "lorenz63" / "tiny2023_l63.yaml"
     with pytest.raises(ValueError, match="test trajectories"):
-        run(path, tmp_path / "out", ["observations=3"], Console(quiet=True))
+        run(path, tmp_path / "out", ["replicates=3"], Console(quiet=True))
 
 
 def test_the_command_takes_train(monkeypatch):

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slams.core.settings import unknown
-from slams.diffusion.sampler import Sampler
 from slams.papers.flows.archive import FlowArchive
 from slams.papers.flows.prior import FlowNet
-from slams.papers.rozet2023.guidance import parts_of
+from slams.papers.rozet2023.guidance import SDAPlan
 from slams.papers.rozet2023.kolmogorov.problem import FlowProcess
 from slams.papers.study import at_least, read_study
 
@@ -18,58 +17,39 @@ BASELINES = ("climatology", "persistence", "interpolation", "gaussian", "4D-Var"
 _JUDGED = 16  # truths from which on a bar is judged
 
 
-@dataclass(frozen=True)
-class FlowPlan:
-    """A reproduction.
+@dataclass(frozen=True, kw_only=True)
+class FlowPlan(SDAPlan):
+    """A reproduction; see also `SDAPlan`. Setting "error" of a guidance is a factor on the observations' error.
 
     Attributes:
-        title: What it is.
-        source: Reference.
         archive: Trajectories to learn from and to test on.
         processes: What is observed.
-        nets: To be trained, or shipped.
-        samplers: Settings of `Sampler`.
-        guidances: Settings of guidances, see `guidance_of`; "error" is a factor on the observations' error.
         main: The run that is held against the bars: one setting for all processes.
         residual: Published standard deviation of y - h(x), by process.
-        truths: Test trajectories R of each process.
-        samples: Draws N of each.
         chosen: Processes that are done; all if empty.
-        runs: "net / sampler / guidance", for every process.
         baselines: Methods without a net, of those that a process has.
         split: "test", or "valid" for choosing settings.
         variational: Settings of `FlowFourDVar`, and "members".
         climate: Trajectories of the other part that baselines learn the climate from.
         chunk: Windows evaluated at once, which bounds memory.
-        rows: Draws at once.
-        seed: Seed of noise and draws.
-        size: "quick", or a name in the plan's `sizes`.
     """
 
-    title: str
-    source: str
     archive: FlowArchive
     processes: Mapping[str, FlowProcess]
     nets: Mapping[str, FlowNet]
-    samplers: Mapping[str, Sampler]
-    guidances: Mapping[str, Mapping[str, Any]]
     main: str
     residual: Mapping[str, float] = field(default_factory=dict)
-    truths: int = 16
-    samples: int = 16
+    members: int = 16
     chosen: Sequence[str] = ()
-    runs: Sequence[str] = ()
     baselines: Sequence[str] = BASELINES
     split: Literal["test", "valid"] = "test"
     variational: Mapping[str, Any] = field(default_factory=dict)
     climate: int = 8
     chunk: int = 8
     rows: int = 16
-    seed: int = 0
-    size: str = "quick"
 
     def __post_init__(self) -> None:
-        at_least(self, truths=2, samples=2, chunk=1, rows=1, climate=1)
+        at_least(self, replicates=2, members=2, chunk=1, rows=1, climate=1)
         for process in (*self.chosen, *self.residual):
             if process not in self.processes:
                 raise ValueError(unknown("process", process, self.processes))
@@ -84,7 +64,7 @@ class FlowPlan:
             self._check_run(run)
 
     def _check_run(self, run: str) -> None:
-        net = parts_of(self, run)[0]
+        net = self.parts(run)[0]
         window = self.nets[net].window
         short = [label for label in self.labels if self.processes[label].length < window]
         if short:
@@ -101,7 +81,7 @@ class FlowPlan:
     @property
     def judged(self) -> bool:
         """Whether there are enough truths for a verdict."""
-        return self.truths >= _JUDGED
+        return self.replicates >= _JUDGED
 
 
 def read_plan(path: Path, overrides: Sequence[str] = ()) -> FlowPlan:

@@ -106,11 +106,7 @@ def _line(plan: FlowPlan, label: str, name: str, outcome: SDAOutcome) -> dict[st
 
 
 def show_results(
-    plan: FlowPlan,
-    outcomes: Mapping[str, Found],
-    verdicts: Sequence[Verdict],
-    console: Console,
-    folder: Path,
+    plan: FlowPlan, outcomes: Mapping[str, Found], verdicts: Sequence[Verdict], console: Console, folder: Path
 ) -> None:
     """Tables on the terminal."""
     for label, found in outcomes.items():
@@ -120,7 +116,9 @@ def show_results(
     if any(verdict.judged for verdict in verdicts):
         show(console, verdicts, folder)
     else:
-        console.say(f"{plan.truths} truths are too few for verdicts; size=reduced judges: {folder.resolve()}")
+        console.say(
+            f"{plan.replicates} truths are too few for verdicts; size=reduced judges: {folder.resolve()}"
+        )
 
 
 _WORDS = (
@@ -160,7 +158,7 @@ def write_pages(
     ]
     met = f"{passed(judged)} / {len(judged)}" if judged else "not judged"
     facts = [
-        Fact("truths", str(plan.truths), f"{plan.samples} draws each"),
+        Fact("truths", str(plan.replicates), f"{plan.members} draws each"),
         Fact("bars", met, good=passed(judged) == len(judged) or None),
         Fact("setting of all rows", plan.main, "net / sampler / guidance"),
     ]
@@ -201,8 +199,8 @@ def _figures(plan: FlowPlan, outcomes: Mapping[str, Found]) -> dict[str, tuple[s
 
 def _setup(plan: FlowPlan) -> dict[str, Any]:
     return {
-        "truths": plan.truths,
-        "samples": plan.samples,
+        "replicates": plan.replicates,
+        "members": plan.members,
         "processes": {name: str(plan.processes[name]) for name in plan.labels},
         "samplers": {name: str(value) for name, value in plan.samplers.items()},
         "guidances": plain(plan.guidances),

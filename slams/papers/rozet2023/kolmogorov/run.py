@@ -32,7 +32,7 @@ from slams.papers.flows.prior import (
     save_prior,
     train_prior,
 )
-from slams.papers.rozet2023.guidance import evaluations, guidance_of, parts_of
+from slams.papers.rozet2023.guidance import guidance_of
 from slams.papers.rozet2023.kolmogorov.baselines import (
     FlowGaussian,
     gaussian_posterior,
@@ -43,8 +43,8 @@ from slams.papers.rozet2023.kolmogorov.plan import FlowPlan, read_plan
 from slams.papers.rozet2023.kolmogorov.problem import EVENT, FlowProblem, FlowProcess, scores, spectrum
 from slams.papers.rozet2023.kolmogorov.report import judge_process, lines, show_results, write_pages
 from slams.papers.rozet2023.kolmogorov.variational import FlowFourDVar
-from slams.papers.rozet2023.outcome import SDAOutcome, weights_file
-from slams.papers.study import WEIGHTS, draw_pieces
+from slams.papers.rozet2023.outcome import SDAOutcome
+from slams.papers.study import WEIGHTS, draw_pieces, weights_file
 from slams.papers.table import Verdict, write_lines, write_rows
 
 _SHAPE = (
@@ -110,7 +110,7 @@ def run(
     Args:
         path: File of the plan.
         folder: Folder of the results.
-        overrides: Such as "size=reduced" or "samples=16".
+        overrides: Such as "size=reduced" or "members=16".
         console: Where progress is shown.
         train: Whether to train anew, into the folder, instead of using shipped weights.
 
@@ -120,9 +120,9 @@ def run(
     plan = read_plan(path, overrides)
     console.say(f"{plan.title} ({plan.source})")
     data = config.DATA_DIR / f"flow_{plan.archive.count}_{plan.archive.seed}"
-    names = dict.fromkeys(parts_of(plan, name)[0] for name in (plan.main, *plan.runs))
+    names = dict.fromkeys(plan.parts(name)[0] for name in (plan.main, *plan.runs))
     priors = {name: _prior(plan, name, path.stem, data, folder, train, console) for name in names}
-    truths = trajectories(data, plan.archive, plan.split, plan.truths, console)
+    truths = trajectories(data, plan.archive, plan.split, plan.replicates, console)
     other = "valid" if plan.split == "test" else "test"
     climate = trajectories(data, plan.archive, other, plan.climate, console)
     outcomes: dict[str, dict[str, SDAOutcome]] = {}
@@ -197,7 +197,7 @@ def _methods(
     plan: FlowPlan, process: FlowProcess, priors: Mapping[str, FlowPrior], climate: Tensor
 ) -> dict[str, _Method]:
     """Methods by name; those with a network are called as their runs."""
-    size, length, prior = plan.samples, process.length, priors[parts_of(plan, plan.main)[0]]
+    size, length, prior = plan.members, process.length, priors[plan.parts(plan.main)[0]]
 
     def climatology(part: FlowProblem, rng: torch.Generator) -> Draws:
         return draw_pieces(climate, (len(part.truth), size), length, rng), prior.mean.expand(part.truth.shape)
@@ -218,24 +218,20 @@ def _methods(
     chosen = [name for name in plan.baselines if process.value is None or name == "gaussian"]
     found = {name: methods[name] for name in chosen if length <= climate.shape[1]}
     for name in plan.runs:
-        net, sampler, guidance = parts_of(plan, name)
-        parts = {"sampler": plan.samplers[sampler], "guidance": plan.guidances[guidance]}
-        cost = evaluations(plan, name, lattice=process.lattice)
-        inputs = {"net": priors[net].fingerprint, **parts}
+        net, sampler, guidance = plan.parts(name)
+        cost = plan.evaluations(name, lattice=process.lattice)
+        inputs = {"net": priors[net].fingerprint, "sampler": sampler, "guidance": guidance}
         found[name] = _Method(partial(_sda, plan, name, priors[net]), inputs, cost=cost)
     return found
 
 
 def _sda(plan: FlowPlan, name: str, prior: FlowPrior, part: FlowProblem, rng: torch.Generator) -> Draws:
-    _, sampler, guidance = parts_of(plan, name)
-    settings = dict(plan.guidances[guidance])
+    _, sampler, settings = plan.parts(name)
     part = part.with_error(settings.pop("error", 1.0))
     system = prior.system(part.process) if part.process.lattice else None
     guide = guidance_of(settings, prior.covariance(part.process.length), system)
-    method = TrajectorySDA(
-        prior.denoiser, plan.samplers[sampler], event=EVENT, guidance=guide, rows=plan.rows
-    )
-    samples = method.assimilate(part.observations, plan.samples, rng=rng).samples
+    method = TrajectorySDA(prior.denoiser, sampler, event=EVENT, guidance=guide, rows=plan.rows)
+    samples = method.assimilate(part.observations, plan.members, rng=rng).samples
     assert samples is not None
     return samples, None
 
@@ -263,7 +259,7 @@ def _kept(
 
     The outcome does not depend on how many truths there are, which come one after the other.
     """
-    numbers = {key: getattr(plan, key) for key in ("seed", "archive", "split", "samples")}
+    numbers = {key: getattr(plan, key) for key in ("seed", "archive", "split", "members")}
     stage = Stage(f"{label} {name}", {**numbers, "process": problem.process, **method.inputs})
     kept = stages.load(stage)
     outcome = SDAOutcome({}, {}, method.cost) if kept is None else SDAOutcome.of(kept)

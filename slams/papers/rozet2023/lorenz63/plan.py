@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from slams.diffusion.sampler import Sampler
-from slams.papers.rozet2023.guidance import parts_of
+from slams.papers.rozet2023.guidance import SDAPlan
 from slams.papers.rozet2023.lorenz63.archive import Lorenz63Archive
 from slams.papers.rozet2023.lorenz63.problem import Lorenz63Process
 from slams.papers.rozet2023.prior import NetSettings
@@ -14,24 +13,14 @@ from slams.papers.study import at_least, read_study
 from slams.papers.table import Bar
 
 
-@dataclass(frozen=True)
-class Lorenz63Plan:
-    """A reproduction.
+@dataclass(frozen=True, kw_only=True)
+class Lorenz63Plan(SDAPlan):
+    """A reproduction; see also `SDAPlan`. W1 and its floor depend on the number of draws.
 
     Attributes:
-        title: What it is.
-        source: Reference.
-        seed: Seed of all random draws.
-        observations: Truths R of each process.
-        samples: Draws N of each method: W1 and its floor depend on it.
         particles: Particles of the smoothers.
-        rows: Draws at once.
         archive: Trajectories to learn from and to test on.
         processes: What is observed.
-        nets: To be trained, or shipped.
-        samplers: Settings of `Sampler`.
-        guidances: Settings of guidances, see `guidance_of`.
-        runs: "net / sampler / guidance", for each process.
         curves: Further runs.
         reduced: Further runs.
         full: Further runs.
@@ -41,33 +30,22 @@ class Lorenz63Plan:
             with `against` "w1_ratio" to that run's W1, "log_prior_gap", how much further from the smoother's log p(x)
             than it, and "saved", its network evaluations over ours. Published are numbers of 64 observations and 1024
             samples.
-        size: "quick", or a name in the plan's `sizes`.
     """
 
-    title: str
-    source: str
     archive: Lorenz63Archive
     processes: Mapping[str, Lorenz63Process]
     nets: Mapping[str, NetSettings]
-    samplers: Mapping[str, Sampler]
-    guidances: Mapping[str, Mapping[str, Any]]
-    runs: Sequence[str]
     bars: Sequence[Bar]
     curves: Sequence[str] = ()
     reduced: Sequence[str] = ()
     full: Sequence[str] = ()
     more: Sequence[Literal["curves", "reduced", "full"]] = ()
-    seed: int = 0
-    observations: int = 16
-    samples: int = 256
     particles: int = 2**16
-    rows: int = 1024
-    size: str = "quick"
 
     def __post_init__(self) -> None:
-        at_least(self, observations=2, samples=2)
+        at_least(self, replicates=2, members=2)
         for name in (*self.runs, *self.curves, *self.reduced, *self.full):
-            parts_of(self, name)
+            self.parts(name)
 
     @property
     def chosen(self) -> list[str]:
@@ -76,7 +54,7 @@ class Lorenz63Plan:
 
     def inputs(self, label: str) -> dict[str, Any]:
         """What all results of a process depend on."""
-        numbers = {name: getattr(self, name) for name in ("seed", "observations", "samples", "particles")}
+        numbers = {name: getattr(self, name) for name in ("seed", "replicates", "members", "particles")}
         return {**numbers, "archive": self.archive, "process": self.processes[label]}
 
 

@@ -21,7 +21,7 @@ from slams.diffusion.denoiser import Denoiser
 from slams.evaluation.figures.style import save_figure
 from slams.evaluation.intervals import median_interval
 from slams.evaluation.tables import console_table
-from slams.papers.rozet2023.guidance import evaluations, guidance_of, parts_of
+from slams.papers.rozet2023.guidance import guidance_of
 from slams.papers.rozet2023.lorenz63.archive import trajectories
 from slams.papers.rozet2023.lorenz63.figures import quality_figure, trajectory_figure
 from slams.papers.rozet2023.lorenz63.plan import Lorenz63Plan, read_plan
@@ -34,9 +34,9 @@ from slams.papers.rozet2023.lorenz63.problem import (
     smoothed,
     variational,
 )
-from slams.papers.rozet2023.outcome import SDAOutcome, weights_file
+from slams.papers.rozet2023.outcome import SDAOutcome
 from slams.papers.rozet2023.prior import load_net, moments, save_net, train_net
-from slams.papers.study import WEIGHTS
+from slams.papers.study import WEIGHTS, weights_file
 from slams.papers.table import Bar, Verdict, info, judge, show, write_lines, write_rows
 
 SMOOTHER = "particle smoother"
@@ -55,7 +55,7 @@ def run(
     Args:
         path: File of the plan.
         folder: Folder of the results.
-        overrides: Such as "observations=64" or "size=full".
+        overrides: Such as "replicates=64" or "size=full".
         console: Where progress is shown.
         train: Whether to train anew, into the folder, instead of using shipped weights.
 
@@ -66,18 +66,18 @@ def run(
     console.say(f"{plan.title} ({plan.source})")
     archive = plan.archive
     data = trajectories(config.DATA_DIR / f"lorenz63_{archive.count}_{archive.seed}", archive, console)
-    used = {parts_of(plan, name)[0] for name in plan.chosen}
+    used = {plan.parts(name)[0] for name in plan.chosen}
     nets = {
         name: _net(plan, name, data, path.stem, folder, train, console) for name in plan.nets if name in used
     }
     outcomes: dict[str, dict[str, SDAOutcome]] = {}
     verdicts: list[Verdict] = []
     for label, process in plan.processes.items():
-        problem = Lorenz63Problem.draw(process, data["test"], plan.observations, plan.seed, label)
+        problem = Lorenz63Problem.draw(process, data["test"], plan.replicates, plan.seed, label)
         case = _Case(plan, label, problem, data["train"], Stages(folder / "runs", console.say), console)
         found = outcomes[label] = case.rivals()
         for name in plan.chosen:
-            found[name] = case.guided(name, *nets[parts_of(plan, name)[0]])
+            found[name] = case.guided(name, *nets[plan.parts(name)[0]])
             write_lines(
                 folder / "results.csv", [line for of, f in outcomes.items() for line in _lines(of, f)]
             )
@@ -178,29 +178,28 @@ class _Case:
     def guided(self, name: str, denoiser: Denoiser, fingerprint: str) -> SDAOutcome:
         """Draws of a net."""
         plan = self.plan
-        _, sampler, guidance = parts_of(plan, name)
-        drawn, settings = plan.samplers[sampler], plan.guidances[guidance]
+        _, sampler, settings = plan.parts(name)
 
         def make() -> Drawn:
             _, covariance = moments(self.train, self.problem.process.length)
             guide = guidance_of(settings, covariance.float())
-            method = TrajectorySDA(denoiser, drawn, event=(3,), guidance=guide, rows=plan.rows)
-            batches = -(-plan.observations * plan.samples // plan.rows)
-            with self.console.bar(f"{self.label} {name}", batches * drawn.steps) as advance:
+            method = TrajectorySDA(denoiser, sampler, event=(3,), guidance=guide, rows=plan.rows)
+            batches = -(-plan.replicates * plan.members // plan.rows)
+            with self.console.bar(f"{self.label} {name}", batches * sampler.steps) as advance:
                 posterior = method.assimilate(
                     self.problem.observations,
-                    plan.samples,
+                    plan.members,
                     rng=fork(plan.seed, self.label, name),
                     progress=lambda n: advance(n, ""),
                 )
             assert posterior.samples is not None
-            return posterior.samples, evaluations(plan, name), {}
+            return posterior.samples, plan.evaluations(name), {}
 
-        return self._kept(name, {"net": fingerprint, "sampler": drawn, "guidance": settings}, make)
+        return self._kept(name, {"net": fingerprint, "sampler": sampler, "guidance": settings}, make)
 
     def rivals(self) -> dict[str, SDAOutcome]:
         """Methods that need no net; the second particle smoother is the floor."""
-        problem, size = self.problem, self.plan.samples
+        problem, size = self.problem, self.plan.members
         climate, rng = self.train[:, ::64].reshape(-1, 3), partial(fork, self.plan.seed, self.label)
         drawn: dict[str, Callable[[], Tensor]] = {
             "EnKS": lambda: ensemble_smoothed(problem, size, climate, rng("EnKS")),
@@ -223,13 +222,13 @@ class _Case:
 
     def _smoothed(self, which: str, backward: bool) -> Drawn:
         plan, label = self.plan, f"{self.label} {which}"
-        with self.console.bar(f"{label} particle smoother", plan.observations) as advance:
+        with self.console.bar(f"{label} particle smoother", plan.replicates) as advance:
             draws, extra = smoothed(
-                self.problem, plan.samples, particles=plan.particles, backward=backward, label=label,
+                self.problem, plan.members, particles=plan.particles, backward=backward, label=label,
                 seed=plan.seed, progress=lambda n: advance(n, ""),
             )  # fmt: skip
             first = extra["ancestors"]
-            advance(0, f"{int(first.min())} to {int(first.max())} distinct first states in {plan.samples}")
+            advance(0, f"{int(first.min())} to {int(first.max())} distinct first states in {plan.members}")
         return draws.float(), 0.0, extra
 
     def _kept(self, name: str, inputs: Mapping[str, Any], make: Make) -> SDAOutcome:
