@@ -2,9 +2,11 @@
 
 import calendar
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -269,49 +271,39 @@ def _conclude(path: Path, done: Processed, settings: Mapping[str, Any]) -> None:
         done.store = None
         return
     store = FieldStore(path)
-    done.days = {
-        int(year): int(count)
-        for year, count in zip(*np.unique(_years(store.dates), return_counts=True), strict=True)
-    }
+    done.days = dict(Counter(_years(store.dates).tolist()))
     for line in store.attrs.get("history", []):
         record_history(path.parent, line, settings)
     write_manifest(path.parent)
 
 
-class _loader:
-    """Runs tasks in order: here, or on a cluster with a bounded number in flight."""
+@contextmanager
+def _loader(scheduler: str | None) -> Iterator[Callable[[Iterable[tuple[Any, ...]]], Iterator[LoadedDays]]]:
+    """What does tasks in order: this process, or a cluster with a bounded number in flight."""
+    if scheduler is None:
+        yield load_here
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ValueError(
+            f"a scheduler ({scheduler}) needs the package distributed: pip install distributed, or "
+            "leave --scheduler out."
+        ) from error
+    with Client(scheduler) as client:
+        yield partial(_on_cluster, client)
 
-    def __init__(self, scheduler: str | None) -> None:
-        self.scheduler = scheduler
-        self.client: Any = None
 
-    def __enter__(self) -> Callable[[Iterable[tuple[Any, ...]]], Iterator[LoadedDays]]:
-        if self.scheduler is None:
-            return load_here
-        try:
-            from distributed import Client
-        except ImportError as error:
-            raise ValueError(
-                f"a scheduler ({self.scheduler}) needs the package distributed: pip install distributed, or "
-                "leave --scheduler out."
-            ) from error
-        self.client = Client(self.scheduler)
-        return self._on_cluster
-
-    def __exit__(self, *error: object) -> None:
-        if self.client is not None:
-            self.client.close()
-
-    def _on_cluster(self, tasks: Iterable[tuple[Any, ...]]) -> Iterator[LoadedDays]:
-        assert self.client is not None
-        ahead = max(2, _AHEAD * sum(self.client.nthreads().values()))
-        flying: deque[Any] = deque()
-        for task in tasks:
-            flying.append(self.client.submit(load, *task, pure=False))
-            if len(flying) >= ahead:
-                yield flying.popleft().result()
-        while flying:
+def _on_cluster(client: Any, tasks: Iterable[tuple[Any, ...]]) -> Iterator[LoadedDays]:
+    """Results of tasks, in their order."""
+    ahead = max(2, _AHEAD * sum(client.nthreads().values()))
+    flying: deque[Any] = deque()
+    for task in tasks:
+        flying.append(client.submit(load, *task, pure=False))
+        if len(flying) >= ahead:
             yield flying.popleft().result()
+    while flying:
+        yield flying.popleft().result()
 
 
 def _only(archive: FieldSource, variable: str | None) -> str:
