@@ -108,7 +108,7 @@ def read_packed(path: Path, most: int, first_line: bool = False) -> bytes:
 
     Args:
         path: The file.
-        most: Largest length [bytes]; of more, one byte is read to tell.
+        most: Largest length [bytes]; of a longer one, one byte more is read.
         first_line: Read the first line only, at most 4096 bytes of it.
 
     Raises:

@@ -109,7 +109,7 @@ def recognise(dataset: xr.Dataset, array: xr.DataArray, kind: str, subject: str)
 
 
 def _role_of_dim(dataset: xr.Dataset, dim: str) -> tuple[str | None, xr.Variable | None]:
-    """Role and coordinate of one dimension; without a variable of its name, another on it may tell."""
+    """Role and coordinate of one dimension; without a variable of its name, another on it may identify it."""
     if dim in dataset.variables:
         return role_of(dim, dataset.variables[dim]), dataset.variables[dim]
     by_name = role_by_name(dim)

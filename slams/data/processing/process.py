@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import xarray as xr
 
-from slams.data.files.periods import DAILY_MEAN, Period, bounds
+from slams.data.files.periods import DAILY_MEAN, Period, bounds, years_of
 from slams.data.processing.plan import DayRange, Held, LoadedDays, ProcessingPlan, hold, load, load_here, plan
 from slams.data.processing.regrid import Grid, Method
 from slams.data.store.manifest import record_history, write_manifest
@@ -121,10 +121,11 @@ def process(
         years: Years wanted; None takes all there are.
         method: See `Regridder`; None takes the archive's.
         threshold: Part of a cell that must be valid.
-        training: First and last year of the mean and spread told in the store; it keeps those of every year.
+        training: First and last year of the mean and spread in the store's attributes, which keep those of every
+            year as well.
         scheduler: Address of a running dask.distributed scheduler, whose workers see the same files; they read
             and regrid, this process writes.
-        progress: Told (store and year, days done, days in all).
+        progress: Called with (store and year, days done, days in all).
 
     Returns:
         What was done.
@@ -217,7 +218,7 @@ class _Job:
                 self.done.empty += list(days[~there])
                 count += days.size
                 self.progress(what, count, total)
-                for year, number in zip(*np.unique(_years(days[there]), return_counts=True), strict=True):
+                for year, number in zip(*np.unique(years_of(days[there]), return_counts=True), strict=True):
                     self.done.added[int(year)] = self.done.added.get(int(year), 0) + int(number)
                 if there.any():
                     yield self._bounded(self._labelled(template, days[there], values[there]))
@@ -266,12 +267,12 @@ class _Attrs:
 
 
 def _conclude(path: Path, done: Processed, settings: Mapping[str, Any]) -> None:
-    """Manifest and history from what the store says, which a kill may have kept from being told."""
+    """Manifest and history from the store's own attributes: a kill may have kept them from being written."""
     if not path.exists():
         done.store = None
         return
     store = FieldStore(path)
-    done.days = dict(Counter(_years(store.dates).tolist()))
+    done.days = dict(Counter(years_of(store.dates).tolist()))
     for line in store.attrs.get("history", []):
         record_history(path.parent, line, settings)
     write_manifest(path.parent)
@@ -343,8 +344,8 @@ def _standing(path: Path, settings: Mapping[str, Any]) -> FieldStore | None:
 def _wanted(
     held: Sequence[Held], years: Sequence[int] | None, archive: FieldSource, done: Processed
 ) -> set[int]:
-    """Years to process; those that no source has are told."""
-    there = {int(year) for one in held for year in _years(one.days)}
+    """Years to process; those that no source has go to `done.absent`."""
+    there = {int(year) for one in held for year in years_of(one.days)}
     wanted = there if years is None else {int(year) for year in years}
     done.absent = sorted(wanted - there)
     if not wanted & there:
@@ -354,10 +355,6 @@ def _wanted(
             f"{f'{min(wanted)} to {max(wanted)}' if wanted else 'nothing'}; give other years or more files."
         )
     return wanted
-
-
-def _years(days: np.ndarray) -> np.ndarray:
-    return days.astype("datetime64[Y]").astype(int) + 1970
 
 
 def _length(year: int) -> int:
