@@ -1,4 +1,4 @@
-"""`slams data`: fetch and process a source, say what is there, verify it."""
+"""`slams data`: fetch and process a source, list what is there, verify it."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -65,9 +65,7 @@ def prepare(
     console = console or Console()
     archive = REGISTRY[source]
     folder = Path(out) if out is not None else archive.folder
-    wanted = list(parse_years(years)) if years else None
-    if wanted is None and (base is None or base in ("cds", "weatherbench") or is_address(base)):
-        wanted = list(range(config.YEARS[0], config.YEARS[1] + 1))
+    wanted = _years(years, base)
     options: dict[str, Any] = {"jobs": jobs, "offline": offline}
     if isinstance(archive, Stations):
         paths, missing = _obtain(archive, wanted, base, folder, options | {"stations": stations or ()})
@@ -88,6 +86,14 @@ def prepare(
     if missing is not None:
         raise missing
     return folder
+
+
+def _years(years: str | None, base: str | None) -> list[int] | None:
+    """The years to fetch: those named; else of an address those of slams/config.py, and all of a folder."""
+    if years:
+        return parse_years(years)
+    remote = base is None or base in ("cds", "weatherbench") or is_address(base)
+    return list(range(config.YEARS[0], config.YEARS[1] + 1)) if remote else None
 
 
 def _process(
@@ -206,13 +212,13 @@ def _days(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
 def show_status(
     folder: str | Path | None, *, as_json: bool = False, figure: str | Path | None = None, console: Console
 ) -> int:
-    """Say what a data folder holds, and draw its years.
+    """List what a data folder holds, and draw its years.
 
     Args:
         folder: The folder; None takes that of slams/config.py.
         as_json: Print JSON instead of a table.
         figure: Picture to write; None takes FOLDER/coverage.png, and none with JSON.
-        console: Where it is told.
+        console: Where it is printed.
 
     Returns:
         1 if something is at fault, otherwise 0.
@@ -232,12 +238,12 @@ def show_status(
 
 
 def show_verify(folder: str | Path | None, *, as_json: bool = False, console: Console) -> int:
-    """Read everything in a data folder and say what is wrong.
+    """Read everything in a data folder and list what is wrong.
 
     Args:
         folder: The folder; None takes that of slams/config.py.
         as_json: Print JSON instead of lines.
-        console: Where it is told.
+        console: Where it is printed.
 
     Returns:
         1 if something is at fault, otherwise 0.

@@ -1,9 +1,11 @@
 """What comes from elsewhere may name files, but neither choose where they go nor run anything."""
 
+import gzip
 import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -99,6 +101,27 @@ def refuse_pickles(path: str | os.PathLike[str]) -> None:
                         _refuse_objects(member, file)
         elif file.name in _ZARR_METADATA and _has_pickle_codec(_metadata(file)):
             raise _refusal(file, "a zarr with the codec `pickle`")
+
+
+def read_packed(path: Path, most: int, first_line: bool = False) -> bytes:
+    """Content of a file, unpacked where its first bytes say gzip, and never much more than expected.
+
+    Args:
+        path: The file.
+        most: Largest length [bytes]; of a longer one, one byte more is read.
+        first_line: Read the first line only, at most 4096 bytes of it.
+
+    Raises:
+        ValueError: If it is cut short or damaged.
+    """
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        stream = gzip.GzipFile(fileobj=file) if packed else file
+        try:
+            return stream.readline(4096) if first_line else stream.read(most + 1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path} is cut short or damaged ({error}); fetch it again.") from error
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from slams.data.files.grids import describe
+from slams.data.files.periods import years_of
 from slams.data.store.manifest import Row, measure, read_manifest
 from slams.data.store.store import FieldStore
 from slams.data.windows import find_gaps
@@ -164,7 +165,7 @@ def _stores_listed(folder: Path) -> list[Row]:
     try:
         return read_manifest(folder)["stores"]
     except ValueError:
-        return []  # told as a fault elsewhere
+        return []  # a fault that `status` lists elsewhere
 
 
 def changed(folder: Path, row: Row) -> str:
@@ -193,7 +194,7 @@ def _store(path: Path, folder: Path) -> StoreStatus:
     some = days[np.unique(np.linspace(0, days.size - 1, _SAMPLED).astype(int))]
     sample = store.read(some)
     values = sample.values[np.isfinite(sample.values)]
-    years, counts = np.unique(days.astype("datetime64[Y]").astype(int) + 1970, return_counts=True)
+    years, counts = np.unique(years_of(days), return_counts=True)
     return StoreStatus(
         path=str(path.relative_to(folder)),
         variable=store.variable,

@@ -21,11 +21,11 @@ _AGAIN = "remove it and process the files again"
 
 
 def verify(folder: Path, progress: Progress = lambda name: None) -> tuple[int, list[str]]:
-    """Read everything in a folder and its subfolders, and say what is wrong.
+    """Read everything in a folder and its subfolders, and list what is wrong.
 
     Args:
         folder: Such as `data`.
-        progress: Told what is being read.
+        progress: Called with the path that is being read.
 
     Returns:
         Number of stores and files that were read, and the faults, a sentence each.
@@ -170,7 +170,7 @@ def _header(path: Path) -> Iterator[str]:
 
 
 def _without_nothing(header: dict[str, Any]) -> dict[str, Any]:
-    """A header without keys that say nothing, which versions of zarr write or leave out."""
+    """A header without empty keys, which versions of zarr write or leave out."""
     return {key: value for key, value in header.items() if value not in (None, [], {})}
 
 

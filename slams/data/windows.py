@@ -218,14 +218,14 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             stores: By modality.
             length: Days of a window, L.
             span: First and last day wanted; all if None.
-            lags: Days from a date to the label of the record that belongs to it, as `matching_lags` says; 0 where not
+            lags: Days from a date to the label of the record that belongs to it, as `matching_lags` gives it; 0 where not
                 named.
             stride: Days between the starts of two windows of a run.
             cache: Folder of the copies; by default `cache` beside each store.
-            say: Told which days are missing where, and size and building time of new copies.
+            say: Prints a line: which days are missing where, and size and building time of new copies.
 
         Returns:
-            The windows; `report` says which days each modality has.
+            The windows; `report` lists the days of each modality.
 
         Raises:
             ValueError: If the stores have no day in common, or no run of common days is as long as a window.

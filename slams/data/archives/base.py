@@ -1,4 +1,4 @@
-"""What every archive says of itself, and how its files become labelled arrays in the unit of its store."""
+"""An archive's address and files, and how they become labelled arrays in the unit of its store."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -312,7 +312,7 @@ def _clean(
     subject: str,
 ) -> np.ndarray:
     """One block: markers become NaN, values change their unit in double precision, and are tested."""
-    low, high = _extremes(block)  # costs a tenth of looking at each value, and mostly says that all is well
+    low, high = _extremes(block)  # costs a tenth of looking at each value, and mostly shows that all is well
     if high >= units.IMPOSSIBLE or low <= -units.IMPOSSIBLE or (negative and low < 0):
         marked = np.abs(block) >= units.IMPOSSIBLE
         if negative:

@@ -58,7 +58,7 @@ def client() -> Any:
         An object with `retrieve(name, request, target)`.
 
     Raises:
-        ValueError: If there are no credentials, or cdsapi isn't installed; the message says how to get them.
+        ValueError: If there are no credentials, or cdsapi isn't installed; the message names the way to get them.
     """
     configured = Path(os.environ.get("CDSAPI_RC", "~/.cdsapirc")).expanduser().is_file()
     if not configured and not {"CDSAPI_URL", "CDSAPI_KEY"} <= set(os.environ):
@@ -90,7 +90,7 @@ def retrieve(
         variables: Short names.
         check: Tests the header of a file.
         offline: Use only what is there.
-        progress: Told the name of each file that is there.
+        progress: Called with the name of each file that is there.
         make_client: Makes the client once one is needed.
 
     Returns:
@@ -99,7 +99,7 @@ def retrieve(
     Raises:
         ValueError: If credentials or the package are missing, or a file has another header than asked for.
         FileNotFoundError: If `offline` and files are missing.
-        OSError: If the data store refuses, with what it says.
+        OSError: If the data store refuses, with its message.
     """
     known = {row["path"] for row in read_manifest(folder)["files"]}
     today = date.today()

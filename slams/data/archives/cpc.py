@@ -6,7 +6,6 @@ little-endian float32, rain [0.1 mm] and then the number of gauges, row 0 in the
 no header: the date is in the name and nowhere else.
 """
 
-import gzip
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from slams.data.archives.base import Archive
 from slams.data.files import units
 from slams.data.files.convention import Quantity
 from slams.data.files.periods import RAIN_DAY
+from slams.data.safety import read_packed
 
 _GLOBAL_CELLS = 10_000  # somewhere on a field of so many it rains
 _LEAST_MAXIMUM = 0.05  # mm/day of the wettest such cell; a rate in kg m-2 s-1 stays below 0.03
@@ -116,7 +116,7 @@ def open_binary(path: Path) -> xr.Dataset:
             f"{path.name} doesn't carry the date as CPC writes it; name it "
             "PRCP_CU_GAUGE_V1.0GLB_0.50deg.lnx.YYYYMMDD.RT (or .gz)."
         )
-    content = _content(path)
+    content = read_packed(path, _BYTES)
     if len(content) != _BYTES:
         raise ValueError(f"{path} holds {len(content)} bytes, expected {_BYTES} (2 x 360 x 720 float32).")
     rain, gauges = np.frombuffer(content, "<f4").reshape(_SHAPE)
@@ -137,14 +137,3 @@ def open_binary(path: Path) -> xr.Dataset:
         },
         {"title": "CPC GLOBAL PRCP V1.0"},
     )
-
-
-def _content(path: Path) -> bytes:
-    """Content of a file, unpacked where its first bytes say gzip, and never more than one day and a bit."""
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        try:
-            return gzip.GzipFile(fileobj=file).read(_BYTES + 1) if packed else file.read(_BYTES + 1)
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path} is cut short or damaged ({error}); fetch it again.") from error

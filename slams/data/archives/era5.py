@@ -121,7 +121,7 @@ class ERA5(Archive):
     def _archive_parts(
         self, base: str, years: Sequence[int], folder: Path, jobs: int, offline: bool, progress: Report | None
     ) -> list[Path]:
-        """The zip of ChaosBench and its parts, of which the last tells how many there are."""
+        """The zip of ChaosBench and its parts, whose number is in the last."""
         settings = {"jobs": jobs, "offline": offline, "progress": progress}
         last = fetch(self.items(years, base), folder, **settings)[0].path  # type: ignore[arg-type]
         stem = self.file.removesuffix(".zip")
@@ -210,7 +210,7 @@ def _layout(dataset: xr.Dataset, name: str) -> str | None:
 
 
 def parts_before(last: Path) -> int:
-    """How many parts come before the last one of a split zip, as its end record says.
+    """How many parts come before the last one of a split zip, by its end record.
 
     Args:
         last: The part `NAME.zip`.

@@ -1,6 +1,5 @@
 """NOAA's Integrated Surface Database: one station and year a file, lines of fixed width."""
 
-import gzip
 import re
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from slams.data.files.stations import BAD, GOOD, SUSPECT, assemble, error_std, wind_components
+from slams.data.safety import read_packed
 
 # Columns counted from 0 after the documentation's 1: station, stamp, place, kind, and the mandatory section.
 _STATION, _STAMP, _LAT, _LON, _TYPE = slice(4, 15), slice(15, 27), slice(28, 34), slice(34, 41), slice(41, 46)
@@ -31,8 +31,8 @@ def is_isd(path: Path) -> bool:
     if not path.is_file() or path.suffix not in (".gz", ""):
         return False
     try:
-        line = _lines(path, 1)[0]
-    except (OSError, ValueError, EOFError, IndexError):
+        line = _lines(path, first_line=True)[0]
+    except (OSError, ValueError, IndexError):
         return False
     return _valid(line)
 
@@ -124,16 +124,9 @@ def _rain(lines: list[str]) -> dict[str, tuple[np.ndarray, float, np.ndarray]]:
     return found
 
 
-def _lines(path: Path, count: int | None = None) -> list[str]:
-    """Lines of a file, unpacked where its first bytes say gzip."""
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        stream = gzip.GzipFile(fileobj=file) if packed else file
-        try:
-            raw = stream.read(_LARGEST + 1) if count is None else stream.readline(4096)
-        except EOFError as error:
-            raise ValueError(f"{path} is cut short ({error}); fetch it again.") from error
+def _lines(path: Path, first_line: bool = False) -> list[str]:
+    """Lines of a file, which may be packed."""
+    raw = read_packed(path, _LARGEST, first_line)
     if len(raw) > _LARGEST:
         raise ValueError(
             f"{path} unpacks to more than {_LARGEST >> 20} MiB, too much for a station and year."

@@ -8,6 +8,7 @@ import xarray as xr
 
 from slams.data.files import axes
 from slams.data.files.canonical import calendar_days
+from slams.data.files.periods import years_of
 from slams.data.safety import is_address
 
 _SUFFIXES = (".nc", ".nc4", ".zarr")  # and formats of an archive's own
@@ -49,7 +50,7 @@ def years_in(dataset: xr.Dataset, path: Path) -> list[int]:
     for name, variable in dataset.variables.items():
         if variable.ndim < 2 and axes.role_of(name, variable) == "time":
             days = calendar_days(dataset[name], str(path))
-            return [int(year) + 1970 for year in np.unique(days.astype("datetime64[Y]").astype(int))]
+            return np.unique(years_of(days)).tolist()
     return []
 
 

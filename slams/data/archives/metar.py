@@ -6,7 +6,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from slams.data.files.stations import BAD, GOOD, SUSPECT, assemble, error_std, wind_components
+from slams.data.files.stations import (
+    BAD,
+    GOOD,
+    SUSPECT,
+    assemble,
+    error_std,
+    require_pyarrow,
+    wind_components,
+)
 from slams.data.safety import refuse_pickles
 
 _PLACE = {"stationName": "station", "latitude": "lat", "longitude": "lon", "timeObs": "time"}
@@ -83,10 +91,9 @@ def read(path: Path) -> pd.DataFrame:
 def _columns(path: Path) -> list[str]:
     """Names of the columns, without reading them."""
     if path.suffix == ".parquet":
-        try:
-            from pyarrow.parquet import read_schema
-        except ImportError as error:
-            raise ValueError(f"{path} is parquet, which needs pyarrow: pip install pyarrow.") from error
+        require_pyarrow(path)
+        from pyarrow.parquet import read_schema
+
         return list(read_schema(path).names)
     if path.suffix == ".csv":
         return list(pd.read_csv(path, nrows=0).columns)

@@ -14,6 +14,7 @@ from slams.core.files import write_text
 from slams.data.archives.base import Report, span
 from slams.data.download.fetch import Item, fetch
 from slams.data.files.canonical import aliases
+from slams.data.files.periods import years_of
 from slams.data.safety import refuse_pickles
 
 _METADATA = ".zmetadata"
@@ -54,13 +55,8 @@ def obtain(
     """
     url, name = url.rstrip("/"), url.rstrip("/").rsplit("/", 1)[1]
     copy = folder / name
-    header = fetch(
-        [Item(f"{url}/{_METADATA}", f"{name}.metadata.json", grows=True)],
-        folder,
-        offline=offline,
-        progress=progress,
-    )[0].path
-    entries = _entries(header, url)
+    metadata = Item(f"{url}/{_METADATA}", f"{name}.metadata.json", grows=True)
+    entries = _entries(fetch([metadata], folder, offline=offline, progress=progress)[0].path, url)
     write_text(copy / _METADATA, json.dumps({"zarr_consolidated_format": 1, "metadata": entries}, indent=1))
     write_text(copy / ".zgroup", json.dumps({"zarr_format": 2}))
     refuse_pickles(copy)
@@ -70,7 +66,7 @@ def obtain(
     fetch([Item(f"{url}/{key}", f"{name}/{key}") for key in keys], folder, **settings)
     with xr.open_zarr(copy, chunks=None, consolidated=True) as dataset:
         stamps = dataset["time"].values.astype("datetime64[h]")
-    wanted = np.isin(stamps.astype("datetime64[Y]").astype(int) + 1970, list(years))
+    wanted = np.isin(years_of(stamps), list(years))
     records = np.flatnonzero(wanted & (stamps.astype(int) % 24 == hour))
     if not records.size:
         raise ValueError(

@@ -3,8 +3,9 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,7 +102,7 @@ def fetch(
         offline: Use only what is there.
         retries: Attempts in a row that bring nothing new before a file is given up.
         timeout: Longest silence of a server [s].
-        progress: Told (name, bytes so far, bytes in all or None, remark), from several threads; see
+        progress: Called with (name, bytes so far, bytes in all or None, remark) from several threads; see
             `download_bars`.
         sleep: How to wait [s]; by default until somebody else's error ends all downloads.
         jitter: Source of the randomness in waiting times.
@@ -116,7 +117,7 @@ def fetch(
     """
     root = Path(folder).expanduser()
     _check_names(items, root)
-    stop, tell = threading.Event(), progress or _silent
+    stop, report = threading.Event(), progress or _silent
 
     def wait(seconds: float) -> None:
         if seconds > 0:
@@ -124,41 +125,41 @@ def fetch(
         if stop.is_set():
             raise Stopped
 
-    def run() -> list[Fetched]:
-        place = _Folder(root, offline, retries, timeout, wait, jitter or Random(), tell)
+    with nullcontext() if offline else _held(root, report):  # offline needs no right to write
+        place = _Folder(root, offline, retries, timeout, wait, jitter or Random(), report)
         return _gather(place, items, jobs, stop)
 
-    if offline:  # needs no right to write
-        return run()
+
+@contextmanager
+def _held(root: Path, report: Report) -> Iterator[None]:
+    """A folder for one process alone, which reports that it waits for another."""
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".fetch.lock")  # the system releases it when its holder is killed
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        tell("", 0, None, f"waiting for another process that brings files into {root}")
+        report("", 0, None, f"waiting for another process that brings files into {root}")
         lock.acquire()
     try:
-        return run()
+        yield
     finally:
         lock.release()
 
 
+@dataclass
 class _Folder:
-    """What one run knows of a data folder; its methods serve several threads."""
+    """The state of one run in a data folder; its methods serve several threads."""
 
-    def __init__(
-        self,
-        root: Path,
-        offline: bool,
-        retries: int,
-        timeout: float,
-        wait: Callable[[float], None],
-        jitter: Random,
-        report: Report,
-    ) -> None:
-        self.root, self.offline, self.report = root, offline, report
-        self.retries, self.timeout, self.wait, self.jitter = retries, timeout, wait, jitter
-        self.rows = {row["path"]: row for row in read_manifest(root)["files"]}
+    root: Path
+    offline: bool
+    retries: int
+    timeout: float
+    wait: Callable[[float], None]
+    jitter: Random
+    report: Report
+
+    def __post_init__(self) -> None:
+        self.rows = {row["path"]: row for row in read_manifest(self.root)["files"]}
         self.local = threading.local()
 
     def get(self, item: Item) -> tuple[Fetched, Row | None]:
@@ -235,7 +236,7 @@ class _Folder:
 
 
 def _gather(place: _Folder, items: Sequence[Item], jobs: int, stop: threading.Event) -> list[Fetched]:
-    """Get all items, record what came every now and then, and say at the end what is missing."""
+    """Get all items, record what came every now and then, and name at the end what is missing."""
     done: dict[int, Fetched] = {}
     failed: dict[int, str] = {}
     pending: list[Row] = []
@@ -285,7 +286,7 @@ def _missing(items: Sequence[Item], failed: dict[int, str], place: _Folder) -> s
 
 
 def _verify(item: Item, path: Path) -> None:
-    """Length, checksums and header of a file; ValueError says what is wrong."""
+    """Length, checksums and header of a file; ValueError names the fault."""
     size = measure(path)[0]
     if item.size is not None and size != item.size:
         raise ValueError(f"it has {size} bytes, {item.size} were published")
@@ -323,4 +324,4 @@ def _check_names(items: Sequence[Item], root: Path) -> None:
 
 
 def _silent(name: str, done: int, total: int | None, remark: str) -> None:
-    """Say nothing."""
+    """No report."""

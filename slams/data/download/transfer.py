@@ -29,7 +29,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class TransferError(OSError):
-    """A file that can't be had; says address, what happened and the remedy."""
+    """A file that can't be had; names the address, what happened and the remedy."""
 
 
 class Stopped(Exception):
@@ -65,7 +65,7 @@ class Connection:
         timeout: Longest silence [s].
         wait: Sleeps [s]; raises `Stopped` if all shall end.
         jitter: Of the back-off, so that many clients don't come back at once.
-        report: Told name, bytes so far, bytes in all, remark.
+        report: Called with name, bytes so far, bytes in all, remark.
     """
 
     session: requests.Session
@@ -250,7 +250,7 @@ def _version(response: requests.Response, url: str) -> Version:
 
 
 def _check_length(response: requests.Response, version: Version, size: int | None) -> None:
-    """A body whose end can't be told from a broken connection, or that isn't what was published, is no use."""
+    """A body whose end can't be distinguished from a broken connection, or that isn't what was published, is no use."""
     if size is not None and version.length not in (None, size):
         raise TransferError(
             f"{version.url} has {version.length} bytes, but {size} were published: its source has changed it; "

@@ -71,7 +71,7 @@ def unpack(
         folder: Where to.
         wanted: Which members, by name; the others aren't even looked at.
         limit: Most bytes to write; by default what the disk has free.
-        progress: Told (archive's name, bytes so far, bytes in all, remark).
+        progress: Called with (archive's name, bytes so far, bytes in all, remark).
 
     Returns:
         The files and zarr folders that are there now, in the archive's order.
@@ -243,7 +243,7 @@ def _write(target: Path, name: str, members: Sequence[_Member], archive: Path) -
 
 
 def _mark(members: Sequence[_Member]) -> str:
-    """Tells one content of a piece from another, from the archive's own list."""
+    """Fingerprint of a piece's content, from the archive's own list."""
     listed = sorted(f"{member.name}\0{member.size}\0{member.mark}" for member in members)
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 

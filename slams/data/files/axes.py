@@ -9,22 +9,11 @@ import xarray as xr
 Found = dict[str, tuple[str | None, xr.Variable | None]]
 
 _NAMES = {
-    "time": {"time", "times", "date", "dates", "day", "days"},
-    "level": {"level", "levels", "lev", "plev", "pressure", "p", "isobaric"},
-    "lat": {"lat", "lats", "latitude", "latitudes", "xlat"},
-    "lon": {"lon", "lons", "long", "longitude", "longitudes", "xlong"},
-    "station": {
-        "station",
-        "stations",
-        "stn",
-        "site",
-        "sites",
-        "location",
-        "point",
-        "points",
-        "gauge",
-        "gauges",
-    },
+    "time": set("time times date dates day days".split()),
+    "level": set("level levels lev plev pressure p isobaric".split()),
+    "lat": set("lat lats latitude latitudes xlat".split()),
+    "lon": set("lon lons long longitude longitudes xlong".split()),
+    "station": set("station stations stn site sites location point points gauge gauges".split()),
 }
 _STANDARD_NAMES = {"time": "time", "air_pressure": "level", "latitude": "lat", "longitude": "lon"}
 _AXES = {"T": "time", "Z": "level", "Y": "lat", "X": "lon"}
@@ -120,7 +109,7 @@ def recognise(dataset: xr.Dataset, array: xr.DataArray, kind: str, subject: str)
 
 
 def _role_of_dim(dataset: xr.Dataset, dim: str) -> tuple[str | None, xr.Variable | None]:
-    """Role and coordinate of one dimension; without a variable of its name, another on it may tell."""
+    """Role and coordinate of one dimension; without a variable of its name, another on it may identify it."""
     if dim in dataset.variables:
         return role_of(dim, dataset.variables[dim]), dataset.variables[dim]
     by_name = role_by_name(dim)

@@ -197,7 +197,7 @@ def _sort(array: xr.DataArray, axis: str, direction: int) -> xr.DataArray:
 
 
 def _is_extra(dataset: xr.Dataset, dim: str, kind: str) -> bool:
-    """Whether a dimension of length one says nothing; a lone station may lie on a dimension of any name."""
+    """Whether a dimension of length one carries no information; a lone station may lie on a dimension of any name."""
     if kind == "stations":
         return dim in ("number", "expver", "realization", "member", "height", "surface")
     coordinate = dataset.variables.get(dim)

@@ -1,4 +1,4 @@
-"""How an archive writes its files: what tells them, how they are decoded, and what their values stand for."""
+"""How an archive writes its files: how they are recognised and decoded, and what their values stand for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,7 +112,7 @@ class Convention:
         return array
 
     def decode(self, array: xr.DataArray, last: np.datetime64) -> xr.DataArray:
-        """What the header doesn't say of the values: padding, the true unit.
+        """Corrections that the header doesn't show: padding, the true unit.
 
         Args:
             array: In canonical dimensions, perhaps lazy; any selection of days of a file.

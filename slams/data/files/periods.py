@@ -47,6 +47,11 @@ RAIN_DAY = Period(0, 24, "sum")
 DAILY_MEAN = Period(0, 24, "mean")
 
 
+def years_of(days: np.ndarray) -> np.ndarray:
+    """Calendar years of days or moments, int64."""
+    return days.astype("datetime64[Y]").astype(np.int64) + 1970
+
+
 def bounds(days: np.ndarray, period: Period) -> np.ndarray:
     """Start and end of the time that each day's value stands for.
 

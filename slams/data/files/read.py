@@ -114,7 +114,7 @@ def write_netcdf(
 
 
 def _not_found(path: Path) -> str:
-    """What to say when nothing matches: the names nearest to it, or the part of the path that exists."""
+    """Message where nothing matches: the names nearest to it, or the part of the path that exists."""
     folder = path.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent

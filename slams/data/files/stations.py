@@ -135,7 +135,7 @@ def assemble(
 
 
 def quality(table: pd.DataFrame) -> pd.DataFrame:
-    """Gross checks, which only ever lower what the source says of a value.
+    """Gross checks, which only ever lower the quality that the source gives a value.
 
     Bad: out of the possible range, or at an impossible place. Suspect: a spike against both neighbours in
     time, a dew point above the temperature of the same report. Of several reports of one station, variable
@@ -222,7 +222,7 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
     """
     target, table = Path(path).expanduser(), _typed(table)
     if target.suffix == ".parquet":
-        _require_pyarrow(target)
+        require_pyarrow(target)
         with atomic(target) as temporary:
             table.to_parquet(temporary, index=False)
     elif target.suffix == ".nc":
@@ -248,7 +248,7 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
     """
     source = Path(path).expanduser()
     if source.suffix == ".parquet":
-        _require_pyarrow(source)
+        require_pyarrow(source)
         return _typed(pd.read_parquet(source))
     with xr.open_dataset(source) as dataset:
         if not is_table(dataset):
@@ -271,7 +271,7 @@ def is_table(dataset: xr.Dataset) -> bool:
     return known and dataset.attrs.get("featureType") == "point"
 
 
-def _require_pyarrow(path: Path) -> None:
+def require_pyarrow(path: Path) -> None:
     """Parquet is read by a package that isn't installed by default."""
     try:
         import pyarrow  # noqa: F401

@@ -22,7 +22,7 @@ _EMITS = {1000.0: 0.15, 850.0: 0.17, 700.0: 0.22, 500.0: 0.26, 300.0: 0.16}
 
 
 class _Weather(Protocol):
-    """What `system.weather(x)` tells of states (*B, *S)."""
+    """Weather of states (*B, *S), as `system.weather(x)` gives it."""
 
     @property
     def pressure(self) -> tuple[float, ...]:
@@ -195,17 +195,7 @@ def simulate_archive(
         ValueError: If two years are equal or neighbours, or a day is not a whole number of steps.
     """
     folder, years = Path(folder), [int(year) for year in years]
-    ordered = sorted(years)
-    if any(b - a < 2 for a, b in zip(ordered[:-1], ordered[1:], strict=True)):
-        raise ValueError(
-            f"years {ordered} hold equal or neighbouring ones; each is a chain of its own, "
-            "so use every other year."
-        )
-    if not years or chains < 1:
-        raise ValueError(f"need at least one year and one chain, got {len(years)} and {chains}.")
-    per_day = round(1 / system.dt)
-    if abs(per_day * system.dt - 1) > 1e-9:
-        raise ValueError(f"a day must hold a whole number of steps, got dt={system.dt} days.")
+    per_day = _check(system, years, chains)
     instruments = instruments or Instruments()
     groups = [years[k : k + chains] for k in range(0, len(years), chains)]
     lengths = [max(_length(year, days) for year in group) for group in groups]
@@ -225,6 +215,22 @@ def simulate_archive(
         if progress is not None:
             progress(done, total)
     return [path for year in years for path in year_paths(folder, year)]
+
+
+def _check(system: Planet, years: Sequence[int], chains: int) -> int:
+    """Steps of a day, if years and steps can be simulated."""
+    ordered = sorted(years)
+    if any(b - a < 2 for a, b in zip(ordered[:-1], ordered[1:], strict=True)):
+        raise ValueError(
+            f"years {ordered} hold equal or neighbouring ones; each is a chain of its own, "
+            "so use every other year."
+        )
+    if not years or chains < 1:
+        raise ValueError(f"need at least one year and one chain, got {len(years)} and {chains}.")
+    per_day = round(1 / system.dt)
+    if abs(per_day * system.dt - 1) > 1e-9:
+        raise ValueError(f"a day must hold a whole number of steps, got dt={system.dt} days.")
+    return per_day
 
 
 def _mark(system: Planet, group: Sequence[int], *settings: object) -> str:

@@ -1,9 +1,9 @@
 """Files of the synthetic planet in the layouts of the archives they stand for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import netCDF4
 import numpy as np
@@ -14,7 +14,7 @@ from slams.core.files import atomic
 FILES = ("era5_t_{year}.nc", "precip.{year}.nc", "olr.{year}.nc")
 
 _Format = Literal["NETCDF4", "NETCDF4_CLASSIC", "NETCDF3_CLASSIC"]
-_Attributes = dict[str, object]
+_Axes = dict[str, tuple[np.ndarray, Mapping[str, object]]]
 _MISSING_RAIN = np.float32(-9.96921e36)
 _OLR_OFFSET, _OLR_SCALE, _OLR_MISSING = 327.65, 0.01, 32766
 
@@ -85,43 +85,18 @@ def _write_temperature(
     """The layout of the new CDS: valid_time, pressure_level descending, float32."""
     seconds = _hours_since(date(1970, 1, 1), year, len(field)) * 3600
     levels = np.array(PRESSURE_LEVELS, dtype=np.float64)[::-1]
-    axes: dict[str, tuple[np.ndarray, _Attributes]] = {
-        "valid_time": (
-            seconds.astype(np.int64),
-            {
-                "units": "seconds since 1970-01-01",
-                "calendar": "proleptic_gregorian",
-                "standard_name": "time",
-                "long_name": "time",
-            },
-        ),
-        "pressure_level": (
-            levels,
-            {
-                "units": "hPa",
-                "positive": "down",
-                "stored_direction": "decreasing",
-                "standard_name": "air_pressure",
-                "long_name": "pressure",
-            },
-        ),
-        "latitude": (
-            lat,
-            {"units": "degrees_north", "standard_name": "latitude", "stored_direction": "decreasing"},
-        ),
+    time = {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"}
+    down = {"units": "hPa", "positive": "down", "stored_direction": "decreasing"}
+    north = {"units": "degrees_north", "standard_name": "latitude", "stored_direction": "decreasing"}
+    axes: _Axes = {
+        "valid_time": (seconds.astype(np.int64), time | {"standard_name": "time", "long_name": "time"}),
+        "pressure_level": (levels, down | {"standard_name": "air_pressure", "long_name": "pressure"}),
+        "latitude": (lat, north),
         "longitude": (lon, {"units": "degrees_east", "standard_name": "longitude"}),
     }
-    _write_axes(file, axes)
-    variable = file.createVariable("t", "f4", tuple(axes), fill_value=np.float32(np.nan))
-    variable.setncatts(
-        {
-            "long_name": "Temperature",
-            "standard_name": "air_temperature",
-            "units": "K",
-            "GRIB_shortName": "t",
-            "GRIB_gridType": "regular_gg",
-        }
-    )
+    attributes = {"long_name": "Temperature", "standard_name": "air_temperature", "units": "K"}
+    variable = _create(file, "t", "f4", axes, attributes, fill_value=np.float32(np.nan))
+    variable.setncatts({"GRIB_shortName": "t", "GRIB_gridType": "regular_gg"})
     variable[:] = field[:, ::-1]
 
 
@@ -129,86 +104,68 @@ def _write_rain(
     file: netCDF4.Dataset, year: int, lat: np.ndarray, lon: np.ndarray, field: np.ndarray
 ) -> None:
     """PSL's layout of CPC: missing_value without _FillValue, 00 UTC at the start of the day."""
-    _write_axes(
-        file,
-        _psl_axes(
-            _hours_since(date(1900, 1, 1), year, len(field)), "hours since 1900-01-01 00:00:00", lat, lon
-        ),
-    )
-    variable = file.createVariable("precip", "f4", ("time", "lat", "lon"))
-    variable.setncatts(
-        {
-            "missing_value": _MISSING_RAIN,
-            "var_desc": "Precipitation",
-            "statistic": "Total",
-            "long_name": "Daily total of precipitation",
-            "units": "mm",
-            "valid_range": np.array([0, 1000], np.float32),
-            "cell_methods": "time: sum",
-            "dataset": "CPC Global Precipitation (synthetic)",
-        }
-    )
-    variable[:] = np.where(np.isnan(field), _MISSING_RAIN, field)
+    hours = _hours_since(date(1900, 1, 1), year, len(field))
+    attributes = {
+        "missing_value": _MISSING_RAIN,
+        "var_desc": "Precipitation",
+        "statistic": "Total",
+        "long_name": "Daily total of precipitation",
+        "units": "mm",
+        "valid_range": np.array([0, 1000], np.float32),
+        "cell_methods": "time: sum",
+        "dataset": "CPC Global Precipitation (synthetic)",
+    }
+    axes = _psl_axes(hours, "hours since 1900-01-01 00:00:00", lat, lon)
+    _create(file, "precip", "f4", axes, attributes)[:] = np.where(np.isnan(field), _MISSING_RAIN, field)
 
 
 def _write_radiation(
     file: netCDF4.Dataset, year: int, lat: np.ndarray, lon: np.ndarray, field: np.ndarray
 ) -> None:
     """PSL's old packed layout of interpolated OLR, valid_range in unpacked units as there."""
-    _write_axes(
-        file,
-        _psl_axes(
-            _hours_since(date(1800, 1, 1), year, len(field)), "hours since 1800-01-01 00:00:0.0", lat, lon
-        ),
-    )
-    variable = file.createVariable("olr", "i2", ("time", "lat", "lon"))
-    variable.setncatts(
-        {
-            "long_name": "Daily Mean OLR (synthetic)",
-            "units": "W/m^2",
-            "add_offset": np.float32(_OLR_OFFSET),
-            "scale_factor": np.float32(_OLR_SCALE),
-            "missing_value": np.int16(_OLR_MISSING),
-            "valid_range": np.array([0, 500], np.float32),
-            "statistic": "Mean",
-        }
-    )
+    hours = _hours_since(date(1800, 1, 1), year, len(field))
+    attributes = {
+        "long_name": "Daily Mean OLR (synthetic)",
+        "units": "W/m^2",
+        "add_offset": np.float32(_OLR_OFFSET),
+        "scale_factor": np.float32(_OLR_SCALE),
+        "missing_value": np.int16(_OLR_MISSING),
+        "valid_range": np.array([0, 500], np.float32),
+        "statistic": "Mean",
+    }
+    axes = _psl_axes(hours, "hours since 1800-01-01 00:00:0.0", lat, lon)
+    variable = _create(file, "olr", "i2", axes, attributes)
     variable.set_auto_maskandscale(False)
-    variable[:] = (
-        np.rint((field.astype(np.float64) - _OLR_OFFSET) / _OLR_SCALE).clip(-32765, 32765).astype(np.int16)
-    )
+    packed = np.rint((field.astype(np.float64) - _OLR_OFFSET) / _OLR_SCALE)
+    variable[:] = packed.clip(-32765, 32765).astype(np.int16)
 
 
-def _psl_axes(
-    hours: np.ndarray, units: str, lat: np.ndarray, lon: np.ndarray
-) -> dict[str, tuple[np.ndarray, _Attributes]]:
+def _psl_axes(hours: np.ndarray, units: str, lat: np.ndarray, lon: np.ndarray) -> _Axes:
     """Coordinates as PSL names them."""
+    time = {"units": units, "long_name": "Time", "standard_name": "time", "delta_t": "0000-00-01 00:00:00"}
+    north = {"units": "degrees_north", "long_name": "Latitude", "standard_name": "latitude", "axis": "Y"}
+    east = {"units": "degrees_east", "long_name": "Longitude", "standard_name": "longitude", "axis": "X"}
     return {
-        "time": (
-            hours,
-            {
-                "units": units,
-                "long_name": "Time",
-                "standard_name": "time",
-                "delta_t": "0000-00-01 00:00:00",
-                "axis": "T",
-            },
-        ),
-        "lat": (
-            lat.astype(np.float32),
-            {"units": "degrees_north", "long_name": "Latitude", "standard_name": "latitude", "axis": "Y"},
-        ),
-        "lon": (
-            lon.astype(np.float32),
-            {"units": "degrees_east", "long_name": "Longitude", "standard_name": "longitude", "axis": "X"},
-        ),
+        "time": (hours, time | {"axis": "T"}),
+        "lat": (lat.astype(np.float32), north),
+        "lon": (lon.astype(np.float32), east),
     }
 
 
-def _write_axes(file: netCDF4.Dataset, axes: dict[str, tuple[np.ndarray, _Attributes]]) -> None:
-    """Dimensions and their coordinate variables."""
-    for name, (values, attributes) in axes.items():
-        file.createDimension(name, None if "time" in name else len(values))
-        variable = file.createVariable(name, values.dtype, (name,))
-        variable.setncatts(attributes)
-        variable[:] = values
+def _create(
+    file: netCDF4.Dataset,
+    name: str,
+    kind: str,
+    axes: _Axes,
+    attributes: Mapping[str, object],
+    **storage: Any,
+) -> netCDF4.Variable:
+    """Dimensions with their coordinate variables, and a variable on them."""
+    for axis, (values, described) in axes.items():
+        file.createDimension(axis, None if "time" in axis else len(values))
+        coordinate = file.createVariable(axis, values.dtype, (axis,))
+        coordinate.setncatts(described)
+        coordinate[:] = values
+    variable = file.createVariable(name, kind, tuple(axes), **storage)
+    variable.setncatts(attributes)
+    return variable

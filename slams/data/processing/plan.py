@@ -10,7 +10,7 @@ import dask
 import numpy as np
 import xarray as xr
 
-from slams.data.files.periods import average, records_per
+from slams.data.files.periods import average, records_per, years_of
 from slams.data.processing.regrid import Grid, Regridder
 
 # of float32: smaller costs time at every look at a lazy array, larger at every page of memory first touched
@@ -131,7 +131,7 @@ def plan(held: Sequence[Held], wanted: set[int], there: np.ndarray | None) -> Pr
     order = np.argsort(days, kind="stable")
     owner, slot, days = owner[order].astype(np.int64), slot[order].astype(np.int64), days[order]
     _refuse_twice(held, owner, days)
-    year = days.astype("datetime64[Y]").astype(int) + 1970
+    year = years_of(days)
     known = np.zeros(0, dtype="datetime64[D]") if there is None else there
     keep = np.isin(year, list(wanted)) & ~np.isin(days, known)
     owner, slot, days, year = owner[keep], slot[keep], days[keep], year[keep]

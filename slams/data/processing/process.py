@@ -2,16 +2,18 @@
 
 import calendar
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
 
-from slams.data.files.periods import DAILY_MEAN, Period, bounds
+from slams.data.files.periods import DAILY_MEAN, Period, bounds, years_of
 from slams.data.processing.plan import DayRange, Held, LoadedDays, ProcessingPlan, hold, load, load_here, plan
 from slams.data.processing.regrid import Grid, Method
 from slams.data.store.manifest import record_history, write_manifest
@@ -119,10 +121,11 @@ def process(
         years: Years wanted; None takes all there are.
         method: See `Regridder`; None takes the archive's.
         threshold: Part of a cell that must be valid.
-        training: First and last year of the mean and spread told in the store; it keeps those of every year.
+        training: First and last year of the mean and spread in the store's attributes, which keep those of every
+            year as well.
         scheduler: Address of a running dask.distributed scheduler, whose workers see the same files; they read
             and regrid, this process writes.
-        progress: Told (store and year, days done, days in all).
+        progress: Called with (store and year, days done, days in all).
 
     Returns:
         What was done.
@@ -215,7 +218,7 @@ class _Job:
                 self.done.empty += list(days[~there])
                 count += days.size
                 self.progress(what, count, total)
-                for year, number in zip(*np.unique(_years(days[there]), return_counts=True), strict=True):
+                for year, number in zip(*np.unique(years_of(days[there]), return_counts=True), strict=True):
                     self.done.added[int(year)] = self.done.added.get(int(year), 0) + int(number)
                 if there.any():
                     yield self._bounded(self._labelled(template, days[there], values[there]))
@@ -264,54 +267,44 @@ class _Attrs:
 
 
 def _conclude(path: Path, done: Processed, settings: Mapping[str, Any]) -> None:
-    """Manifest and history from what the store says, which a kill may have kept from being told."""
+    """Manifest and history from the store's own attributes: a kill may have kept them from being written."""
     if not path.exists():
         done.store = None
         return
     store = FieldStore(path)
-    done.days = {
-        int(year): int(count)
-        for year, count in zip(*np.unique(_years(store.dates), return_counts=True), strict=True)
-    }
+    done.days = dict(Counter(years_of(store.dates).tolist()))
     for line in store.attrs.get("history", []):
         record_history(path.parent, line, settings)
     write_manifest(path.parent)
 
 
-class _loader:
-    """Runs tasks in order: here, or on a cluster with a bounded number in flight."""
+@contextmanager
+def _loader(scheduler: str | None) -> Iterator[Callable[[Iterable[tuple[Any, ...]]], Iterator[LoadedDays]]]:
+    """What does tasks in order: this process, or a cluster with a bounded number in flight."""
+    if scheduler is None:
+        yield load_here
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ValueError(
+            f"a scheduler ({scheduler}) needs the package distributed: pip install distributed, or "
+            "leave --scheduler out."
+        ) from error
+    with Client(scheduler) as client:
+        yield partial(_on_cluster, client)
 
-    def __init__(self, scheduler: str | None) -> None:
-        self.scheduler = scheduler
-        self.client: Any = None
 
-    def __enter__(self) -> Callable[[Iterable[tuple[Any, ...]]], Iterator[LoadedDays]]:
-        if self.scheduler is None:
-            return load_here
-        try:
-            from distributed import Client
-        except ImportError as error:
-            raise ValueError(
-                f"a scheduler ({self.scheduler}) needs the package distributed: pip install distributed, or "
-                "leave --scheduler out."
-            ) from error
-        self.client = Client(self.scheduler)
-        return self._on_cluster
-
-    def __exit__(self, *error: object) -> None:
-        if self.client is not None:
-            self.client.close()
-
-    def _on_cluster(self, tasks: Iterable[tuple[Any, ...]]) -> Iterator[LoadedDays]:
-        assert self.client is not None
-        ahead = max(2, _AHEAD * sum(self.client.nthreads().values()))
-        flying: deque[Any] = deque()
-        for task in tasks:
-            flying.append(self.client.submit(load, *task, pure=False))
-            if len(flying) >= ahead:
-                yield flying.popleft().result()
-        while flying:
+def _on_cluster(client: Any, tasks: Iterable[tuple[Any, ...]]) -> Iterator[LoadedDays]:
+    """Results of tasks, in their order."""
+    ahead = max(2, _AHEAD * sum(client.nthreads().values()))
+    flying: deque[Any] = deque()
+    for task in tasks:
+        flying.append(client.submit(load, *task, pure=False))
+        if len(flying) >= ahead:
             yield flying.popleft().result()
+    while flying:
+        yield flying.popleft().result()
 
 
 def _only(archive: FieldSource, variable: str | None) -> str:
@@ -351,8 +344,8 @@ def _standing(path: Path, settings: Mapping[str, Any]) -> FieldStore | None:
 def _wanted(
     held: Sequence[Held], years: Sequence[int] | None, archive: FieldSource, done: Processed
 ) -> set[int]:
-    """Years to process; those that no source has are told."""
-    there = {int(year) for one in held for year in _years(one.days)}
+    """Years to process; those that no source has go to `done.absent`."""
+    there = {int(year) for one in held for year in years_of(one.days)}
     wanted = there if years is None else {int(year) for year in years}
     done.absent = sorted(wanted - there)
     if not wanted & there:
@@ -362,10 +355,6 @@ def _wanted(
             f"{f'{min(wanted)} to {max(wanted)}' if wanted else 'nothing'}; give other years or more files."
         )
     return wanted
-
-
-def _years(days: np.ndarray) -> np.ndarray:
-    return days.astype("datetime64[Y]").astype(int) + 1970
 
 
 def _length(year: int) -> int:

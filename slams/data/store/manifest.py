@@ -63,7 +63,7 @@ def file_row(
     etag: str | None = None,
     last_modified: str | None = None,
 ) -> Row:
-    """What the manifest says of a file or folder that was fetched; reads all of it.
+    """The manifest's row of a file or folder that was fetched; reads all of it.
 
     Args:
         path: Where it lies.
@@ -90,7 +90,7 @@ def file_row(
 
 
 def measure(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Size [bytes] and time of change [ns] of a file or of all in a folder: tells cheaply whether it changed."""
+    """Size [bytes] and time of change [ns] of a file or of all in a folder: a cheap test of whether it changed."""
     stats = [os.stat(file) for file in _files(Path(path))]
     return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
 
@@ -150,7 +150,7 @@ def record_history(folder: str | os.PathLike[str], what: str, settings: Mapping[
 
 
 def write_manifest(folder: str | os.PathLike[str]) -> list[Row]:
-    """List the stores of a folder in its manifest, from what each says of itself; files and history stay.
+    """List the stores of a folder in its manifest, from the attributes of each; files and history stay.
 
     Args:
         folder: Where the stores lie.

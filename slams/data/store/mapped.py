@@ -60,7 +60,7 @@ class MappedField:
 
 
 class MappedWindow(dict[str, Tensor]):
-    """One window as views of mapped fields, which knows where they lie.
+    """One window as views of mapped fields, with their places in the files.
 
     Torch's default collation in a worker process then sends places instead of values, and the process that trains copies
     them out of the page cache: shared memory between processes is several times slower, and small in containers.
@@ -125,7 +125,7 @@ def map_store(
     Args:
         store: The store.
         folder: Where copies lie; by default `cache` beside the store. It can be deleted at any time.
-        say: Told size and building time of a copy that is made.
+        say: Prints a line: size and building time of a copy that is made.
 
     Returns:
         The fields.

@@ -153,7 +153,7 @@ class Statistics:
 
     @classmethod
     def of_store(cls, attrs: Mapping[str, Any], transform: str = "none") -> "Statistics":
-        """What a store says of itself.
+        """The statistics in a store's attributes.
 
         Args:
             attrs: Attributes of the store.

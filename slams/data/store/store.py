@@ -14,6 +14,7 @@ import xarray as xr
 import zarr
 
 from slams.core.files import atomic
+from slams.data.files.periods import years_of
 from slams.data.store.manifest import write_manifest
 from slams.data.store.writer import Standing, Writer, locked, publish, repair, running_hash, scratch, seal
 
@@ -152,7 +153,7 @@ class FieldStore:
         return cls(target)
 
     def _standing(self) -> Standing:
-        """What an append needs to know."""
+        """The state that an append starts from."""
         if "chain" not in self.attrs:
             raise ValueError(
                 f"{self.path} was written by an earlier version and can't be appended to; remove it and create "
@@ -203,7 +204,7 @@ class FieldStore:
     @property
     def years(self) -> list[int]:
         """Calendar years that have a day."""
-        return np.unique(self.dates.astype("datetime64[Y]").astype(int) + 1970).tolist()
+        return np.unique(years_of(self.dates)).tolist()
 
     def read(self, dates: np.ndarray | None = None) -> xr.DataArray:
         """The fields of some days, in the order asked for.

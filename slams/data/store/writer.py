@@ -207,7 +207,7 @@ class Writer:
 def publish(new: Path, store: Path) -> None:
     """Make what an append has written part of a store.
 
-    Shards move in first: those of new days are beyond the shape that the old root tells, and a last shard
+    Shards move in first: those of new days are beyond the shape in the old root, and a last shard
     that was partial holds its old days unchanged. Then the root, which carries the shapes of all arrays, is
     replaced in one step: before it, readers see the old store, after it the new one.
 
@@ -355,7 +355,7 @@ def _add(
 
 
 def _described(name: str, attrs: Mapping[Any, Any]) -> dict[str, Any]:
-    """What CF asks of the usual coordinates, where the data says nothing else."""
+    """What CF asks of the usual coordinates, where the data have nothing else."""
     usual = {
         "lat": {"units": "degrees_north", "standard_name": "latitude"},
         "lon": {"units": "degrees_east", "standard_name": "longitude"},
