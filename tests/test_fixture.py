@@ -16,7 +16,7 @@ import pytest
 import xarray as xr
 
 from slams.cli import main
-from slams.data.store.store import FieldStore
+from slams.data.store import FieldStore
 from slams.twin import setup as setups
 from slams.twin.benchmark import read_settings
 from slams.twin.methods import starting

@@ -97,6 +97,15 @@ def test_every_way_of_loading_gives_the_store(stores, workers: int) -> None:
     assert sorted(seen) == expected and seen != expected
 
 
+def test_spawned_workers_load_the_same_values(stores) -> None:
+    """macOS and Windows spawn workers, which get the dataset by pickle and the collation by import."""
+    dataset = WindowDataset.from_stores(stores, 5)
+    loader = DataLoader(dataset, 4, num_workers=1, multiprocessing_context="spawn")
+    loaded = [batch["t"] for batch in loader]
+    plain = [batch["t"] for batch in DataLoader(dataset, 4)]
+    assert len(loaded) == len(plain) and all(map(torch.equal, loaded, plain))
+
+
 def test_a_field_travels_to_another_process_by_its_path(stores) -> None:
     """Not with its values: a spawned worker would get a copy of the archive."""
     field = map_store(stores["t"])
