@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 from torch import Tensor
 
 from slams.core.renamed import renamed
+from slams.evaluation.intervals import mean_interval
 from slams.evaluation.metrics import metrics_of, named
 from slams.evaluation.tables import COLUMNS
 from slams.evaluation.windows import Statistics, effective_count, rank_flatness
@@ -231,7 +231,7 @@ class Scores:
         Args:
             a: The method that should gain.
             b: The one it is compared with.
-            metric: A score that is better when smaller (rmse, crps, w1).
+            metric: A score that is better when lower, such as rmse, crps or w1.
             variable: What was forecast.
             part: Which part of the cells.
             level: Which level, or "all".
@@ -243,19 +243,19 @@ class Scores:
             ValueError: If the methods were not scored on the same cells of the same windows.
         """
         if named(metric).better != "lower":
-            lower = ", ".join(each.name for each in metrics_of("fields") if each.better == "lower")
-            raise ValueError(f"a gain needs a score that is better when smaller ({lower}), got {metric!r}.")
+            known = ", ".join(each.name for each in metrics_of("fields") if each.better == "lower")
+            raise ValueError(f"a gain needs a score that is better when smaller ({known}), got {metric!r}.")
         first, second = (
             self.per_window(method, metric, variable=variable, part=part, level=level) for method in (a, b)
         )
         self._check_pairs(a, b, variable, part, level)
         gains = torch.tensor([1 - first[window] / second[window] for window in first], dtype=torch.float64)
-        n, mean = len(gains), float(gains.mean())
-        if n < 2:
-            return Gain(mean, np.nan, np.nan, np.nan, np.nan, n)
-        half = float(scipy.stats.t.ppf(0.975, n - 1)) * float(gains.std()) / n**0.5
-        low, high = torch.quantile(self._draws(n) @ gains / n, _BOUNDS)
-        return Gain(mean, mean - half, mean + half, float(low), float(high), n)
+        n = len(gains)
+        resampled = (
+            torch.quantile(self._draws(n) @ gains / n, _BOUNDS) if n > 1 else torch.full((2,), torch.nan)
+        )
+        mean, lower, upper = mean_interval(gains.tolist())
+        return Gain(mean, lower, upper, float(resampled[0]), float(resampled[1]), n)
 
     def _check_pairs(self, a: str, b: str, variable: str, part: str, level: float | str) -> None:
         """Refuses a comparison on different cells, which could favour whoever leaves out the hard ones."""
