@@ -291,14 +291,14 @@ def prior(
     model: Model, segments: Sequence[Segment], dates: np.ndarray, seed: int, progress: Callable[[int], None]
 ) -> dict[str, Tensor]:
     """Unconditional draws of the latent prior along each run of days, decoded, (N, T, *S) by state."""
-    sda, count = model.sda(), model.recipe.assimilation.members
+    sampler, count, gaussian = model.sda().sampler, model.recipe.assimilation.members, model.prior.gaussian
     rng = fork(seed, "prior")
     phase = phase_of(dates)
     found = {n: torch.empty(count, len(dates), *model.layouts[n].shape) for n in model.states}
-    blanket = MarkovBlanket(sda.denoiser, sda.gaussian.length)
+    blanket = MarkovBlanket(model.prior.denoiser, gaussian.length)
     for segment in segments:
-        noise = normal((count, len(segment.rows), *sda.gaussian.event), like=sda.gaussian.basis, rng=rng)
-        z = sda.sampler(blanket, noise, rng=rng, progress=progress)[:, segment.keep]
+        noise = normal((count, len(segment.rows), *gaussian.event), like=gaussian.basis, rng=rng)
+        z = sampler(blanket, noise, rng=rng, progress=progress)[:, segment.keep]
         for name, members in found.items():
             members[:, segment.days] = decoded(model, z, name, phase[segment.days], rng=rng)
     return found
