@@ -87,10 +87,10 @@ def evaluate(
                     members[method] = _tensor(array.isel(time=at), target.layout)
                     score(scores, method, name, target.layout, members[method], truth, blocks(days), masks)
                     advance(1, f"{name}: {method}")
-                units, points = target.layout.units, _observations(targets, target, at)
+                layout, points = target.layout, _observations(targets, target, at)
                 views.append(
                     View(
-                        name, target.layout, units, days, truth, members["analysis"], scores, rows, list(target.methods),
+                        name, layout, layout.units, days, truth, members["analysis"], scores, rows, list(target.methods),
                         points, masks.get("withheld"), coastlines=earth,
                     )
                 )  # fmt: skip

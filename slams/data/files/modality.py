@@ -1,15 +1,21 @@
 """What one kind of field or observation is called, where it lies and how it's read."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from slams.core.codec import TRANSFORMS, Transform
-from slams.data.archives import SOURCES
 
 Role = Literal["state", "observation"]
 Kind = Literal["grid", "stations"]
+Source = Literal["auto", "era5", "cpc", "olr"]
 
-_CHOICES = {"role": get_args(Role), "kind": get_args(Kind), "transform": tuple(TRANSFORMS)}
+_CHOICES: dict[str, Collection[str]] = {
+    "role": get_args(Role),
+    "kind": get_args(Kind),
+    "transform": TRANSFORMS,
+    "source": get_args(Source),
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Modality:
     transform: str = "none"
     levels: tuple[float, ...] | None = None
     error_std: float | None = None
-    source: str = "auto"
+    source: Source = "auto"
 
     def __post_init__(self) -> None:
         """Check at the door; lists from YAML become tuples."""
@@ -55,8 +61,7 @@ class Modality:
             )
         if not files:
             raise ValueError(f"modality {self.name!r} names no files; give at least one path or glob.")
-        archives = ("auto", *(name for name, source in SOURCES.items() if source.gridded))
-        for field, allowed in (_CHOICES | {"source": archives}).items():
+        for field, allowed in _CHOICES.items():
             value = getattr(self, field)
             if value not in allowed:
                 raise ValueError(
