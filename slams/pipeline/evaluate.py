@@ -27,7 +27,7 @@ _BLOCK = np.timedelta64(15, "D")  # days of a continuous analysis that count as 
 
 
 @dataclass
-class Target:
+class AnalysedVariable:
     """One variable of an analysis file.
 
     Attributes:
@@ -150,9 +150,9 @@ def open_analysis(path: str | Path) -> xr.DataTree:
     return tree
 
 
-def targets_of(tree: xr.DataTree) -> dict[str, Target]:
+def targets_of(tree: xr.DataTree) -> dict[str, AnalysedVariable]:
     """The variables of an analysis by modality: states with every method, and what was observed."""
-    targets: dict[str, Target] = {}
+    targets: dict[str, AnalysedVariable] = {}
     for array in tree.to_dataset().data_vars.values():
         target = _target(array, str(array.attrs.get("source_modality", array.name)))
         target.methods["analysis"] = array
@@ -176,10 +176,10 @@ def targets_of(tree: xr.DataTree) -> dict[str, Target]:
     return targets
 
 
-def _target(array: xr.DataArray, name: str) -> Target:
+def _target(array: xr.DataArray, name: str) -> AnalysedVariable:
     first = array.isel(member=0, drop=True)
     first.attrs = {"units": "", "source_name": str(array.name)} | array.attrs
-    return Target(name, Layout.of(first), TRANSFORMS[array.attrs.get("transform", "none")])
+    return AnalysedVariable(name, Layout.of(first), TRANSFORMS[array.attrs.get("transform", "none")])
 
 
 def _plain(array: xr.DataArray, group: str) -> xr.DataArray:
@@ -197,7 +197,7 @@ def _tensor(array: xr.DataArray, layout: Layout) -> Tensor:
 
 
 def _truth(
-    target: Target, files: Sequence[str], variable: str, dates: np.ndarray
+    target: AnalysedVariable, files: Sequence[str], variable: str, dates: np.ndarray
 ) -> tuple[np.ndarray, Tensor]:
     layout = target.layout
     modality = Modality(
@@ -212,7 +212,7 @@ def _truth(
     return read_file(modality, layout, dates=dates)
 
 
-def _masks(target: Target, truth: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
+def _masks(target: AnalysedVariable, truth: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
     """What was observed and what was withheld, where any of it can be verified."""
     if target.observed is None:
         return {}
@@ -235,7 +235,7 @@ def blocks(days: np.ndarray) -> list[tuple[str, slice]]:
 
 
 def _observations(
-    targets: Mapping[str, Target], target: Target, rows: np.ndarray
+    targets: Mapping[str, AnalysedVariable], target: AnalysedVariable, rows: np.ndarray
 ) -> tuple[Layout, Tensor] | None:
     """What was observed of the same quantity, for maps: its own values, else stations, else a grid."""
     alike = [

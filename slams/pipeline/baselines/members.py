@@ -95,7 +95,7 @@ class Baseline(abc.ABC):
         return self.moments(seen)
 
 
-class Climatology(Baseline):
+class ClimatologicalNormal(Baseline):
     """The climatological normal of training days at every point."""
 
     name, observes = "climatology", False
@@ -216,7 +216,7 @@ class Interpolation(Baseline):
             if any(bool(torch.isfinite(v).any()) for v in some.values()):
                 found[name] = self._interpolated(name, interpolator, some)
             else:
-                found[name] = Climatology(self.model, self.fitted).moments(some)[name]
+                found[name] = ClimatologicalNormal(self.model, self.fitted).moments(some)[name]
         return found
 
     def _interpolated(self, name: str, interpolator: AnomalyInterp, seen: Seen) -> tuple[Tensor, Tensor]:
@@ -260,7 +260,7 @@ class Regression(Baseline):
         return found
 
 
-BASELINES: tuple[type[Baseline], ...] = (Climatology, ClosedForm, Interpolation, Regression)
+BASELINES: tuple[type[Baseline], ...] = (ClimatologicalNormal, ClosedForm, Interpolation, Regression)
 
 
 def _direct(model: Model, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
