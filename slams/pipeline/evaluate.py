@@ -15,7 +15,8 @@ from slams.core.console import Console
 from slams.data.files.modality import Modality
 from slams.data.files.read import find
 from slams.evaluation import Scores
-from slams.evaluation.report import console_table, wide, write_metrics
+from slams.evaluation.metrics import shown
+from slams.evaluation.tables import console_table, wide, write_metrics
 from slams.pipeline.inputs.fields import read_file
 from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.named_files import match
@@ -113,7 +114,7 @@ def evaluate(
 def _show(view: View, console: Console) -> None:
     """The main scores, on the console."""
     for part in parts_shown(view.rows, view.name):
-        metrics = ("rmse", "bias", "crps", "spread_skill", "coverage90")
+        metrics = shown((row["metric"] for row in view.rows), "console")
         table = wide(view.rows, variable=view.name, part=part, metrics=metrics, interval=False)
         if table:
             where = "" if part == "all" else f", {part} points"

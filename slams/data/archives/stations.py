@@ -22,7 +22,9 @@ class Stations:
     """
 
     name = "stations"
-    url, folder, first_year = config.ISD_URL, config.STATIONS_DATADIR, 1901
+    url: str = config.ISD_URL
+    folder: Path = config.STATIONS_DATADIR
+    first_year = 1901
     table = "observations.nc"
 
     def items(

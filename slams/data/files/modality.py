@@ -1,21 +1,15 @@
 """What one kind of field or observation is called, where it lies and how it's read."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from slams.core.codec import TRANSFORMS, Transform
+from slams.data.archives import SOURCES
 
 Role = Literal["state", "observation"]
 Kind = Literal["grid", "stations"]
-Source = Literal["auto", "era5", "cpc", "olr"]
 
-_CHOICES: dict[str, Collection[str]] = {
-    "role": get_args(Role),
-    "kind": get_args(Kind),
-    "transform": TRANSFORMS,
-    "source": get_args(Source),
-}
+_CHOICES = {"role": get_args(Role), "kind": get_args(Kind)}
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class Modality:
     transform: str = "none"
     levels: tuple[float, ...] | None = None
     error_std: float | None = None
-    source: Source = "auto"
+    source: str = "auto"
 
     def __post_init__(self) -> None:
         """Check at the door; lists from YAML become tuples."""
@@ -61,7 +55,8 @@ class Modality:
             )
         if not files:
             raise ValueError(f"modality {self.name!r} names no files; give at least one path or glob.")
-        for field, allowed in _CHOICES.items():
+        archives = ("auto", *(name for name, source in SOURCES.items() if source.gridded))
+        for field, allowed in (_CHOICES | {"source": archives, "transform": tuple(TRANSFORMS)}).items():
             value = getattr(self, field)
             if value not in allowed:
                 raise ValueError(

@@ -7,7 +7,8 @@ import numpy as np
 import yaml
 
 from slams.core.codec import Transform
-from slams.evaluation.report import Block, Fact, Picture, Section, Table, Verbatim, wide, write_report
+from slams.evaluation.report import Block, Fact, Picture, Section, Table, Verbatim, write_report
+from slams.evaluation.tables import wide
 from slams.pipeline.results.figures import Rows, View, calibration_facts, figures_of, save_figures
 
 

@@ -13,11 +13,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from slams.core.files import atomic
 from slams.data.windows import runs
 from slams.evaluation import Scores, power_spectrum, radial_spectrum
 from slams.evaluation.figures import maps, plots
+from slams.evaluation.figures.style import save_figure
+from slams.evaluation.metrics import errors_shown
 from slams.evaluation.report import Fact
+from slams.evaluation.tables import scores_by_method
 from slams.pipeline.inputs.layout import Layout
 
 Rows = Sequence[Mapping[str, Any]]  # of metrics.csv: making them draws the bootstrap, so it is done once
@@ -77,8 +79,7 @@ def figures_of(view: View, names: Sequence[str]) -> dict[str, Figure]:
 def save_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
     """Each as a PNG, whole or not at all."""
     for name, figure in figures.items():
-        with atomic(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, dpi=120, format="png")
+        save_figure(figure, folder / f"{name}.png")
 
 
 def calibration_facts(view: View) -> list[Fact]:
@@ -158,8 +159,8 @@ def _ranks(view: View) -> Figure | None:
     if len(view.members) < 2:
         return None
     counts = view.scores.ranks("analysis", variable=view.name)
-    chi2, p, worth = view.scores.flatness("analysis", variable=view.name)
-    notes = f"chi-square {chi2:.0f}, p {p:.2g}; worth {worth:.0f} independent truths"
+    chi2, p, count = view.scores.flatness("analysis", variable=view.name)
+    notes = f"chi-square {chi2:.0f}, p {p:.2g}; effective sample of {count:.0f} independent truths"
     return plots.rank_histogram(counts, title=view.name, notes=notes)
 
 
@@ -180,15 +181,10 @@ def _spectra(view: View) -> Figure:
 
 
 def _methods(view: View) -> Figure:
-    own = [r for r in view.rows if r["variable"] == view.name and r["level"] == r["part"] == "all"]
+    where = {"variable": view.name, "level": "all", "part": "all"}
     bars = {
-        metric: {
-            method: (float(r["value"]), float(r["lower"]), float(r["upper"]))
-            for method in view.methods
-            for r in own
-            if (r["metric"], r["method"]) == (metric, method)
-        }
-        for metric in ("rmse", "crps")
+        metric.label: scores_by_method(view.rows, metric.name, methods=view.methods, **where)
+        for metric in errors_shown(row["metric"] for row in view.rows)
     }
     return plots.bars(bars, title=f"{view.name} [{view.units}]")
 

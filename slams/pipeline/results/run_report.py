@@ -8,8 +8,9 @@ import yaml
 from matplotlib.figure import Figure
 
 from slams.evaluation.figures import plots
-from slams.evaluation.report import Block, Fact, Picture, Section, Table, Verbatim, wide, write_report
+from slams.evaluation.report import Block, Fact, Picture, Section, Table, Verbatim, write_report
 from slams.evaluation.scores import Gain
+from slams.evaluation.tables import wide
 from slams.pipeline.baselines.fit import Baselines
 from slams.pipeline.inputs.fields import Fields
 from slams.pipeline.model.model import Model
@@ -17,7 +18,6 @@ from slams.pipeline.recipe import to_tree
 from slams.pipeline.results.figures import Rows, View, calibration_facts, figures_of, save_figures
 from slams.pipeline.results.outcome import Outcome
 
-_METRICS = ("rmse", "bias", "crps", "spread_skill", "coverage90", "w1")
 _METHODS = ("analysis", "gaussian", "interpolation", "climatology", "reconstruction", "prior")
 
 
@@ -85,12 +85,11 @@ def _view(model: Model, outcome: Outcome, rows: Rows, name: str) -> View:
 def _section(model: Model, view: View, figures: dict[str, Figure]) -> Section:
     label, names = list(model.recipe.experiment.sets.items())[-1]
     own = [row for row in view.rows if row["variable"] == view.name]
-    metrics = [metric for metric in _METRICS if any(row["metric"] == metric for row in own)]
     blocks: list[Block] = [
         f"Main set of observations: {label} ({', '.join(names)}). Other sets are named behind a colon. Scores are "
         f"area-weighted over time and space, in {view.units}; intervals are 95 % over windows. 'reconstruction' is the "
         "autoencoder's own error with everything seen: no latent analysis can beat it on average.",
-        Table(wide(view.rows, variable=view.name, metrics=metrics), f"{view.name}, all points"),
+        Table(wide(view.rows, variable=view.name), f"{view.name}, all points"),
     ]
     for part in ("observed", "withheld"):
         if any(row["part"] == part for row in own):
