@@ -186,6 +186,16 @@ class Stages:
         rows = {**self._rows(), stage.name: {"key": stage.key, "sizes": sizes}}
         write_text(self.folder / _LEDGER, json.dumps(rows, indent=1))
 
+    def adopt(self, stage: Stage, files: Sequence[str]) -> None:
+        """Note a stage that a release before 0.2 finished under its key of today."""
+        if self._rows().get(stage.name) in stage.earlier:
+            self.finish(stage, files)
+
+    def forget(self, stage: Stage) -> None:
+        """Take back that a stage is finished, before its file is written by another."""
+        rows = {name: row for name, row in self._rows().items() if name != stage.name}
+        write_text(self.folder / _LEDGER, json.dumps(rows, indent=1))
+
     def _rows(self) -> dict[str, Any]:
         path = self.folder / _LEDGER
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}

@@ -19,7 +19,7 @@ from slams.pipeline.baselines.file import FILE_NAME, load_baselines
 from slams.pipeline.baselines.fit import Baselines
 from slams.pipeline.baselines.members import BASELINES, ClosedForm, members_of, prior, reconstruction
 from slams.pipeline.inputs.fields import phase_of, read_file
-from slams.pipeline.inputs.named_files import Source, match
+from slams.pipeline.inputs.named_files import FileSource, match
 from slams.pipeline.inputs.operators import thinned
 from slams.pipeline.inputs.segments import Segment, seen_on, segments_of
 from slams.pipeline.model.model import Model
@@ -109,7 +109,7 @@ def assimilate(
 def analyse(
     model: Model,
     folder: Path,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, FileSource],
     *,
     dates: str | None = None,
     seed: int = 0,
@@ -149,7 +149,7 @@ def analyse(
     )
 
 
-def _about(recipe: Recipe, sources: Mapping[str, Source]) -> dict[str, Any]:
+def _about(recipe: Recipe, sources: Mapping[str, FileSource]) -> dict[str, Any]:
     """What was observed, for the attributes of the file."""
     about: dict[str, Any] = {
         name: {"files": [Path(f).name for f in source.files], "variable": source.variable}
@@ -199,7 +199,7 @@ def configure(recipe: Recipe, overrides: Sequence[str] = (), members: int | None
 
 
 def read_record(
-    model: Model, sources: Mapping[str, Source], span: tuple[np.datetime64, np.datetime64] | None = None
+    model: Model, sources: Mapping[str, FileSource], span: tuple[np.datetime64, np.datetime64] | None = None
 ) -> Record:
     """Read observations onto the points of the training and join them on all days that any has.
 
@@ -275,7 +275,7 @@ def _span(dates: str | None) -> tuple[np.datetime64, np.datetime64] | None:
 
 def sources_of(
     recipe: Recipe, observations: Sequence[str], modalities: Sequence[str] | None = None
-) -> dict[str, Source]:
+) -> dict[str, FileSource]:
     """Where each observed modality is.
 
     Args:

@@ -10,22 +10,25 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from slams.core.codec import TRANSFORMS, Transform
 from slams.core.console import Console
 from slams.data.files.modality import Modality
 from slams.data.files.read import find
-from slams.evaluation import Scores, window_statistics
+from slams.evaluation import Scores
 from slams.evaluation.metrics import shown
 from slams.evaluation.tables import console_table, wide, write_metrics
 from slams.pipeline.inputs.fields import read_file
 from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.named_files import match
-from slams.pipeline.results.evaluation_report import Verified, parts_shown, write_evaluation
+from slams.pipeline.results.evaluation_report import parts_shown, write_evaluation
+from slams.pipeline.results.figures import View
+from slams.pipeline.results.scoring import score
 
 _BLOCK = np.timedelta64(15, "D")  # days of a continuous analysis that count as one window of the intervals
 
 
 @dataclass
-class Target:
+class AnalysedVariable:
     """One variable of an analysis file.
 
     Attributes:
@@ -39,7 +42,7 @@ class Target:
 
     name: str
     layout: Layout
-    transform: str
+    transform: Transform
     methods: dict[str, xr.DataArray] = field(default_factory=dict)
     observed: xr.DataArray | None = None
     observation: xr.DataArray | None = None
@@ -73,51 +76,49 @@ def evaluate(
         dates = tree.to_dataset()["time"].values.astype("datetime64[D]")
         variables = {name: target.layout.source_name for name, target in targets.items()}
         sources = match(truths, variables, list(variables))
-        scores, verified = Scores(), []
+        scores, rows, views = Scores(), list[dict[str, Any]](), []
+        earth = tree.attrs.get("planet", "Earth") == "Earth"
         with console.bar("scoring", sum(len(targets[n].methods) for n in sources)) as advance:
             for name, source in sources.items():
                 target = targets[name]
                 days, truth = _truth(target, source.files, source.variable, dates)
-                rows = np.searchsorted(dates, days)
-                members = {}
+                at = np.searchsorted(dates, days)
+                members, masks = {}, _masks(target, truth, at)
                 for method, array in target.methods.items():
-                    members[method] = _tensor(array.isel(time=rows), target.layout)
-                    _score(scores, target, method, members[method], truth, days, rows)
+                    members[method] = _tensor(array.isel(time=at), target.layout)
+                    score(scores, method, name, target.layout, members[method], truth, blocks(days), masks)
                     advance(1, f"{name}: {method}")
-                nearby = _observations(targets, target, rows)
-                withheld = None
-                if target.observed is not None:
-                    withheld = ~_tensor(target.observed.isel(time=rows), target.layout)
-                verified.append(
-                    Verified(
-                        name,
-                        target.layout,
-                        target.transform,
-                        days,
-                        truth,
-                        members["analysis"],
-                        nearby,
-                        withheld,
+                layout, points = target.layout, _observations(targets, target, at)
+                views.append(
+                    View(
+                        name, layout, layout.units, days, truth, members["analysis"], scores, rows, list(target.methods),
+                        points, masks.get("withheld"), coastlines=earth,
                     )
-                )
+                )  # fmt: skip
         attributes = {str(k): str(v) for k, v in tree.attrs.items()}
-    rows_out: list[dict[str, Any]] = [dict(row) for row in scores.rows()]
-    write_metrics(folder / "metrics.csv", rows_out)
+    rows += [dict(row) for row in scores.rows()]
+    write_metrics(folder / "metrics.csv", rows)
+    transforms = {view.name: targets[view.name].transform for view in views}
     with console.bar("writing the report", 1) as advance:
-        path = write_evaluation(folder, Path(analysis).name, attributes, scores, rows_out, verified)
+        path = write_evaluation(folder, Path(analysis).name, attributes, views, transforms)
         advance(1, str(path))
-    brief = shown((row["metric"] for row in rows_out), "console")
-    for each in verified:
-        for part in parts_shown(rows_out, each.name):
-            table = wide(rows_out, variable=each.name, part=part, metrics=brief, interval=False)
-            if table:
-                where = "" if part == "all" else f", {part} points"
-                console.rich.print(console_table(table, title=f"{each.name} [{each.layout.units}]{where}"))
-    logarithmic = [each.name for each in verified if each.transform == "log1p"]
-    if logarithmic:
-        console.say(f"{', '.join(logarithmic)}: scored in the unit of the file, not as log(1 + x)")
+    for view in views:
+        _show(view, console)
+    for name, transform in transforms.items():
+        if transform.name != "none":
+            console.say(f"{name}: scored in the unit of the file, not as {transform.label('x')}")
     console.say(f"report: {path.resolve()}")
     return path
+
+
+def _show(view: View, console: Console) -> None:
+    """The main scores, on the console."""
+    for part in parts_shown(view.rows, view.name):
+        metrics = shown((row["metric"] for row in view.rows), "console")
+        table = wide(view.rows, variable=view.name, part=part, metrics=metrics, interval=False)
+        if table:
+            where = "" if part == "all" else f", {part} points"
+            console.rich.print(console_table(table, title=f"{view.name} [{view.units}]{where}"))
 
 
 def open_analysis(path: str | Path) -> xr.DataTree:
@@ -150,9 +151,9 @@ def open_analysis(path: str | Path) -> xr.DataTree:
     return tree
 
 
-def targets_of(tree: xr.DataTree) -> dict[str, Target]:
+def targets_of(tree: xr.DataTree) -> dict[str, AnalysedVariable]:
     """The variables of an analysis by modality: states with every method, and what was observed."""
-    targets: dict[str, Target] = {}
+    targets: dict[str, AnalysedVariable] = {}
     for array in tree.to_dataset().data_vars.values():
         target = _target(array, str(array.attrs.get("source_modality", array.name)))
         target.methods["analysis"] = array
@@ -176,10 +177,10 @@ def targets_of(tree: xr.DataTree) -> dict[str, Target]:
     return targets
 
 
-def _target(array: xr.DataArray, name: str) -> Target:
+def _target(array: xr.DataArray, name: str) -> AnalysedVariable:
     first = array.isel(member=0, drop=True)
     first.attrs = {"units": "", "source_name": str(array.name)} | array.attrs
-    return Target(name, Layout.of(first), str(array.attrs.get("transform", "none")))
+    return AnalysedVariable(name, Layout.of(first), TRANSFORMS[array.attrs.get("transform", "none")])
 
 
 def _plain(array: xr.DataArray, group: str) -> xr.DataArray:
@@ -197,7 +198,7 @@ def _tensor(array: xr.DataArray, layout: Layout) -> Tensor:
 
 
 def _truth(
-    target: Target, files: Sequence[str], variable: str, dates: np.ndarray
+    target: AnalysedVariable, files: Sequence[str], variable: str, dates: np.ndarray
 ) -> tuple[np.ndarray, Tensor]:
     layout = target.layout
     modality = Modality(
@@ -212,31 +213,13 @@ def _truth(
     return read_file(modality, layout, dates=dates)
 
 
-def _score(
-    scores: Scores,
-    target: Target,
-    method: str,
-    members: Tensor,
-    truth: Tensor,
-    days: np.ndarray,
-    rows: np.ndarray,
-) -> None:
-    """Add every block of days, whole and in parts."""
-    parts: dict[str, Tensor | None] = {"all": None}
-    if target.observed is not None:
-        seen = _tensor(target.observed.isel(time=rows), target.layout)
-        verifiable = torch.isfinite(truth)
-        parts |= {k: m for k, m in (("observed", seen), ("withheld", ~seen)) if bool((m & verifiable).any())}
-    for label, block in blocks(days):
-        for part, mask in parts.items():
-            statistics = window_statistics(
-                members[:, block],
-                truth[block],
-                target.layout.weights(),
-                None if mask is None else mask[block],
-            )
-            levels = target.layout.levels() or None
-            scores.add(method, target.name, label, statistics, part=part, levels=levels)
+def _masks(target: AnalysedVariable, truth: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
+    """What was observed and what was withheld, where any of it can be verified."""
+    if target.observed is None:
+        return {}
+    seen, verifiable = _tensor(target.observed.isel(time=rows), target.layout), torch.isfinite(truth)
+    masks = {"observed": seen, "withheld": ~seen}
+    return {part: mask for part, mask in masks.items() if bool((mask & verifiable).any())}
 
 
 def blocks(days: np.ndarray) -> list[tuple[str, slice]]:
@@ -253,7 +236,7 @@ def blocks(days: np.ndarray) -> list[tuple[str, slice]]:
 
 
 def _observations(
-    targets: Mapping[str, Target], target: Target, rows: np.ndarray
+    targets: Mapping[str, AnalysedVariable], target: AnalysedVariable, rows: np.ndarray
 ) -> tuple[Layout, Tensor] | None:
     """What was observed of the same quantity, for maps: its own values, else stations, else a grid."""
     alike = [

@@ -23,10 +23,8 @@ from slams.pipeline.results.analysis_file import analysis_tree, provenance, writ
 from slams.pipeline.results.outcome import Outcome
 from slams.pipeline.results.run_report import write_summary
 from slams.pipeline.results.scoring import test
-from slams.pipeline.train import stages_of, train
+from slams.pipeline.train import FILES, stages_of, train
 from slams.systems.flows.quasigeostrophic import MoistQG
-
-_FILES = (FILE_NAME, "analysis.nc", "truth.nc", "metrics.csv")  # of a test; a report can be without figures
 
 
 def run(recipe: Recipe, *, console: Console | None = None) -> Path:
@@ -79,7 +77,7 @@ def _make_planet(recipe: Recipe, console: Console) -> None:
 def _test(model: Model, fields: Fields, out: Path, console: Console) -> None:
     """Scores, files and report, unless they are there already."""
     stages, stage = Stages(out, console.say), stages_of(model.recipe, fields, out)["report"]
-    if stages.done(stage, _FILES):
+    if stages.done(stage, FILES["report"]):
         console.reused("scores and report")
         return
     with console.bar("fitting the baselines", 1) as advance:
@@ -94,7 +92,7 @@ def _test(model: Model, fields: Fields, out: Path, console: Console) -> None:
         write_metrics(out / "metrics.csv", rows)
         write_summary(model, baselines, fields, outcome, rows, out)
         advance(1, "")
-    stages.finish(stage, _FILES)
+    stages.finish(stage, FILES["report"])
     for part in out.glob("resume_test_*"):
         part.unlink()
 

@@ -42,6 +42,13 @@ from slams.pipeline.model.prior import LearntPrior
 from slams.pipeline.recipe import FitSettings, Recipe, to_tree
 from slams.training.fit import fit
 
+FILES = {
+    "codec": (codecs.FILE_NAME,),
+    "prior": (priors.FILE_NAME,),
+    "calibration": (priors.FILE_NAME,),
+    "report": ("baselines.safetensors", "analysis.nc", "truth.nc", "metrics.csv"),
+}  # of each stage; a report can be without figures
+
 
 def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
     """The stages of a run: "codec", "prior", "calibration" and "report".
@@ -110,15 +117,16 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model 
     operators_of(recipe, fields.layouts)  # an invalid one shows before hours of training
     if device.type != "cpu":
         console.say(f"networks compute on {device.type}")
-    codec = _codec(recipe, fields, stages, plan["codec"], console, device)
+    codec = _codec(recipe, fields, stages, plan, console, device)
     if recipe.until == "codec":
         _remove_resumes(out)
         return None
     codec.autoencoder.to(device)
-    path, files = out / priors.FILE_NAME, [priors.FILE_NAME]
+    path, files = out / priors.FILE_NAME, FILES["prior"]
     if stages.done(plan["prior"], files):
         console.reused("prior")
     else:
+        stages.forget(plan["calibration"])  # whose factors are in the file that is written now
         _train_prior(codec, fields, out, console, digest(plan["prior"].key))
         stages.finish(plan["prior"], files)
     model = Model(codec, LearntPrior.load(codec, path)).on(device)
@@ -139,15 +147,22 @@ def _remove_resumes(out: Path) -> None:
 
 
 def _codec(
-    recipe: Recipe, fields: Fields, stages: Stages, stage: Stage, console: Console, device: torch.device
+    recipe: Recipe,
+    fields: Fields,
+    stages: Stages,
+    plan: Mapping[str, Stage],
+    console: Console,
+    device: torch.device,
 ) -> MultimodalCodec:
     """The codec of this run: kept, taken from another run, or trained now."""
-    path, files = stages.folder / codecs.FILE_NAME, [codecs.FILE_NAME]
+    path, stage, files = stages.folder / codecs.FILE_NAME, plan["codec"], FILES["codec"]
     if stages.done(stage, files):
         codec = MultimodalCodec.load(path)
         console.reused("autoencoder")
         if to_tree(codec.recipe) == to_tree(recipe):
             return codec
+        for name, each in plan.items():  # their earlier keys follow from the file that changes now
+            stages.adopt(each, FILES[name])
         codec.recipe = recipe  # the settings of later stages travel with the codec
         codec.save(path)
     elif recipe.latent.trained:

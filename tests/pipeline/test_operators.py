@@ -107,7 +107,10 @@ def test_guided_denoiser_is_the_exact_posterior_mean(linear, rng, t):
     h, error = by_hand(linear)
     y = torch.randn(1, L, *GRID.shape, generator=rng)
     guided = CovarianceGuidance(
-        linear.prior.denoiser, linear.prior.gaussian, linear.observations({"t": y}), linear.jacobians()
+        linear.prior.denoiser,
+        linear.prior.gaussian,
+        linear.observations({"t": y}).pullback(linear.decoders),
+        linear.jacobians(),
     )
     x_t = torch.randn(2, 1, L, K, generator=rng)
     alpha, sigma = (float(s) for s in VPCosine()(torch.tensor(t)))
@@ -130,7 +133,12 @@ def test_draws_have_the_exact_posterior_mean(linear, rng):
     recipe = from_tree(override(to_tree(linear.recipe), ["assimilation.steps=40"]))
     linear = Model(linear.codec, linear.prior, recipe)
     y = torch.randn(1, L, *GRID.shape, generator=rng)
-    z = linear.sda().windows(linear.observations({"t": y}), 800, rng=rng).flatten(2)[:, 0].double()
+    z = (
+        linear.sda()
+        .windows(linear.observations({"t": y}).pullback(linear.decoders), 800, rng=rng)
+        .flatten(2)[:, 0]
+        .double()
+    )
     gaussian = linear.prior.gaussian
     vectors = gaussian.vectors.double()
     g = torch.block_diag(*[(h @ linear.prior.operators["t"]).double()] * L)

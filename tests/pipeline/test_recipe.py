@@ -5,9 +5,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from slams.core.codec import TRANSFORMS, Transform
 from slams.core.settings import override
 from slams.pipeline.recipe import AssimilationRecipe, Recipe, from_tree, load, to_tree
 
@@ -209,3 +211,20 @@ def test_building_leaves_the_tree_alone():
 
 def test_the_defaults_are_a_valid_choice():
     assert from_tree(tree()).assimilation == AssimilationRecipe()
+
+
+def test_a_transform_is_added_in_one_place(monkeypatch):
+    """An entry of the table is a choice of recipes, and the modality holds the transform itself."""
+    root = Transform("sqrt", np.sqrt, np.square, 0.0, "sqrt({})")
+    with pytest.raises(ValueError, match="transform of modality 't' must be one of none, log1p, got 'sqrt'"):
+        built("data.modalities.t.transform=sqrt")
+    monkeypatch.setitem(TRANSFORMS, "sqrt", root)
+    modality = built("data.modalities.t.transform=sqrt").modalities["t"]
+    assert modality.transformed is root and root.label("mm") == "sqrt(mm)"
+    x = np.array([0.0, 4.0])
+    np.testing.assert_array_equal(root.inverse(root.forward(x)), x)
+
+
+def test_a_recipe_holds_its_modalities():
+    recipe = built()
+    assert recipe.modalities is recipe.modalities and recipe.states == ["t"]

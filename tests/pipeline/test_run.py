@@ -1,6 +1,7 @@
 """Laws of what a test sees, and of a run from files to a report that is done once."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,19 @@ def test_the_truth_that_is_scored_is_what_was_read(done):
         found = truth["rain"].values.squeeze()
     assert (expected == 0).mean() > 0.2
     np.testing.assert_array_equal(found == 0, expected == 0)
+
+
+@pytest.mark.parametrize("name", ["baselines.safetensors", "analysis.nc"])
+def test_a_test_whose_file_is_cut_short_is_done_again(name, done, tmp_path, monkeypatch):
+    """Nothing is trained again, and the scores are the same."""
+    recipe, out = done
+    copy = Path(shutil.copytree(out, tmp_path / "run"))
+    (copy / name).write_bytes((out / name).read_bytes()[:100])
+    monkeypatch.setattr(experiment, "write_summary", lambda *arguments: None)
+    monkeypatch.setattr(stages, "fit", None)
+    experiment.run(from_tree(override(to_tree(recipe), [f"out={copy}"])), console=Console(quiet=True))
+    assert (copy / name).stat().st_size == (out / name).stat().st_size
+    assert (copy / "metrics.csv").read_bytes() == (out / "metrics.csv").read_bytes()
 
 
 def test_a_run_that_is_done_is_reused_as_a_whole(done, monkeypatch):

@@ -279,3 +279,58 @@ def test_latents_are_kept_and_made_again_for_another_codec(trained, copy):
     (copy / "latents.npy").write_bytes(b"half")
     (copy / "latents.json").unlink()
     assert torch.equal(stages.latents(model.codec, copy, given), expected)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("whole", [0, 0.5])
+def test_weights_that_are_gone_or_cut_short_are_trained_again(name, whole, trained, copy):
+    """A ledger alone is not believed: a stage is done while its files are there and whole."""
+    data = (copy / name).read_bytes()
+    (copy / name).write_bytes(data[: int(whole * len(data))])
+    if not whole:
+        (copy / name).unlink()
+    train(trained.recipe, trained.fields, copy, QUIET)
+    assert_same(copy, trained.out)
+
+
+def test_a_run_keeps_statistics_and_makes_what_follows_from_them_on_opening(trained, copy):
+    """Neither eigenvectors nor operators are in the file; the file beside it may be deleted, or spoilt."""
+    tensors, _ = content(copy / WEIGHTS[1])
+    assert not [
+        name for name in tensors if name.startswith("operators.") or name.endswith("gaussian.vectors")
+    ]
+    expected = Model.load(copy).prior
+    cache = copy / "derived.safetensors"
+    for spoil in (cache.unlink, lambda: cache.write_bytes(cache.read_bytes()[:100])):
+        spoil()
+        found = Model.load(copy).prior
+        assert torch.equal(found.gaussian.vectors, expected.gaussian.vectors)
+        for name, operator in expected.operators.items():
+            assert torch.equal(found.operators[name], operator), name
+        assert cache.exists()
+
+
+def test_a_prior_in_the_layout_of_earlier_versions_is_read_as_it_was(trained, copy):
+    """Results instead of statistics, as versions before 0.2 wrote them; written again, they stay."""
+    model = Model.load(copy)
+    model.prior.statistics = {}
+    model.save(copy)
+    assert {"operators.temp", "denoiser.gaussian.vectors"} <= set(content(copy / WEIGHTS[1])[0])
+    (copy / "derived.safetensors").unlink()
+    again = Model.load(copy)
+    assert not (copy / "derived.safetensors").exists()
+    assert torch.equal(again.prior.gaussian.vectors, model.prior.gaussian.vectors)
+    assert all(torch.equal(x, model.prior.operators[name]) for name, x in again.prior.operators.items())
+
+
+def test_a_ledger_of_earlier_versions_is_believed_and_then_brought_up_to_date(trained, copy, fitted):
+    """Bare digests of all settings; a later setting that changes rewrites the file they follow from."""
+    plan = stages.stages_of(trained.recipe, trained.fields, copy)
+    ledger = copy / ".stages.json"
+    ledger.write_text(json.dumps({name: plan[name].earlier[0] for name in ("codec", "prior", "calibration")}))
+    train(trained.recipe, trained.fields, copy, QUIET)
+    assert fitted == [] and all(isinstance(row, str) for row in json.loads(ledger.read_text()).values())
+    renamed = with_settings(trained.recipe, "name=other")
+    train(renamed, trained.fields, copy, QUIET)
+    rows = json.loads(ledger.read_text())
+    assert fitted == [] and {name: row["key"] for name, row in rows.items()} == {n: plan[n].key for n in rows}

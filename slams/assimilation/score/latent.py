@@ -1,6 +1,7 @@
 """Assimilation in a latent space: the wrapped method never learns that its state is encoded."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -18,16 +19,23 @@ class Latent(Assimilator):
     Args:
         method: Assimilates latents.
         decoders: D_m of every observed modality, (*B, *Z) -> (*B, *S_m).
-        decode: Of what the posterior shall be, (*B, *Z) -> (*B, *S).
+        decode: Of what the posterior shall be, (*B, *Z) -> (*B, *S); the latent itself if None.
+
+    `assimilate` passes options that it does not know, such as `progress`, to the method.
     """
 
-    def __init__(self, method: Assimilator, decoders: Mapping[str, Decoder], decode: Decoder) -> None:
+    def __init__(
+        self, method: Assimilator, decoders: Mapping[str, Decoder], decode: Decoder | None = None
+    ) -> None:
         self.method = method
         self.decoders = dict(decoders)
-        self.decode = decode
+        self.decode = decode or (lambda z: z)
 
     @old_keywords("method setting")
-    def assimilate(self, observations: Observations, members: int, *, rng: Rng = None) -> Posterior:  # noqa: D102
-        posterior = self.method.assimilate(observations.pullback(self.decoders), members, rng=rng)
+    def assimilate(  # noqa: D102
+        self, observations: Observations, members: int, *, rng: Rng = None, **options: Any
+    ) -> Posterior:
+        seen = observations.pullback({name: self.decoders[name] for name in observations})
+        posterior = self.method.assimilate(seen, members, rng=rng, **options)
         assert posterior.samples is not None  # methods keep their members unless told otherwise
         return Posterior(self.decode(posterior.samples), posterior.diagnostics, seed=posterior.seed)

@@ -9,7 +9,7 @@ from slams.data.archives import SOURCES
 Role = Literal["state", "observation"]
 Kind = Literal["grid", "stations"]
 
-_CHOICES = {"role": get_args(Role), "kind": get_args(Kind), "transform": tuple(TRANSFORMS)}
+_CHOICES = {"role": get_args(Role), "kind": get_args(Kind)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Modality:
         if not files:
             raise ValueError(f"modality {self.name!r} names no files; give at least one path or glob.")
         archives = ("auto", *(name for name, source in SOURCES.items() if source.gridded))
-        for field, allowed in (_CHOICES | {"source": archives}).items():
+        for field, allowed in (_CHOICES | {"source": archives, "transform": tuple(TRANSFORMS)}).items():
             value = getattr(self, field)
             if value not in allowed:
                 raise ValueError(

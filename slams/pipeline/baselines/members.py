@@ -95,7 +95,7 @@ class Baseline(abc.ABC):
         return self.moments(seen)
 
 
-class Climatology(Baseline):
+class ClimatologicalNormal(Baseline):
     """The climatological normal of training days at every point."""
 
     name, observes = "climatology", False
@@ -216,7 +216,7 @@ class Interpolation(Baseline):
             if any(bool(torch.isfinite(v).any()) for v in some.values()):
                 found[name] = self._interpolated(name, interpolator, some)
             else:
-                found[name] = Climatology(self.model, self.fitted).moments(some)[name]
+                found[name] = ClimatologicalNormal(self.model, self.fitted).moments(some)[name]
         return found
 
     def _interpolated(self, name: str, interpolator: AnomalyInterp, seen: Seen) -> tuple[Tensor, Tensor]:
@@ -260,7 +260,7 @@ class Regression(Baseline):
         return found
 
 
-BASELINES: tuple[type[Baseline], ...] = (Climatology, ClosedForm, Interpolation, Regression)
+BASELINES: tuple[type[Baseline], ...] = (ClimatologicalNormal, ClosedForm, Interpolation, Regression)
 
 
 def _direct(model: Model, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -291,14 +291,14 @@ def prior(
     model: Model, segments: Sequence[Segment], dates: np.ndarray, seed: int, progress: Callable[[int], None]
 ) -> dict[str, Tensor]:
     """Unconditional draws of the latent prior along each run of days, decoded, (N, T, *S) by state."""
-    sda, count = model.sda(), model.recipe.assimilation.members
+    sampler, count, gaussian = model.sda().sampler, model.recipe.assimilation.members, model.prior.gaussian
     rng = fork(seed, "prior")
     phase = phase_of(dates)
     found = {n: torch.empty(count, len(dates), *model.layouts[n].shape) for n in model.states}
-    blanket = MarkovBlanket(sda.denoiser, sda.gaussian.length)
+    blanket = MarkovBlanket(model.prior.denoiser, gaussian.length)
     for segment in segments:
-        noise = normal((count, len(segment.rows), *sda.gaussian.event), like=sda.gaussian.basis, rng=rng)
-        z = sda.sampler(blanket, noise, rng=rng, progress=progress)[:, segment.keep]
+        noise = normal((count, len(segment.rows), *gaussian.event), like=gaussian.basis, rng=rng)
+        z = sampler(blanket, noise, rng=rng, progress=progress)[:, segment.keep]
         for name, members in found.items():
             members[:, segment.days] = decoded(model, z, name, phase[segment.days], rng=rng)
     return found

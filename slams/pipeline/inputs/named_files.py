@@ -12,7 +12,7 @@ from slams.data.files.read import find
 
 
 @dataclass
-class Source:
+class FileSource:
     """Where a modality is read from.
 
     Attributes:
@@ -26,7 +26,7 @@ class Source:
 
 def match(
     arguments: Sequence[str], variables: Mapping[str, str], sought: Collection[str]
-) -> dict[str, Source]:
+) -> dict[str, FileSource]:
     """Which modality is where.
 
     In a file without a name, only the modalities sought are looked for: under their own name, else under the
@@ -50,7 +50,7 @@ def match(
         raise ValueError("no file was given; name at least one, as FILE or NAME=FILE.")
     split = [_split(argument, variables) for argument in arguments]
     explicit = {name for name, _ in split if name is not None}
-    found: dict[str, Source] = {}
+    found: dict[str, FileSource] = {}
     for name, path in split:
         for file in find((path,)):
             held = contents(file)
@@ -65,7 +65,7 @@ def match(
                         "or give another file."
                     )
             for n, variable in here.items():
-                source = found.setdefault(n, Source(variable))
+                source = found.setdefault(n, FileSource(variable))
                 if source.variable != variable:
                     raise ValueError(
                         f"{n} is called {source.variable!r} in {source.files[0]} but {variable!r} in {file}; "

@@ -147,7 +147,7 @@ def _inflate(model: Model, held: Anomalies, rows: Tensor, console: Console) -> N
     with console.bar("calibrating the spread", len(sets) * recipe.assimilation.steps) as advance:
         for names in sets:
             seen = observe(model.layouts, recipe, {n: held[n] for n in names}, names, days=rows, std=std)
-            observations = model.observations(seen)
+            observations = model.seen(seen, model.errors(), model.device).pullback(model.decoders)
             z = model.sda().windows(
                 observations, recipe.assimilation.members, rng=rng, progress=lambda n: advance(n, "")
             )

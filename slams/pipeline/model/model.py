@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -111,12 +112,19 @@ class Model:
         return found
 
     def observations(self, anomalies: Mapping[str, Tensor]) -> Observations:
-        """Anomalies (*B, L, *S), NaN where not seen, as observations of the latent, one a modality."""
-        seen = self.seen(anomalies, self.errors(), self.device)
-        return seen.pullback({m: self._decoder(m) for m in anomalies})
+        """Anomalies (*B, L, *S), NaN where not seen, with the errors that `decoders` leave, one observation a modality.
 
-    def _decoder(self, name: str) -> Callable[[Tensor], Tensor]:
-        return lambda z: self.codec.autoencoder.decode(z, name)
+        With guidance "published", one pseudo-observation of the latent.
+        """
+        if self.recipe.assimilation.guidance == "published":
+            return self.published(anomalies)
+        return self.seen(anomalies, self.errors(), self.device)
+
+    @property
+    def decoders(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Of every modality, and of the latent itself, for `Latent`."""
+        decode = self.codec.autoencoder.decode
+        return {name: partial(decode, name=name) for name in self.layouts} | {"latent": lambda z: z}
 
     def sda(self) -> SDA:
         """The assimilation method with this prior and the recipe's settings."""

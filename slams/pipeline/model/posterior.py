@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from slams.assimilation.score.latent import Latent
 from slams.core.random import Rng, normal
-from slams.observation.observation import Observations
 from slams.pipeline.model.model import Model
 
 WINDOWS = 8  # drawn at once, which bounds the memory of the decoders
@@ -33,22 +33,18 @@ def posterior(
         (N, T, *Z) each, on the CPU.
     """
     sda, members = model.sda(), model.recipe.assimilation.members
-
-    def observations(values: Mapping[str, Tensor]) -> Observations:
-        published = model.recipe.assimilation.guidance == "published"
-        return model.published(values) if published else model.observations(values)
-
-    draws: list[Tensor] = []
+    method, draws = Latent(sda, model.decoders), list[Tensor]()
     if composed:
         for values in seen:
-            drawn = sda.assimilate(observations(values), members, rng=rng, progress=progress)
-            assert drawn.samples is not None
-            draws.append(drawn.samples)
+            drawn = method.assimilate(model.observations(values), members, rng=rng, progress=progress).samples
+            assert drawn is not None
+            draws.append(drawn)
     else:
         stacked = {name: torch.stack([each[name] for each in seen]) for name in seen[0]}
         for first in range(0, len(seen), WINDOWS):
-            part = observations({name: value[first : first + WINDOWS] for name, value in stacked.items()})
-            draws += sda.windows(part, members, rng=rng, progress=progress).unbind(1)
+            part = model.observations({n: value[first : first + WINDOWS] for n, value in stacked.items()})
+            # one draw of noise for the windows of a member, which the verb would draw window by window
+            draws += sda.windows(part.pullback(model.decoders), members, rng=rng, progress=progress).unbind(1)
     return [_inflated(z, model.prior.inflation).cpu() for z in draws]
 
 

@@ -15,6 +15,7 @@ from slams.observation.operators import Interpolate
 from slams.pipeline.baselines.fit import Baselines
 from slams.pipeline.baselines.members import BASELINES, Baseline, Seen
 from slams.pipeline.inputs.fields import Fields, phase_of
+from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.observe import observe
 from slams.pipeline.inputs.periods import cut
 from slams.pipeline.model.codec import Anomalies, anomalies
@@ -233,25 +234,49 @@ class Test:
             centre = self.model.codec.physical(name, value[0], self.phase(i))
             width = value[1] * self.model.codec.statistics[name].std
             truth = torch.where(torch.isfinite(centre), truth, torch.nan)
-            centre, width = torch.nan_to_num(centre), torch.nan_to_num(width, nan=1.0)
-        for block, days in self._blocks(i):
-            for part, mask in {"all": None, **masks}.items():
-                if mask is not None and mask.shape == truth.shape:  # of stations it may be one for all days
-                    mask = mask[days]
-                common = truth[days], layout.weights(), mask
-                if isinstance(value, tuple):
-                    statistics = gaussian_window_statistics(centre[days], width[days], *common)
-                else:
-                    statistics = window_statistics(value[:, days], *common)
-                scores.add(
-                    estimate.method, name, block, statistics, part=part, levels=layout.levels() or None
-                )
+            value = torch.nan_to_num(centre), torch.nan_to_num(width, nan=1.0)
+        score(scores, estimate.method, name, layout, value, truth, self._blocks(i), masks)
 
     def _blocks(self, i: int) -> list[tuple[str, slice]]:
         """Windows of the intervals: the trajectory itself, or blocks of a continuous analysis."""
         days = self.dates[self.slices[i]]
         step = _BLOCK if self.composed else len(days)
         return [(str(days[at]), slice(at, min(at + step, len(days)))) for at in range(0, len(days), step)]
+
+
+def score(
+    scores: Scores,
+    method: str,
+    name: str,
+    layout: Layout,
+    value: Tensor | tuple[Tensor, Tensor],
+    truth: Tensor,
+    blocks: Sequence[tuple[str, slice]],
+    masks: Mapping[str, Tensor],
+) -> None:
+    """Add what a method says of one variable, whole and in parts.
+
+    Args:
+        scores: To add to.
+        method: Whose estimate.
+        name: Of which variable.
+        layout: Where its values are.
+        value: Members (N, T, *S), or mean and standard deviation (T, *S).
+        truth: (T, *S), NaN where missing.
+        blocks: Windows of the intervals: names and days.
+        masks: Parts by name, (T, *S), or (C, P) for all days.
+    """
+    weights, levels = layout.weights(), layout.levels() or None
+    for block, days in blocks:
+        for part, mask in {"all": None, **masks}.items():
+            if mask is not None and mask.shape == truth.shape:
+                mask = mask[days]
+            if isinstance(value, tuple):
+                mean, std = value
+                statistics = gaussian_window_statistics(mean[days], std[days], truth[days], weights, mask)
+            else:
+                statistics = window_statistics(value[:, days], truth[days], weights, mask)
+            scores.add(method, name, block, statistics, part=part, levels=levels)
 
 
 def _references(test: Test, part: Part, seen: list[Seen]) -> Iterator[Estimate]:
