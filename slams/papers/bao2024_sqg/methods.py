@@ -306,7 +306,7 @@ def run(
         "seed": problem.seeds[0],
         **(plain or {}),
     }
-    told = {"size": size, **settings}
+    told = {"members": size, **settings}
     return Result(
         label or name, told, posterior, scores, dt=problem.system.dt, scored=tuple(scored),
         seconds=time.perf_counter() - begun, setup=facts,
@@ -324,7 +324,7 @@ def scores_of(posterior: Posterior, scored: Sequence[int], deviation: float) -> 
         scored: Steps that count.
         deviation: Standard deviation of the climate [K].
     """
-    numbers = {key: value for key, value in posterior.diagnostics.items() if key != "lost"}
+    numbers = {key: value for key, value in posterior.diagnostics.items() if key not in ("lost", "diverged")}
     scores = summary(numbers, scored)
     lost = ~(scores["rmse"] < LOST * deviation)
     scores["divergence_rate"] = lost.to(scores["rmse"].dtype)
