@@ -56,7 +56,11 @@ from .systems import Lorenz96 as Lorenz96
 from .systems import LotkaVolterra as LotkaVolterra
 from .systems import MoistQG as MoistQG
 from .systems import SurfaceQG as SurfaceQG
+from .twin import BenchTable as BenchTable
+from .twin import TuneTable as TuneTable
 from .twin import Twin as Twin
 from .twin import TwinExperiment as TwinExperiment
+from .twin import bench as bench
+from .twin import tune as tune
 
 __version__: str

@@ -59,7 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("recipe", nargs="?", help="YAML file or the name of a shipped recipe (default: planet)")
     add.add_argument("--config_filepath", help="the same, as in the published code")
     add.add_argument(
-        "settings", nargs="*", metavar="key=value", help="overrides such as prior.fit.steps=200 or out=DIR"
+        "settings",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="overrides such as prior.fit.steps=200 or out=DIR",
     )
     add.add_argument("--trust", **_TRUST)
     add.set_defaults(run=_train)
@@ -72,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--dates", metavar="A..B", help="first and last day")
     add.add_argument("--seed", type=int, default=0)
     add.add_argument("--baselines", action="store_true", help="write the baselines' analyses too")
-    add.add_argument("settings", nargs="*", metavar="key=value")
+    add.add_argument("settings", nargs="*", default=[], metavar="key=value")
     add.add_argument("--trust", **_TRUST)
     add.set_defaults(run=_assimilate)
     add = commands.add_parser("evaluate", help="score an analysis against truth")
@@ -129,7 +133,7 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 def _add_twins(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The commands on simulated truths."""
-    systems = "lorenz63, lorenz96, linear or doublewell"
+    systems = "lorenz63, lorenz96, linear, doublewell, or one of your own as package.module:name"
     override = "overrides of the set-up such as truth.forcing=11 model.forcing=8"
     add = commands.add_parser("bench", help="compare methods on a simulated truth")
     add.add_argument("system", metavar="SYSTEM", help=systems)
@@ -138,17 +142,19 @@ def _add_twins(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add.add_argument("--cycles", type=int, help="scored analyses of each (default: 2000)")
     add.add_argument("--settings", dest="tuned", metavar="FILE.yaml", help="settings written by slams tune")
     add.add_argument("--out", metavar="DIR", help="folder of the results (default: logs/bench_SYSTEM)")
-    add.add_argument("settings", nargs="*", metavar="key=value", help=override)
+    add.add_argument("settings", nargs="*", default=[], metavar="key=value", help=override)
     add.set_defaults(run=_bench)
     add = commands.add_parser("tune", help="choose settings of methods, the same number of trials for each")
     add.add_argument("system", metavar="SYSTEM", help=systems)
     add.add_argument("--methods", required=True, help="separated by commas")
     add.add_argument("--budget", type=int, default=64, help="trials of each method (default: 64)")
     add.add_argument("--out", required=True, metavar="FILE.yaml")
-    add.add_argument("settings", nargs="*", metavar="key=value", help=override)
+    add.add_argument("settings", nargs="*", default=[], metavar="key=value", help=override)
     add.set_defaults(run=_tune)
     add = commands.add_parser("frontier", help="accuracy against cost, and which method to use when")
-    add.add_argument("folders", nargs="*", metavar="FOLDER", help="results of slams bench, or above some")
+    add.add_argument(
+        "folders", nargs="*", default=[], metavar="FOLDER", help="results of slams bench, or above some"
+    )
     add.add_argument(
         "--run",
         dest="plan",
@@ -169,7 +175,7 @@ def _add_twins(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add.add_argument(
         "--train", action="store_true", help="train a paper's nets anew instead of using the shipped ones"
     )
-    add.add_argument("settings", nargs="*", metavar="key=value", help=override)
+    add.add_argument("settings", nargs="*", default=[], metavar="key=value", help=override)
     add.set_defaults(run=_reproduce)
 
 
@@ -257,25 +263,28 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 
 def _bench(parsed: argparse.Namespace) -> int:
+    from slams import config
+    from slams.core.stages import file_stem
     from slams.twin.benchmark import bench
 
+    numbers = {"replicates": parsed.replicates, "cycles": parsed.cycles}
     bench(
         parsed.system,
         methods=_names(parsed.methods),
-        replicates=parsed.replicates,
-        cycles=parsed.cycles,
         settings=parsed.tuned,
-        out=parsed.out,
+        out=parsed.out or config.LOG_DIR / f"bench_{file_stem(parsed.system)}",
         overrides=parsed.settings,
+        progress=True,
+        **{key: value for key, value in numbers.items() if value is not None},
     )
     return 0
 
 
 def _tune(parsed: argparse.Namespace) -> int:
-    from slams.twin.tune import tune
+    from slams.twin.tuning import tune
 
     names = _names(parsed.methods) or []
-    tune(parsed.system, names, parsed.out, budget=parsed.budget, overrides=parsed.settings)
+    tune(parsed.system, names, parsed.out, budget=parsed.budget, overrides=parsed.settings, progress=True)
     return 0
 
 

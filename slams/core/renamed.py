@@ -14,6 +14,7 @@ RENAMED: dict[str, dict[str, str]] = {
         "truths": "replicates",
         "observations": "replicates",
     },
+    "plan key": {"sizes": "members"},
     "bar": {"experiment": "case", "process": "case", "run": "row"},
     "metric": {
         "rmse_a": "rmse_time_mean",
@@ -30,12 +31,13 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-def renamed(scope: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+def renamed(scope: str, tree: Mapping[str, Any], *, warn: bool = True) -> dict[str, Any]:
     """The tree with old names replaced by new ones.
 
     Args:
         scope: A key of `RENAMED`.
         tree: Keys and values, or keywords.
+        warn: Whether to warn; not of files that the package wrote itself.
 
     Returns:
         A new mapping, in the same order.
@@ -46,7 +48,7 @@ def renamed(scope: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in tree.items():
         new = RENAMED[scope].get(key, key)
-        if new != key:
+        if warn and new != key:
             warnings.warn(
                 f"the {scope} {key!r} is now {new!r}; {key!r} works until version 0.4.",
                 FutureWarning,

@@ -3,11 +3,13 @@
 import dataclasses
 import datetime
 import difflib
+import functools
+import inspect
 import re
 import types
 import typing
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +176,43 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     return _plain_value(kind, value, where)
 
 
+def parameters(function: Callable[..., Any]) -> dict[str, Any]:
+    """Names and types of a function's keywords, those of a `**settings: Unpack[TypedDict]` included.
+
+    >>> parameters(sized)["default"]
+    <class 'str'>
+    """
+    found: dict[str, Any] = {}
+    inner = function.func if isinstance(function, functools.partial) else function
+    hints = typing.get_type_hints(inner.__init__ if isinstance(inner, type) else inner)  # type: ignore[misc]
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind = hints.get(name, Any)
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= {k: v for each in typing.get_args(kind) for k, v in typing.get_type_hints(each).items()}
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            found[name] = kind
+    return found
+
+
+def arguments(
+    function: Callable[..., Any], tree: Mapping[str, Any], where: str = "", *, leave: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Keywords of a function from plain values, each converted to the type of its parameter.
+
+    Args:
+        function: A function or a class.
+        tree: Keys and values.
+        where: Dotted name of the tree, ending in a dot unless empty, for messages.
+        leave: Parameters that are no settings.
+
+    Raises:
+        ValueError: If a key is unknown (the nearest is named) or a value has the wrong type.
+    """
+    kinds = {name: kind for name, kind in parameters(function).items() if name not in leave}
+    known_settings(tree, kinds, where)
+    return {key: convert(kinds[key], value, f"{where}{key}") for key, value in tree.items()}
+
+
 def _union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in arguments:
         return None
@@ -197,7 +236,7 @@ def _sequence(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
 
 
 def _plain_value(kind: Any, value: Any, where: str) -> Any:
-    if kind is Any:
+    if not isinstance(kind, type):  # Any, a callable, ...
         return value
     if kind is str and isinstance(value, (str, int, float, datetime.date)) and not isinstance(value, bool):
         return str(value)

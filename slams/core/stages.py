@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from slams.core.files import write_text
+from slams.core.renamed import renamed
 from slams.core.settings import differences, plain
 from slams.core.tensorfile import read_facts, read_tensors, write_tensors
 
@@ -58,26 +59,41 @@ def file_stem(label: str) -> str:
     return "".join(c if c.isalnum() or c in "-." else "_" for c in label)
 
 
-def claim(path: str | Path, settings: Mapping[str, Any]) -> None:
+def claim(path: str | Path, settings: Mapping[str, Any], scope: str = "") -> None:
     """Write settings where there are none, or make sure that they are the same.
 
     Args:
         path: JSON file of the settings.
         settings: Plain values.
+        scope: Of names that the file may have in their old form, a key of `RENAMED`.
 
     Raises:
         ValueError: If other settings are there, with the differences.
     """
     path, wanted = Path(path), json.loads(json.dumps(plain(settings)))
     if path.exists():
-        different = differences(json.loads(path.read_text(encoding="utf-8")), wanted)
-        if different:
-            raise ValueError(
-                f"{path} is of another set-up: {'; '.join(different[:6])}. Choose another --out, or remove "
-                "that folder."
-            )
-        return
-    write_text(path, json.dumps(wanted, indent=1))
+        before = json.loads(path.read_text(encoding="utf-8"))
+        same(path, renamed(scope, before, warn=False) if scope else before, wanted)
+    else:
+        write_text(path, json.dumps(wanted, indent=1))
+
+
+def same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with results of other settings.
+
+    Args:
+        path: What holds the results.
+        before: Their settings.
+        now: The present ones.
+
+    Raises:
+        ValueError: If they differ, with the differences.
+    """
+    different = differences(before, now)
+    if different:
+        raise ValueError(
+            f"{path} is of another set-up: {'; '.join(different[:6])}. Choose another --out, or remove it."
+        )
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,20 @@
 """Observation operators: what an instrument sees of a field. All take any leading batch axes."""
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from slams.core.random import Rng, permutation
+from slams.core.settings import arguments, parameters, unknown
 from slams.observation.grid import AvgPool, Box, FirstMinusLast, Vorticity
 from slams.observation.interpolation import Interpolate, InterpolateLine, InterpolateTorus
 
 __all__ = [
+    "BY_NAME",
     "AvgPool",
     "Box",
     "Compose",
@@ -28,6 +31,7 @@ __all__ = [
     "Stack",
     "Stride",
     "Vorticity",
+    "by_name",
 ]
 
 Operator = Callable[[Tensor], Tensor]
@@ -236,10 +240,7 @@ class Pointwise(nn.Module):
     def __init__(self, name: str, *, scale: float = 1.0, shift: float = 0.0) -> None:
         super().__init__()
         if name not in POINTWISE:
-            near = difflib.get_close_matches(name, POINTWISE, 1, 0)[0]
-            raise ValueError(
-                f"unknown function {name!r}; did you mean {near!r}? There are {', '.join(POINTWISE)}."
-            )
+            raise ValueError(unknown("function", name, POINTWISE))
         self.name, self.scale, self.shift = name, scale, shift
 
     def forward(self, x: Tensor) -> Tensor:
@@ -305,3 +306,49 @@ class Stack(nn.Module):
 def _check_stride(step: int, offset: int) -> None:
     if step < 1 or not 0 <= offset < step:
         raise ValueError(f"need step >= 1 and 0 <= offset < step, got step {step} and offset {offset}.")
+
+
+def _select(index: Sequence[int], event: int = 1) -> Select:
+    return Select(torch.tensor(index, dtype=torch.long), event)
+
+
+def _points(
+    points: Sequence[Sequence[float]], lat: Tensor, lon: Tensor, periodic: bool = False
+) -> Interpolate:
+    return Interpolate(lat, lon, torch.tensor(points, dtype=lat.dtype), periodic=periodic)
+
+
+#: Operators as settings name them: in recipes, set-ups of twin experiments and plans of studies.
+BY_NAME: Mapping[str, Callable[..., nn.Module]] = {
+    "identity": Identity,
+    "flatten": Flatten,
+    "stride": Stride,
+    "select": _select,
+    "block_mean": AvgPool,
+    "points": _points,
+    "box": Box,
+    "vorticity": Vorticity,
+    **{name: partial(Pointwise, name) for name in POINTWISE},
+}
+
+
+def by_name(name: str, settings: Mapping[str, Any] | None = None, **context: Any) -> nn.Module:
+    """An operator from its name and settings.
+
+    Args:
+        name: A key of `BY_NAME`.
+        settings: Keywords of the operator, such as "step" of "stride" and "shift" of a pointwise function.
+        context: Facts of the state that no setting can change, such as lat, lon, weights and event; each goes to
+            operators that take it.
+
+    Raises:
+        ValueError: If the name or a setting is unknown (the nearest is named), or a value is invalid.
+
+    >>> by_name("stride", {"step": 2})(torch.arange(5))
+    tensor([0, 2, 4])
+    """
+    if name not in BY_NAME:
+        raise ValueError(unknown("operator", name, BY_NAME))
+    make, known = BY_NAME[name], parameters(BY_NAME[name])
+    given = arguments(make, settings or {}, f"{name}.", leave=context)
+    return make(**given, **{key: value for key, value in context.items() if key in known})

@@ -11,6 +11,7 @@ import torch
 
 from slams import config
 from slams.core.console import Console
+from slams.core.renamed import renamed
 from slams.core.settings import build, read_tree, unknown
 from slams.core.stages import file_stem
 from slams.evaluation.figures.style import save_figure
@@ -42,7 +43,7 @@ class PaperRow:
     Attributes:
         row: Its name.
         method: Ours.
-        settings: `size` among them.
+        settings: Its settings, `members` among them.
         metric: A score of ours.
         published: The paper's number.
         measured: By an independent code.
@@ -276,7 +277,7 @@ class _Part:
 def _result(runner: Runner, row: PaperRow, console: Console) -> Result:
     if row.method == EXACT:
         return runner.exact()
-    settings = {"size": entry(row.method).size, **row.settings}
+    settings = {"members": entry(row.method).members, **renamed("method setting", row.settings)}
     label = file_stem(row.row)
     return run_with_bar(runner, console, row.method, settings, "published", label, metric=row.metric)
 

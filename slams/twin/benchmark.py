@@ -1,24 +1,34 @@
-"""`slams bench`: methods side by side on one system, with intervals, figures and a report."""
+"""`slams bench`: methods compared on one system, with intervals, figures and a report."""
 
 import csv
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-import yaml
+from rich.console import Console as RichConsole
 
-from slams import config
+from slams.assimilation.base import Assimilator
 from slams.core.console import Console
 from slams.core.files import atomic
+from slams.core.renamed import renamed
+from slams.core.settings import build, read_tree
 from slams.evaluation.metrics import METRICS, shown
 from slams.evaluation.tables import COLUMNS as SCORE_COLUMNS
 from slams.evaluation.tables import console_table
+from slams.systems.base import Dynamics
+from slams.twin.exact import has_exact
 from slams.twin.experiment import Result
-from slams.twin.methods import METHODS, entry, starting
+from slams.twin.methods import METHODS, Factory, Settings, entry
+from slams.twin.own import Methods, OwnSetup, TwinOptions, methods_of, setup_of, starting_of
 from slams.twin.report import overview, write_pages
 from slams.twin.runner import Progress, Runner
-from slams.twin.setup import Setup, setup
+from slams.twin.setup import SYSTEMS, Setup, setup
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ("system", "settings", "replicate", *SCORE_COLUMNS)
 _USUAL = ("OptInterp", "ThreeDVar", "EnKF", "ETKF", "DEnKF", "EnKFN", "LETKF", "EAKF")
@@ -26,83 +36,179 @@ _TUNED = Path(__file__).parent / "tuned"
 _STRIDE = 20  # steps between two updates of the bar
 
 Row = dict[str, Any]
-Line = tuple[str, dict[str, Any], str, str]  # method, settings, where these are from, label of the row
 
 
-def bench(
-    system: str,
+@dataclass(frozen=True)
+class PlannedRun:
+    """A method with its settings.
+
+    Attributes:
+        method: Name of the method.
+        settings: Its settings, `members` among them.
+        origin: Where the settings are from.
+        label: Name of its rows, which no other run has.
+    """
+
+    method: str
+    settings: Settings
+    origin: str
+    label: str
+
+
+class PrintedTable:
+    """A table that prints itself: as text, and as HTML in a notebook.
+
+    Attributes:
+        title: Line above the table.
+        rows: All numbers, one mapping a row.
+        lines: The table that is printed.
+    """
+
+    title: str
+    rows: Sequence[Mapping[str, Any]]
+
+    @property
+    def lines(self) -> Sequence[Mapping[str, Any]]:
+        """The table that is printed, one mapping a line."""
+        return self.rows
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """All numbers as a pandas.DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame([dict(row) for row in self.rows])
+
+    def __str__(self) -> str:
+        console = RichConsole(file=io.StringIO(), width=140, highlight=False)
+        console.print(console_table(self.lines, title=self.title, wrap=False))
+        text: str = console.file.getvalue()  # type: ignore[attr-defined]
+        return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        return f"<p>{self.title}</p>{pd.DataFrame([dict(line) for line in self.lines]).to_html(index=False)}"
+
+
+@dataclass(frozen=True)
+class BenchTable(PrintedTable):
+    """Scores of methods on one set-up.
+
+    Attributes:
+        setup: The experiment.
+        results: Results of the methods, with scores of every replicate.
+        rows: Rows of metrics.csv: every metric of every replicate, and its mean with a 95 % interval.
+    """
+
+    setup: Setup
+    results: Sequence[Result]
+    rows: Sequence[Row]
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        """System and number of replicates."""
+        return f"{self.setup.system}, truths: {self.setup.replicates}"
+
+    @property
+    def lines(self) -> list[dict[str, str]]:
+        """Means over replicates of the most common metrics, one line a method, the smallest error first."""
+        return overview(self.rows, shown((row["metric"] for row in self.rows), "console"), interval=False)
+
+    def report(self, folder: str | Path) -> Path:
+        """Write metrics.csv, report.html and figures/.
+
+        Args:
+            folder: Where they go.
+
+        Returns:
+            The page, report.html.
+        """
+        write_rows(Path(folder) / "metrics.csv", self.rows)
+        write_pages(Path(folder), self.setup, self.results, self.rows)
+        return Path(folder) / "report.html"
+
+
+def bench(  # noqa: PLR0913
+    system: str | Dynamics,
     *,
-    methods: Sequence[str] | None = None,
-    replicates: int | None = None,
-    cycles: int | None = None,
-    settings: str | Path | None = None,
+    methods: Methods | None = None,
+    settings: str | Path | Mapping[str, Mapping[str, Any]] | None = None,
     out: str | Path | None = None,
-    overrides: Sequence[str] = (),
+    progress: bool = False,
     console: Console | None = None,
-) -> Path:
-    """Compare methods on truths that no setting was chosen on.
+    **experiment: Unpack[TwinOptions],
+) -> BenchTable:
+    """Compare methods on truths on which no setting was chosen.
 
     Args:
-        system: lorenz63, lorenz96, linear or doublewell.
-        methods: Which; the trivial ones, a tuned EnKF and, on a circle, a tuned LETKF come along.
-        replicates: Truths.
-        cycles: Scored analyses of each.
-        settings: File of `slams tune`; methods that are not in it keep the published or default settings. Without
-            `methods`, those in it join the usual selection.
-        out: Folder of the results; logs/bench_SYSTEM if None. The same call goes on where it stopped.
-        overrides: Of the set-up, such as "truth.forcing=11".
-        console: Where progress is shown.
+        system: lorenz63, lorenz96, linear or doublewell; an import path "package.module:name"; or a system.
+        methods: Names, classes, functions that take the model, or instances; the trivial ones, a tuned EnKF and, on
+            a circle, a tuned LETKF are added.
+        settings: File of `slams tune`, or settings by method; other methods keep the published or default settings.
+            Without `methods`, those with settings join the usual selection.
+        out: Folder of the results; nothing is written if None. The same call resumes where it stopped.
+        progress: Whether to show progress and the table on the terminal.
+        console: Where they are shown, in place of the terminal.
+        **experiment: Truth, observations and length of the experiment, as in `TwinOptions`.
 
     Returns:
-        The folder: metrics.csv, figures/, report.html, runs/.
+        The table; `report(folder)` writes it with figures.
 
     Raises:
-        ValueError: If a name is unknown (the nearest is told) or the folder is of another set-up.
+        ValueError: If a name is unknown (the nearest is named) or the folder is of another set-up.
+
+    >>> table = bench("linear", methods=["EnKF"], replicates=2, cycles=5, burn_in=0)
+    >>> sorted({row["method"] for row in table.rows})[:3]
+    ['Climatology', 'EnKF', 'EnKF tuned']
     """
-    console = console or Console()
-    chosen = {"replicates": replicates, "cycles": cycles}
-    made = setup({"system": system, **{k: v for k, v in chosen.items() if v is not None}}, overrides)
-    plan = _plan(made, methods, settings)
-    folder = Path(out) if out else config.LOG_DIR / f"bench_{system}"
-    compare(made, plan, folder, console)
-    return folder
+    made = setup_of(system, experiment)
+    names, own = methods_of(methods)
+    plan = _plan(made, names, settings, own)
+    return compare(made, plan, Path(out) if out else None, console or Console(quiet=not progress), own)
 
 
-def compare(made: Setup, plan: Sequence[Line], folder: Path, console: Console) -> list[Row]:
-    """Run what is planned on one set-up, and write metrics.csv, figures, report and runs.
+def compare(
+    made: Setup,
+    plan: Sequence[PlannedRun],
+    folder: Path | None,
+    console: Console,
+    own: Mapping[str, Factory | Assimilator] | None = None,
+) -> BenchTable:
+    """Make the planned runs on one set-up, and write metrics.csv, figures, report and runs.
 
     Args:
         made: The set-up.
-        plan: Of every run its method, settings, where these are from, and a label that no other run has.
-        folder: Of the results; the same call goes on where it stopped.
+        plan: The runs.
+        folder: Folder of the results; nothing is written if None. The same call resumes where it stopped.
         console: Where progress is shown.
+        own: Methods of the user's by name.
 
     Returns:
-        Rows of metrics.csv.
+        The table.
 
     Raises:
         ValueError: If a setting is unknown or the folder is of another set-up.
     """
-    runner = Runner(made, folder)
+    runner = Runner(made, folder, own=own)
     with console.bar("truths and their climate", 1) as advance:
-        for name, values, _, _ in plan:  # none begins before the last method's settings are known to be sound
-            runner.method(name, values)
+        for each in plan:  # none begins before the last method's settings are known to be sound
+            runner.method(each.method, each.settings)
         advance(1, f"{made.replicates} x {runner.experiment.length} steps")
-    results = [run_with_bar(runner, console, *line) for line in plan]
-    origins = [origin for _, _, origin, _ in plan]
-    if made.system in ("linear", "doublewell"):
+    results = [run_with_bar(runner, console, p.method, p.settings, p.origin, p.label) for p in plan]
+    origins = [each.origin for each in plan]
+    if has_exact(runner.experiment.model):
         results.append(runner.exact())
         origins.append("exact")
     rows = [row for result, origin in zip(results, origins, strict=True) for row in rows_of(result, origin)]
-    write_rows(folder / "metrics.csv", rows)
-    with console.bar("figures and report", 1) as advance:
-        write_pages(folder, made, results, rows)
-        advance(1, "")
-    title = f"{made.system}, truths: {made.replicates}"
-    metrics = shown((row["metric"] for row in rows), "console")
-    console.rich.print(console_table(overview(rows, metrics, interval=False), title=title, wrap=False))
-    console.say(f"report: {(folder / 'report.html').resolve()}")
-    return rows
+    table = BenchTable(made, results, rows)
+    if folder is not None:
+        with console.bar("figures and report", 1) as advance:
+            table.report(folder)
+            advance(1, "")
+    console.rich.print(console_table(table.lines, title=table.title, wrap=False))
+    if folder is not None:
+        console.say(f"report: {(folder / 'report.html').resolve()}")
+    return table
 
 
 def run_with_bar(  # noqa: PLR0913
@@ -115,14 +221,19 @@ def run_with_bar(  # noqa: PLR0913
     *,
     metric: str = "rmse",
 ) -> Result:
-    """Run a method behind a progress bar; losses of track are said at once."""
+    """Run a method behind a progress bar, which reports diverged replicates."""
     steps = runner.experiment.length
     with console.bar(f"{label} ({origin})", steps) as advance:
         result = runner.run(name, settings, label=label, progress=strided(advance, steps))
         # of a trivial method nobody expects that it keeps to the truth
-        lost = int(result.scores["divergence_rate"].sum()) if entry(name).kind != "trivial" else 0
-        told = f"{metric} {float(result.scores[metric].mean()):.3f}"
-        advance(0, f"{told}, {lost} of {runner.setup.replicates} truths lost" if lost else told)
+        diverged = int(result.scores["divergence_rate"].sum()) if runner.entry(name).kind != "trivial" else 0
+        message = f"{metric} {float(result.scores[metric].mean()):.3f}"
+        advance(
+            0,
+            f"{message}, {diverged} of {runner.setup.replicates} replicates diverged"
+            if diverged
+            else message,
+        )
     return result
 
 
@@ -153,91 +264,123 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             writer.writerow({**row, **{k: "" if math.isnan(v) else f"{v:.7g}" for k, v in numbers.items()}})
 
 
-def read_settings(path: str | Path, system: str) -> dict[str, dict[str, Any]]:
-    """Settings by method from a file of `slams tune`.
+@dataclass(frozen=True)
+class TunedMethod:
+    """Settings of one method in a file of `slams tune`.
 
-    Args:
-        path: The file.
-        system: That the settings should be of.
-
-    Returns:
-        Settings by method.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is of another system or no such file.
+    Attributes:
+        settings: The settings.
+        score: Their score on the tuning truths.
+        first: Score of the settings at the start.
+        trials: Number of trials.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no settings at {path}; make them with slams tune {system} --out {path}.")
-    tree = _tuned(path)
-    if tree.get("system") != system:
-        raise ValueError(f"{path} was tuned for {tree.get('system')}, not {system}; tune for {system}.")
-    return {name: dict(values["settings"]) for name, values in tree["methods"].items()}
+
+    settings: Mapping[str, Any]
+    score: float = math.nan
+    first: float = math.nan
+    trials: int = 0
 
 
-def _tuned(path: str | Path) -> dict[str, Any]:
-    """A file of `slams tune`, its form checked."""
-    tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(tree, dict) or not isinstance(tree.get("methods"), dict):
-        raise ValueError(
-            f"{path} holds no settings: expected the keys system and methods, as slams tune writes."
-        )
-    for name, values in tree["methods"].items():
-        if not isinstance(values, dict) or not isinstance(values.get("settings"), dict):
-            raise ValueError(f"{path}: {name} lacks the key settings, below which slams tune writes them.")
-    return tree
+@dataclass(frozen=True)
+class TunedSettings:
+    """A file of `slams tune`.
+
+    Attributes:
+        system: Name of the system.
+        methods: Settings by method.
+        budget: Trials of each method.
+        setup: Set-up of the tuning truths; empty if unknown.
+    """
+
+    system: str
+    methods: Mapping[str, TunedMethod]
+    budget: int = 0
+    setup: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: str | Path, system: str) -> "TunedSettings":
+        """The settings in a file.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is of another system or no such file.
+        """
+        if not Path(path).exists():
+            raise FileNotFoundError(
+                f"no settings at {path}; make them with slams tune {system} --out {path}."
+            )
+        made: TunedSettings = build(cls, read_tree(path, "file of slams tune"), f"{Path(path).name}.")
+        if made.system != system:
+            raise ValueError(f"{path} was tuned for {made.system}, not {system}; tune for {system}.")
+        return made
+
+    def by_method(self) -> dict[str, Settings]:
+        """Settings by method."""
+        return {name: renamed("method setting", each.settings) for name, each in self.methods.items()}
 
 
-def _plan(made: Setup, methods: Sequence[str] | None, settings: str | Path | None) -> list[Line]:
-    """What is run."""
-    given = read_settings(settings, made.system) if settings else {}
-    shipped = _TUNED / f"{made.system}.yaml"
-    known = read_settings(shipped, made.system) if shipped.exists() else {}
-    names = list(methods) if methods else [n for n in (*_USUAL, *given) if _fits(n, made.system)]
+def read_settings(path: str | Path, system: str) -> dict[str, Settings]:
+    """Settings by method from a file of `slams tune`; raises as `TunedSettings.read`."""
+    return TunedSettings.read(path, system).by_method()
+
+
+def _plan(
+    made: Setup,
+    methods: Sequence[str] | None,
+    settings: str | Path | Mapping[str, Mapping[str, Any]] | None,
+    own: Mapping[str, Any] | None = None,
+) -> list[PlannedRun]:
+    """The runs of `bench`."""
+    own, system = own or {}, made.system
+    if isinstance(settings, Mapping):
+        given = {name: renamed("method setting", values) for name, values in settings.items()}
+        task: Mapping[str, Any] = {}
+    else:
+        tuned = TunedSettings.read(settings, system) if settings else TunedSettings(system, {})
+        given, task = tuned.by_method(), tuned.setup
+    path = _TUNED / f"{system}.yaml"
+    shipped = TunedSettings.read(path, system) if path.exists() else TunedSettings(system, {})
+    usual = setup({"system": system}).plain() if system in SYSTEMS else {}
+    names = list(methods) if methods else [n for n in (*_USUAL, *given) if _fits(n, made)]
     for name in (*names, *given):
-        entry(name)
-    published, shipped_origin, given_origin = (
-        word if _same_task(made, other) else f"{word} elsewhere"
-        for word, other in (
-            ("published", setup({"system": made.system}).plain()),
-            ("tuned", _tuned(shipped).get("setup") if known else None),
-            ("tuned", _tuned(settings).get("setup") if settings else None),
-        )
-    )
-    plan: list[Line] = []
+        if name not in own:
+            entry(name)
+
+    def origin(word: str, task: Mapping[str, Any]) -> str:
+        return word if not task or made.shares_task(task) else f"{word} elsewhere"
+
+    given_origin = "given" if isinstance(settings, Mapping) else origin("tuned", task)
+    plan = []
     trivial = [name for name, each in METHODS.items() if each.kind == "trivial"]
     for name in dict.fromkeys([*trivial, *names]):
-        origin, values = starting(name, made.system)
+        begin, values = starting_of(name, system, own)
+        where = origin("published", usual) if begin == "published" else begin
         if name in given:
-            origin, values = given_origin, {**values, **given[name]}
-        plan.append((name, values, published if origin == "published" else origin, name))
+            where, values = given_origin, {**values, **given[name]}
+        plan.append(PlannedRun(name, values, where, name))
+    known = shipped.by_method()
     for name in ("EnKF", "LETKF"):
         best = known if name not in given else given if name not in names else {}
-        if name in best and _fits(name, made.system):
-            values = {**starting(name, made.system)[1], **best[name]}
-            origin = shipped_origin if best is known else given_origin
-            plan.append((name, values, origin, f"{name} tuned"))
+        if name in best and _fits(name, made):
+            values = {**starting_of(name, system, own)[1], **best[name]}
+            where = origin("tuned", shipped.setup) if best is known else given_origin
+            plan.append(PlannedRun(name, values, where, f"{name} tuned"))
     return plan
 
 
-def _same_task(made: Setup, other: Mapping[str, Any] | None) -> bool:
-    """Whether settings chosen for another set-up were chosen for this system, model and survey."""
-    mine = made.plain()
-    return other is None or all(other.get(key) == mine[key] for key in ("truth", "model", "observe"))
-
-
-def _fits(name: str, system: str) -> bool:
-    """Whether a method makes sense there: localization needs a space."""
-    return system in ("lorenz96", "linear") or name not in ("LETKF", "EAKF")
+def _fits(name: str, made: Setup) -> bool:
+    """Whether a method suits a system: localization needs a geometry."""
+    placed = made.system in ("lorenz96", "linear") and not isinstance(made, OwnSetup)
+    return placed or name not in ("LETKF", "EAKF")
 
 
 def strided(advance: Callable[[int, str], None], steps: int, every: int = _STRIDE) -> Progress:
-    """Tell a bar of some steps alone: drawing it costs more than a small analysis."""
-    told = [-1]
+    """Progress that moves a bar at some steps alone: drawing it costs more than a small analysis."""
+    shown = [-1]
 
     def progress(k: int) -> None:
         if k % every == 0 or k == steps - 1:
-            advance(k - told[0], "")
-            told[0] = k
+            advance(k - shown[0], "")
+            shown[0] = k
 
     return progress

@@ -17,6 +17,11 @@ _QUANTILE = 1.6448536269514722  # of 0.95
 _POINTS = 600  # of the grid from -3 to 3: a tenth of the noise of a step
 
 
+def has_exact(model: Dynamics) -> bool:
+    """Whether a model has an exact filter."""
+    return isinstance(model, (LinearGaussian, DoubleWell))
+
+
 def exact(model: Dynamics, truth: Tensor, observations: Observations) -> tuple[str, Tensor, Tensor, Numbers]:
     """The filter that no method can beat on average, of the model that the methods are given.
 

@@ -1,4 +1,4 @@
-"""Twin experiments: a simulated truth, seen by a survey, and what a method makes of it."""
+"""Twin experiments: a simulated truth, its observations, and the posterior of a method with its scores."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ from slams.assimilation.base import Assimilator, Posterior
 from slams.assimilation.filter import Filter, Keep
 from slams.core.files import atomic
 from slams.core.random import Rng, fork
+from slams.core.renamed import old_keywords, renamed
 from slams.observation.observation import Observations
 from slams.observation.survey import Survey
 from slams.systems.base import Dynamics
@@ -24,18 +25,18 @@ if TYPE_CHECKING:
 
 
 class TwinExperiment:
-    """A system that moves, a survey that sees it, and a model of it that methods are given.
+    """A system that the truth follows, a survey that observes it, and the model that methods forecast with.
 
     Args:
-        system: What the truth follows.
-        survey: What is seen of it.
+        system: Dynamics of the truth.
+        survey: Operators, errors and times of the observations.
         length: Number of states L, the first included.
-        model: What methods forecast with; the system itself if None. Model error is where they differ.
-        replicates: Independent truths at once; None for one without an axis of its own.
+        model: Dynamics of the methods; the system itself if None. Model error is where they differ.
+        replicates: Number of independent truths; None for one without an axis of its own.
         burn_in: Analyses at the beginning that no score counts.
 
     Raises:
-        ValueError: If states of model and system differ in shape, or a number cannot be.
+        ValueError: If states of model and system differ in shape, or a number is invalid.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class TwinExperiment:
         self.replicates, self.burn_in = replicates, burn_in
 
     def simulate(self, rng: Rng = None) -> tuple[Tensor, Observations]:
-        """Draw a truth and what is seen of it.
+        """Draw a truth and its observations.
 
         Args:
             rng: Generator.
@@ -106,10 +107,11 @@ class TwinExperiment:
         values = {name: torch.stack([each[name].value for each in seen]) for name in first}
         return truth, Observations({name: replace(first[name], value=v) for name, v in values.items()})
 
+    @old_keywords("method setting")
     def run(  # noqa: PLR0913
         self,
         method: Assimilator,
-        size: int,
+        members: int,
         truth: Tensor,
         observations: Observations,
         *,
@@ -125,14 +127,14 @@ class TwinExperiment:
         """Assimilate, scoring every step on the way, so that no trajectory need be kept.
 
         Args:
-            method: What is tried.
-            size: Number of members.
-            truth: (*B, L, *S).
-            observations: Of that truth.
+            method: The method.
+            members: Ensemble size N.
+            truth: States, (*B, L, *S).
+            observations: Observations of that truth.
             rng: Generator of the method.
-            name: Of the method in tables; its class if None.
-            settings: What is told of the method in the result.
-            keep: What else than scores is kept; see `Filter.assimilate`.
+            name: Name of the method in tables; its class if None.
+            settings: Settings of the method, for the result.
+            keep: What is kept besides scores, as in `Filter.assimilate`.
             detail: Whether CRPS, coverage and ranks are scored beside error and spread.
             checkpoint: File from which a killed run goes on.
             every: Steps between two saves.
@@ -148,7 +150,7 @@ class TwinExperiment:
         shape = (*observations.batch, observations.steps, *self.system.state_shape)
         if tuple(truth.shape) != shape:
             raise ValueError(
-                f"the truth has shape {tuple(truth.shape)}, but observations and system tell of {shape}; "
+                f"the truth has shape {tuple(truth.shape)}, but observations and system require {shape}; "
                 "pass both as `simulate` returned them."
             )
         begun = time.perf_counter()
@@ -157,7 +159,7 @@ class TwinExperiment:
             if isinstance(method, Filter):
                 posterior = method.assimilate(
                     observations,
-                    size,
+                    members,
                     keep=keep,
                     monitor=monitor,
                     checkpoint=checkpoint,
@@ -166,7 +168,7 @@ class TwinExperiment:
                     rng=rng,
                 )
             else:
-                posterior = _scored(method.assimilate(observations, size, rng=rng), monitor, keep)
+                posterior = _scored(method.assimilate(observations, members, rng=rng), monitor, keep)
         scored = observations.seen_steps[self.burn_in :]
         if not scored:
             raise ValueError(
@@ -174,7 +176,7 @@ class TwinExperiment:
             )
         return Result(
             name or type(method).__name__,
-            dict(settings or {}) | {"size": size},
+            dict(settings or {}) | {"members": members},
             posterior,
             summary(posterior.diagnostics, scored, self.burn_in),
             dt=self.system.dt,
@@ -223,14 +225,24 @@ def counted(method: Assimilator) -> Iterator[Calls]:
             handle.remove()
 
 
+class _Scores(dict[str, Tensor]):
+    """Scores of each replicate by metric, (*B) each; old names of metrics work, with a `FutureWarning`."""
+
+    def __missing__(self, metric: str) -> Tensor:
+        (new,) = renamed("metric", {metric: None})
+        if new == metric:
+            raise KeyError(metric)
+        return self[new]
+
+
 @dataclass(frozen=True)
 class Result:
-    """What a method made of a twin experiment.
+    """Posterior and scores of a method in a twin experiment.
 
     Attributes:
-        method: Its name.
-        settings: Its settings and `size`.
-        posterior: As far as it was kept.
+        method: Name of the method.
+        settings: Its settings, `members` among them.
+        posterior: The posterior, as far as it was kept.
         scores: By metric, one number for each replicate, (*B).
         dt: Model time between two steps.
         scored: Steps that the scores are means over.
@@ -247,8 +259,11 @@ class Result:
     seconds: float = 0.0
     setup: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scores", _Scores(renamed("metric", self.scores)))
+
     def to_dataset(self) -> "xr.Dataset":
-        """Labelled arrays of what was kept: dims [replicate,] time, member, state (state_0, … if several)."""
+        """The kept arrays with labels: dims [replicate,] time, member, state (state_0, … if several)."""
         import xarray as xr
 
         post = self.posterior

@@ -25,7 +25,7 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "asahi2023_l96"
 FILE = "generator.safetensors"
 FORCING, DT, NOISE = 8.0, 0.05, 1.0  # of the runs trained on and of what is observed of them
 SPINUP = 400
-LAPSE = 0.85  # what an observation is worth a step later, roughly; it only balances the loss
+FORGETTING = 0.85  # weight of an observation a step later, roughly; it only balances the loss
 
 
 @dataclass(frozen=True)
@@ -139,11 +139,11 @@ def masks(count: int, memory: int, size: int, rng: torch.Generator) -> Tensor:
     return network & kept & times.unsqueeze(-1)
 
 
-class Objective:
+class GeneratorObjective:
     """Squared error of x at noise levels even in log(sigma / alpha), over a guess of what can be reached.
 
-    The guess is 1 / (1 / v + alpha^2 / sigma^2) with the variance v left by observations that forget by `LAPSE` a step;
-    it is wrong by up to a few times and lets no kind of observations drown the others.
+    The guess is 1 / (1 / v + alpha^2 / sigma^2) with the variance v left by observations that forget by `FORGETTING` a
+    step; it is wrong by up to a few times and lets no kind of observations drown the others.
 
     Args:
         net: What is trained.
@@ -171,8 +171,8 @@ class Objective:
         clean = z[:, None, 0].expand(-1, self.net.draws, -1)
         x_t = alpha * clean + sigma * normal(clean.shape, like=clean, rng=rng)
         error = (denoiser.given(context.unsqueeze(1))(x_t, levels) - clean).square().mean(-1)
-        worth = LAPSE ** torch.arange(x.shape[1], dtype=x.dtype)[:, None]
-        given = (seen * worth).sum(1) * (self.scale / NOISE) ** 2
+        weight = FORGETTING ** torch.arange(x.shape[1], dtype=x.dtype)[:, None]
+        given = (seen * weight).sum(1) * (self.scale / NOISE) ** 2
         # sites on their own, and all of them sharing what is known: the truth lies between
         left = ((1 / (1 + given)).mean(-1) / (1 + given.mean(-1))).sqrt()
         return error * (1 / left[:, None] + (alpha / sigma).squeeze(-1) ** 2)
@@ -203,7 +203,7 @@ def train_generator(
     folder.mkdir(parents=True, exist_ok=True)
     data = states(net, net.runs, net.length, "train")
     mean, scale = float(data.mean()), float(data.std())
-    denoiser, objective = build(net), Objective(net, mean, scale)
+    denoiser, objective = build(net), GeneratorObjective(net, mean, scale)
 
     def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
         x = windows(data, net.batch, net.memory, rng)

@@ -1,8 +1,7 @@
 """Methods by name: class, settings to start from, and where to look for better ones."""
 
 import inspect
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,55 +13,42 @@ from slams import assimilation
 from slams.assimilation.base import Assimilator
 from slams.core.geometry.localization import Localization, half_width
 from slams.core.random import fork
-from slams.core.settings import unknown
+from slams.core.settings import convert, known_settings, parameters, unknown
 from slams.diffusion.pseudo_ensemble import PseudoEnsemble
-from slams.observation.operators import Compose, Operator, Pointwise
+from slams.evaluation.tuning import Range, Space
+from slams.observation.operators import (
+    AvgPool,
+    Compose,
+    Identity,
+    InterpolateLine,
+    Operator,
+    Pointwise,
+    Select,
+    Stride,
+)
 from slams.systems.base import Dynamics
 from slams.systems.lorenz import Lorenz96
 from slams.twin.experiment import TwinExperiment
 from slams.twin.generator import GeneratorSettings, load_generator
 
+Factory = Callable[..., Assimilator]  # a class, or a function, that takes the model first
 Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Range:
-    """Where a setting may lie; "log" for factors, "integer" for counts."""
-
-    low: float
-    high: float
-    scale: Literal["linear", "log", "integer"] = "linear"
-
-    def at(self, share: float) -> float:
-        """The value at a share in [0, 1] of the range."""
-        if self.scale == "log":
-            return math.exp(math.log(self.low) + share * math.log(self.high / self.low))
-        value = self.low + share * (self.high - self.low)
-        return round(value) if self.scale == "integer" else value
-
-    def share(self, value: float) -> float:
-        """Inverse of `at`, kept in [0, 1]."""
-        if self.scale == "log":
-            share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
-        else:
-            share = (value - self.low) / (self.high - self.low)
-        return min(max(share, 0.0), 1.0)
-
-
-@dataclass(frozen=True)
-class Entry:
+class MethodEntry:
     """A method of `slams.assimilation`.
 
     Attributes:
-        size: Members, unless the settings say otherwise.
-        settings: To start from, where nothing is published for a system.
-        space: What `slams tune` varies.
+        members: Ensemble size, unless the settings give another.
+        settings: Settings to start from, where nothing is published for a system.
+        space: Settings that `slams tune` searches.
         kind: "trivial" methods are in every table; "particle" ones are judged by medians.
     """
 
-    size: int = 40
+    members: int = 40
     settings: Settings = field(default_factory=dict)
-    space: Mapping[str, Range] = field(default_factory=dict)
+    space: Space = field(default_factory=dict)
     kind: Literal["trivial", "filter", "particle"] = "filter"
 
 
@@ -70,51 +56,51 @@ _INFLATION = {"inflation": Range(1.0, 1.3)}
 _DENOISED = 6  # steps of a draw: with 8 members more would not be seen
 _LOCAL = {**_INFLATION, "radius": Range(1.0, 12.0, "log")}
 
-METHODS: dict[str, Entry] = {
-    "Climatology": Entry(kind="trivial"),
-    "Persistence": Entry(kind="trivial"),
-    "FreeRun": Entry(kind="trivial"),
-    "OptInterp": Entry(),
-    "Nudging": Entry(settings={"gain": 0.5}, space={"gain": Range(0.05, 1.0)}),
-    "ThreeDVar": Entry(settings={"scale": 0.1}, space={"scale": Range(0.003, 1.0, "log")}),
-    "FourDVar": Entry(
+METHODS: dict[str, MethodEntry] = {
+    "Climatology": MethodEntry(kind="trivial"),
+    "Persistence": MethodEntry(kind="trivial"),
+    "FreeRun": MethodEntry(kind="trivial"),
+    "OptInterp": MethodEntry(),
+    "Nudging": MethodEntry(settings={"gain": 0.5}, space={"gain": Range(0.05, 1.0)}),
+    "ThreeDVar": MethodEntry(settings={"scale": 0.1}, space={"scale": Range(0.003, 1.0, "log")}),
+    "FourDVar": MethodEntry(
         settings={"scale": 0.1, "window": 5},
         space={"scale": Range(0.003, 1.0, "log"), "window": Range(1, 10, "integer")},
     ),
-    "EKF": Entry(settings={"inflation": 2.0}, space={"inflation": Range(1.0, 300.0, "log")}),
-    "EnKF": Entry(settings={"inflation": 1.05}, space=_INFLATION),
-    "ETKF": Entry(settings={"inflation": 1.02, "rotate": True}, space=_INFLATION),
-    "DEnKF": Entry(settings={"inflation": 1.02}, space=_INFLATION),
-    "EnKFN": Entry(settings={"rotate": True}, space={"prior_factor": Range(0.5, 4.0, "log")}),
-    "LETKF": Entry(settings={"inflation": 1.02, "radius": 4.0, "rotate": True}, space=_LOCAL),
-    "EAKF": Entry(settings={"inflation": 1.02, "radius": 6.0, "rotate": True}, space=_LOCAL),
-    "EnSF": Entry(settings={"inflation": 1.02, "steps": 8}, space=_INFLATION),
-    "DampedEnSF": Entry(size=100, settings={"rtps": 0.5}, space={"rtps": Range(0.0, 1.0)}),
-    "SingleMemberEnSF": Entry(settings={"rtps": 0.5}, space={"rtps": Range(0.0, 1.0)}),
-    "SSLS": Entry(size=100, settings={"inflation": 1.02}, space=_INFLATION),
-    "GenerativeEnKF": Entry(
-        size=32,
+    "EKF": MethodEntry(settings={"inflation": 2.0}, space={"inflation": Range(1.0, 300.0, "log")}),
+    "EnKF": MethodEntry(settings={"inflation": 1.05}, space=_INFLATION),
+    "ETKF": MethodEntry(settings={"inflation": 1.02, "rotate": True}, space=_INFLATION),
+    "DEnKF": MethodEntry(settings={"inflation": 1.02}, space=_INFLATION),
+    "EnKFN": MethodEntry(settings={"rotate": True}, space={"prior_factor": Range(0.5, 4.0, "log")}),
+    "LETKF": MethodEntry(settings={"inflation": 1.02, "radius": 4.0, "rotate": True}, space=_LOCAL),
+    "EAKF": MethodEntry(settings={"inflation": 1.02, "radius": 6.0, "rotate": True}, space=_LOCAL),
+    "EnSF": MethodEntry(settings={"inflation": 1.02, "steps": 8}, space=_INFLATION),
+    "DampedEnSF": MethodEntry(members=100, settings={"rtps": 0.5}, space={"rtps": Range(0.0, 1.0)}),
+    "SingleMemberEnSF": MethodEntry(settings={"rtps": 0.5}, space={"rtps": Range(0.0, 1.0)}),
+    "SSLS": MethodEntry(members=100, settings={"inflation": 1.02}, space=_INFLATION),
+    "GenerativeEnKF": MethodEntry(
+        members=32,
         settings={"inflation": 1.05, "radius": 4.0, "rotate": True, "trust": 0.3, "window": 3, "gain": 1.5},
         space={**_LOCAL, "trust": Range(0.03, 3.0, "log"), "gain": Range(0.5, 8.0, "log")},
     ),
-    "PseudoEnKF": Entry(
-        size=1,
+    "PseudoEnKF": MethodEntry(
+        members=1,
         settings={"radius": 4.0, "blend": 0.5},
         space={"radius": Range(1.0, 12.0, "log"), "blend": Range(0.05, 1.0)},
     ),
-    "EnKS": Entry(
+    "EnKS": MethodEntry(
         settings={"inflation": 1.05, "lag": 5},
         space={**_INFLATION, "lag": Range(0, 12, "integer")},
     ),
-    "IEnKS": Entry(settings={"inflation": 1.02, "lag": 1, "rotate": True}, space=_INFLATION),
-    "BootstrapPF": Entry(
-        size=800,
+    "IEnKS": MethodEntry(settings={"inflation": 1.02, "lag": 1, "rotate": True}, space=_INFLATION),
+    "BootstrapPF": MethodEntry(
+        members=800,
         settings={"jitter": 1.0, "threshold": 0.3},
         space={"jitter": Range(0.1, 3.0, "log"), "threshold": Range(0.02, 1.0)},
         kind="particle",
     ),
-    "AuxiliaryPF": Entry(
-        size=800,
+    "AuxiliaryPF": MethodEntry(
+        members=800,
         settings={"jitter": 1.0},
         space={"jitter": Range(0.1, 3.0, "log")},
         kind="particle",
@@ -125,27 +111,27 @@ PUBLISHED: dict[str, dict[str, Settings]] = {
     "lorenz63": {
         "ThreeDVar": {"scale": 0.1},
         "EKF": {"inflation": 180.0},
-        "EnKF": {"size": 100, "inflation": 1.01},
-        "ETKF": {"size": 40, "inflation": 1.02, "rotate": True},
-        "EnKFN": {"size": 10, "rotate": True},
-        "IEnKS": {"size": 10, "inflation": 1.02, "rotate": True, "lag": 1},
-        "BootstrapPF": {"size": 800, "jitter": 0.9, "threshold": 0.2},
+        "EnKF": {"members": 100, "inflation": 1.01},
+        "ETKF": {"members": 40, "inflation": 1.02, "rotate": True},
+        "EnKFN": {"members": 10, "rotate": True},
+        "IEnKS": {"members": 10, "inflation": 1.02, "rotate": True, "lag": 1},
+        "BootstrapPF": {"members": 800, "jitter": 0.9, "threshold": 0.2},
     },
     "lorenz96": {
         "ThreeDVar": {"scale": 0.02},
         "EKF": {"inflation": 10.0, "frozen": True},
-        "EnKF": {"size": 40, "inflation": 1.06},
-        "ETKF": {"size": 40, "inflation": 1.01, "rotate": True},
-        "DEnKF": {"size": 40, "inflation": 1.01},
-        "EnKFN": {"size": 24, "rotate": True, "prior_factor": 2.0},
-        "LETKF": {"size": 7, "inflation": 1.04, "rotate": True, "radius": 4.0},
-        "EAKF": {"size": 7, "inflation": 1.07, "rotate": True, "radius": 6.0},
-        "IEnKS": {"size": 40, "inflation": 1.01, "rotate": True, "lag": 1},
+        "EnKF": {"members": 40, "inflation": 1.06},
+        "ETKF": {"members": 40, "inflation": 1.01, "rotate": True},
+        "DEnKF": {"members": 40, "inflation": 1.01},
+        "EnKFN": {"members": 24, "rotate": True, "prior_factor": 2.0},
+        "LETKF": {"members": 7, "inflation": 1.04, "rotate": True, "radius": 4.0},
+        "EAKF": {"members": 7, "inflation": 1.07, "rotate": True, "radius": 6.0},
+        "IEnKS": {"members": 40, "inflation": 1.01, "rotate": True, "lag": 1},
     },
 }
 
 
-def entry(name: str) -> Entry:
+def entry(name: str) -> MethodEntry:
     """A method of the table.
 
     Raises:
@@ -156,7 +142,8 @@ def entry(name: str) -> Entry:
     return METHODS[name]
 
 
-_ELSEWISE: dict[str, dict[str, Settings]] = {
+# defaults of one system in place of those of `METHODS`
+_OF_SYSTEM: dict[str, dict[str, Settings]] = {
     # observed every 0.25: over a longer window the cost has several minima, and 4D-Var takes a wrong one
     "lorenz63": {"FourDVar": {"window": 2}, "EnSF": {"inflation": 1.1}},
     "lorenz96": {"EnSF": {"radius": 4.0, "reach": 9.0}},
@@ -164,64 +151,78 @@ _ELSEWISE: dict[str, dict[str, Settings]] = {
 
 
 def starting(name: str, system: str) -> tuple[str, Settings]:
-    """Where the settings come from ("published" or "default"), and the settings, `size` among them."""
+    """Origin of the settings to start from ("published" or "default"), and the settings, `members` among them."""
     method = entry(name)
     known = PUBLISHED.get(system, {}).get(name)
     if known is not None:
-        return "published", {"size": method.size, **known}
-    return "default", {"size": method.size, **method.settings, **_ELSEWISE.get(system, {}).get(name, {})}
+        return "published", {"members": method.members, **known}
+    return "default", {
+        "members": method.members,
+        **method.settings,
+        **_OF_SYSTEM.get(system, {}).get(name, {}),
+    }
 
 
 def build(
-    name: str, experiment: TwinExperiment, settings: Mapping[str, Any], climate: "Climate"
+    name: str,
+    experiment: TwinExperiment,
+    settings: Mapping[str, Any],
+    climate: "ClimateStatistics",
+    cls: Factory | None = None,
 ) -> Assimilator:
     """A method for an experiment.
 
     Args:
-        name: As in `METHODS`.
+        name: A key of `METHODS`, or the name of a method of the user's.
         experiment: Gives the model, and the positions of observations.
         settings: Keywords of its class; `radius` is a published localization radius in grid points of a circle, `reach`
-            the distance within which variables are in one `patch`; `size` is passed over. Of methods with a generator
+            the distance within which variables are in one `patch`; `members` is left out. Of methods with a generator
             `sampler` holds settings of its draws, `weights` a file other than that which is shipped.
         climate: Mean and covariance for methods that need them: an oracle, since it is the truth's own.
+        cls: Class or factory of a method of the user's, which takes the model first.
 
     Raises:
         ValueError: If the method or a setting is unknown (the nearest is named).
     """
-    entry(name)
-    cls = getattr(assimilation, name)
+    if cls is None:
+        entry(name)
+        cls = getattr(assimilation, name)
     known = inspect.signature(cls).parameters
-    given = {key: value for key, value in settings.items() if key != "size"}
+    kinds = parameters(cls)
+    given = {key: value for key, value in settings.items() if key != "members"}
     extra: Settings = {"failure": "replace", "bound": climate.bound}
-    if "radius" in given:
+    if "radius" in given and "localization" in kinds:
         extra["localization"] = _localization(experiment, float(given.pop("radius")))
-    if "reach" in given and "patch" in known:
+    if "reach" in given and "patch" in kinds:
         size = experiment.model.state_shape[0]
         reach = float(given.pop("reach"))
         extra["patch"] = Localization.periodic(size, torch.arange(size, dtype=torch.float64), reach / 2)
-    if "generator" in known:
+    if "generator" in kinds:
         extra["generator"] = _generator(
             name, experiment, given.pop("weights", None), given.pop("sampler", {})
         )
-    for key in given:
-        if key not in known:
-            names = [k for k in known if k not in ("dynamics", "localization", "patch", "generator")]
-            raise ValueError(unknown(f"setting of {name}", key, [*names, "size", "radius"]))
-    for key, value in (("mean", climate.mean), ("covariance", climate.covariance)):
+    names = [key for key in kinds if key not in ("localization", "patch", "generator")][1:]
+    more = ["members", "radius"] if "localization" in kinds else ["members"]
+    known_settings(given, [*names, *more], kind=f"setting of {name}")
+    mean = climate.mean.reshape(experiment.model.state_shape)
+    for key, value in (("mean", mean), ("covariance", climate.covariance)):
         # a covariance with a default, as that of the extended filter's start, is not the climate's
         if key in known and known[key].default is inspect.Parameter.empty:
             extra[key] = value
-    return cls(experiment.model, **{k: v for k, v in extra.items() if k in known}, **given)
+    converted = {key: convert(kinds[key], value, key) for key, value in given.items()}
+    return cls(
+        experiment.model, **{k: v for k, v in extra.items() if k in kinds and k not in given}, **converted
+    )
 
 
 @dataclass(frozen=True)
-class Climate:
-    """What a system does in the long run.
+class ClimateStatistics:
+    """Statistics of a system's long run.
 
     Attributes:
-        mean: (d).
-        covariance: (d, d).
-        bound: An absolute value that no state comes near.
+        mean: Mean, (d).
+        covariance: Covariance, (d, d).
+        bound: Ten times the largest absolute value of a state.
     """
 
     mean: Tensor
@@ -229,7 +230,9 @@ class Climate:
     bound: float
 
     @classmethod
-    def of(cls, system: Dynamics, *, runs: int = 64, steps: int = 1000, spin_up: int = 200) -> "Climate":
+    def of(
+        cls, system: Dynamics, *, runs: int = 64, steps: int = 1000, spin_up: int = 200
+    ) -> "ClimateStatistics":
         """From free runs, always with the same random numbers."""
         rng = fork(0, "climate")
         path = system.trajectory(system.initial(runs, rng=rng), spin_up + steps - 1, rng=rng)
@@ -243,7 +246,7 @@ def _localization(experiment: TwinExperiment, radius: float) -> Localization:
     """On a circle of the state's variables, one apart; observations stand where their variable stands."""
     (size,) = experiment.model.state_shape
     (instrument,) = experiment.survey.instruments.values()
-    positions = _places(instrument.operator, torch.arange(size, dtype=torch.float64))
+    positions = _positions(instrument.operator, torch.arange(size, dtype=torch.float64))
     return Localization.periodic(size, positions, half_width(radius))
 
 
@@ -259,16 +262,21 @@ def _generator(
             "its own."
         )
     known = inspect.signature(PseudoEnsemble).parameters
-    for key in sampler:
-        if key not in known:
-            raise ValueError(unknown(f"setting of {name}'s sampler", key, known))
+    known_settings(sampler, known, kind=f"setting of {name}'s sampler")
     return load_generator(Path(weights) if weights else None, **{"steps": _DENOISED, **sampler})
 
 
-def _places(operator: Operator, sites: Tensor) -> Tensor:
-    """Where the values stand that an operator makes of variables at these sites: a function of each moves none."""
+def _positions(operator: Operator, sites: Tensor) -> Tensor:
+    """Positions of an operator's values, for variables at these sites: a pointwise function moves none."""
     if isinstance(operator, Compose):
         for part in operator.operators:
-            sites = _places(part, sites)
+            sites = _positions(part, sites)
         return sites
-    return sites if isinstance(operator, Pointwise) else operator(sites)
+    if isinstance(operator, Pointwise):
+        return sites
+    if not isinstance(operator, (Identity, Select, Stride, AvgPool, InterpolateLine)):
+        raise ValueError(
+            f"the positions of the values of {operator!r} are unknown, so `radius` does not apply; leave it out, or give "
+            "the method its `localization`."
+        )
+    return operator(sites)

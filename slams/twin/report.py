@@ -27,11 +27,11 @@ _TRUTHFUL = (
     "Intervals are 95 %, by Student's t over truths (of divergence_rate: exact binomial)."
 )
 _DIVERGED = (
-    "A step is off the track if the mean over about 50 analyses of the squared innovations is more than twice what "
-    "forecast and observation error allow, or the mean is not finite; diverged_fraction is the share of such steps among "
-    "those from the 100th analysis on (in a shorter run: the last one), divergence_rate the share of truths with "
+    "A method has diverged at a step if the mean over about 50 analyses of the squared innovations is more than twice "
+    "what forecast and observation error allow, or the mean is not finite; diverged_fraction is the share of such steps "
+    "among those from the 100th analysis on (in a shorter run: the last one), divergence_rate the share of truths with "
     "more than a tenth of them. A method that reports no growing error of its own, such as persistence or nudging, "
-    "is off the track by that measure although nothing broke."
+    "has diverged by that measure although nothing broke."
 )
 _COST = (
     "model_calls: states advanced by one step, per step and truth; derivatives of the tendency, which the extended "
@@ -97,8 +97,8 @@ def write_pages(
     for name, (figure, _) in figures.items():
         save_figure(figure, folder / "figures" / f"{name}.png")
     best = overview(rows)[0]
-    lost = [line["method"] for line in overview(rows, ("divergence_rate",)) if _share(line) > 0]
-    lost = [name for name in lost if name not in METHODS or METHODS[name].kind != "trivial"]
+    diverged = [line["method"] for line in overview(rows, ("divergence_rate",)) if _share(line) > 0]
+    diverged = [name for name in diverged if name not in METHODS or METHODS[name].kind != "trivial"]
     table = Table(overview(rows), "Means over truths; click a header to sort", highlight=best["method"])
     further = shown((row["metric"] for row in rows), "further")
     more = Table(overview(rows, further), "Further scores and costs")
@@ -112,7 +112,7 @@ def write_pages(
             Fact("best", best["method"], f"RMSE {best['rmse']}"),
             Fact("truths", str(setup.replicates), f"seeds from {setup.seed}"),
             Fact("analyses of each", str(setup.cycles), f"after {setup.burn_in} of burn-in"),
-            Fact("lost the truth", str(len(lost)), ", ".join(lost) or "no method", good=not lost),
+            Fact("diverged", str(len(diverged)), ", ".join(diverged) or "no method", good=not diverged),
         ],
         [
             Section(
@@ -149,8 +149,8 @@ def _figures(
         curves[result.method] = (numbers["squared_error"], numbers["predictive_variance"])
         if "rank" in numbers:
             scored = numbers["rank"][..., list(result.scored)]
-            ranks[result.method] = (scored, int(result.settings.get("size", 1)))
-    sizes = {result.method: int(result.settings["size"]) for result in results if "size" in result.settings}
+            ranks[result.method] = (scored, int(result.settings.get("members", 1)))
+    sizes = {r.method: int(r.settings["members"]) for r in results if "members" in r.settings}
     means = [row for row in rows if row["replicate"] == ""]
     scores, target = {}, {}
     for metric in (METRICS[name] for name in shown((row["metric"] for row in rows), "console")):

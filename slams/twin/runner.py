@@ -1,4 +1,4 @@
-"""Runs methods on one set-up, all replicates at once, and goes on where a killed run stopped."""
+"""Runs of methods on one set-up, all replicates at once, resumed where a killed run stopped."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -14,11 +14,13 @@ from slams.assimilation.base import Assimilator, Posterior
 from slams.assimilation.filter import Keep
 from slams.assimilation.variational.linearized import tangents
 from slams.core.random import fork
+from slams.core.renamed import renamed
+from slams.core.settings import known_settings
 from slams.core.stages import claim
 from slams.observation.observation import Observations
 from slams.twin.exact import exact
 from slams.twin.experiment import Result, TwinExperiment
-from slams.twin.methods import Climate, build, entry
+from slams.twin.methods import ClimateStatistics, Factory, MethodEntry, build, entry
 from slams.twin.scores import summary
 from slams.twin.setup import Setup
 
@@ -26,22 +28,30 @@ Progress = Callable[[int], None]
 
 
 class Runner:
-    """One set-up and what was run on it.
+    """Truths and observations of one set-up, and runs of methods on them.
 
     Args:
         setup: The experiment.
-        folder: Where runs are kept; nothing is kept if None.
+        folder: Folder in which runs are kept; nothing is kept if None.
         detail: Whether CRPS, coverage and ranks are scored.
         every: Steps between two saves of a run.
+        own: Methods of the user's by name: an `Assimilator`, or a class or function that takes the model first.
 
     Raises:
         ValueError: If the folder holds runs of another set-up, with what differs.
     """
 
     def __init__(
-        self, setup: Setup, folder: Path | None = None, *, detail: bool = True, every: int = 500
+        self,
+        setup: Setup,
+        folder: Path | None = None,
+        *,
+        detail: bool = True,
+        every: int = 500,
+        own: Mapping[str, Factory | Assimilator] | None = None,
     ) -> None:
         self.setup, self.folder, self.detail, self.every = setup, folder, detail, every
+        self.own = dict(own or {})
         if folder is not None:
             claim(folder / "setup.json", setup.plain())
 
@@ -56,30 +66,44 @@ class Runner:
         return self.experiment.simulate_seeds(self.setup.seeds)
 
     @cached_property
-    def climate(self) -> Climate:
+    def climate(self) -> ClimateStatistics:
         """The truth's own long run.
 
         Raises:
             ValueError: If the truth is not finite.
         """
         _ = self.simulated  # whose message says so, where a covariance of NaN would be said not to be one
-        return Climate.of(self.experiment.system)
+        return ClimateStatistics.of(self.experiment.system)
 
-    def method(self, name: str, settings: Mapping[str, Any]) -> Assimilator:
-        """A method, its settings checked.
+    def entry(self, name: str) -> MethodEntry:
+        """The table's entry of a method; that of a method of the user's has no settings."""
+        return MethodEntry() if name in self.own else entry(name)
+
+    def method(self, name: str, settings: Mapping[str, Any]) -> tuple[Assimilator, int]:
+        """A method and its ensemble size, both checked.
 
         Args:
-            name: Of the method.
-            settings: Its settings, `size` among them.
+            name: Name of the method.
+            settings: Its settings, `members` among them.
 
         Raises:
-            ValueError: If a setting is unknown or cannot be, or there are too few members.
+            ValueError: If a setting is unknown or invalid, or there are too few members.
         """
-        made = build(name, self.experiment, settings, self.climate)
-        least, size = getattr(made, "least", 1), settings.get("size", entry(name).size)
-        if not isinstance(size, int) or size < least:
-            raise ValueError(f"{name} needs a whole number of at least {least} members, got {size}.")
-        return made
+        own = self.own.get(name)
+        if isinstance(own, Assimilator):
+            known_settings(settings, ["members"], kind=f"setting of {name}")
+            made: Assimilator = own
+        else:
+            made = build(name, self.experiment, settings, self.climate, own)
+            if not isinstance(made, Assimilator):
+                raise TypeError(
+                    f"{name} made a {type(made).__name__}, but a method is an slams.assimilation.Assimilator; derive it "
+                    "from that class."
+                )
+        least, members = getattr(made, "least", 1), settings.get("members", self.entry(name).members)
+        if not isinstance(members, int) or members < least:
+            raise ValueError(f"{name} needs a whole number of at least {least} members, got {members}.")
+        return made, members
 
     def run(
         self,
@@ -93,10 +117,10 @@ class Runner:
         """Run a method, or what is left of its run.
 
         Args:
-            name: Of the method.
-            settings: Its settings, `size` among them.
-            label: Of the run, in `folder`; the method's name if None.
-            keep: What else than scores is kept; see `Filter.assimilate`.
+            name: Name of the method.
+            settings: Its settings, `members` among them.
+            label: Name of the run in `folder`; the method's if None.
+            keep: What is kept besides scores, as in `Filter.assimilate`.
             progress: Called with every step done.
 
         Returns:
@@ -105,19 +129,18 @@ class Runner:
         Raises:
             ValueError: If a setting is unknown, or the run was begun with others, with what differs.
         """
-        given = dict(settings)
-        size = int(given.get("size", entry(name).size))
-        method = self.method(name, given)
+        given = renamed("method setting", settings)
+        method, members = self.method(name, given)
         checkpoint = None
         if self.folder is not None:
             stem = self.folder / "runs" / (label or name)
-            claim(Path(f"{stem}.json"), {"method": name, **given})
+            claim(Path(f"{stem}.json"), {"method": name, **given}, "method setting")
             checkpoint = Path(f"{stem}.safetensors")
         truth, observations = self.simulated
         _warm_up()
         result = self.experiment.run(
             method,
-            size,
+            members,
             truth,
             observations,
             rng=fork(self.setup.seed, "method", name),
@@ -132,10 +155,10 @@ class Runner:
         return _with_setup(result, self.setup)
 
     def exact(self) -> Result:
-        """The exact filter of the model, where there is one: the best that any method can do.
+        """The exact filter of the model: the best that any method can do.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If the model has none.
         """
         truth, observations = self.simulated
         begun, clock = time.perf_counter(), time.process_time()
@@ -157,12 +180,12 @@ class Runner:
 
 @cache
 def _warm_up() -> None:
-    """Have torch load what its first dual number takes 1.5 CPU seconds to load, lest a method be billed for it."""
+    """Load torch's forward-mode derivatives, which takes 1.5 CPU seconds once, outside of any method's cost."""
     tangents(lambda x: 1.0 - 2.0 * x, torch.zeros(1, 1), torch.ones(1, 1), 1)
 
 
 def _with_setup(result: Result, setup: Setup) -> Result:
-    """A result that knows its experiment, and how long it was wrong of a truth that jumps."""
+    """The result with its experiment and, of a truth that jumps, the scores of the recovery."""
     every, numbers = int(setup.truth.get("flip_every", 0)), result.posterior.diagnostics
     if every:
         jumps = [k for k in range(every, numbers["variance"].shape[-1], every) if k >= result.scored[0]]

@@ -1,8 +1,10 @@
 """Set-ups of twin experiments as plain values: from settings and overrides to systems and surveys."""
 
 import copy
-import dataclasses
-import inspect
+import functools
+import importlib
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +12,16 @@ from typing import Any
 import torch
 
 from slams.core.covariance import Isotropic
-from slams.core.settings import known_settings, override, unknown
+from slams.core.settings import (
+    arguments,
+    build,
+    convert,
+    known_settings,
+    override,
+    parameters,
+    plain,
+    unknown,
+)
 from slams.observation import operators
 from slams.observation.survey import Survey
 from slams.systems.base import Dynamics
@@ -23,6 +34,7 @@ from slams.twin.experiment import TwinExperiment
 
 TUNING_SEEDS = range(1000)  # truths on which settings are chosen; those that are tested begin after them
 TEST_SEED = 1000
+ON_VECTORS = ("identity", "stride", "select", "block_mean", *operators.POINTWISE)
 
 
 def rotating(
@@ -57,20 +69,20 @@ def lorenz96(  # noqa: PLR0913
     shock_std: float = 1.0,
     dtype: torch.dtype | None = None,
 ) -> Dynamics:
-    """`Lorenz96`, if wanted from its climate on (`SpunUp`) and with shocks (`Shocked`).
+    """`Lorenz96`, on request started from its climate (`SpunUp`) and with shocks (`Shocked`).
 
     Args:
-        size: See `Lorenz96`, as `forcing`, `dt`, `substeps`, `method`, `noise`, `start` and `dtype`.
-        forcing: See there.
-        dt: See there.
-        substeps: See there.
-        method: See there.
-        noise: See there.
-        start: See there.
-        spin_up: Steps before the start.
-        shock_chance: Of a shock at a step.
-        shock_std: Standard deviation of what it adds to every variable.
-        dtype: See there.
+        size: Number of variables, as in `Lorenz96`.
+        forcing: F.
+        dt: Model time of a step.
+        substeps: Steps of the integrator in one step.
+        method: Integrator.
+        noise: Variance of the noise of a step.
+        start: Distribution of the first states.
+        spin_up: Steps before the first state.
+        shock_chance: Probability of a shock at a step.
+        shock_std: Standard deviation of what a shock adds to every variable.
+        dtype: Floating-point type of the states.
     """
     made: Dynamics = Lorenz96(
         size, forcing, dt, substeps=substeps, method=method, noise=noise, start=start, dtype=dtype
@@ -100,19 +112,20 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is seen of the state.
+class ObservingNetwork:
+    """Operator, errors and times of the observations.
 
     Attributes:
-        operator: "identity", "stride" (every `step`-th variable), "select" (`index`) or a pointwise function.
-        step: Of the stride.
-        index: Of the selection.
-        noise: Variance of every value.
+        operator: Name of the operator, one of `ON_VECTORS`.
+        step: Distance of two observed variables, of the stride.
+        index: Observed variables, of the selection.
+        noise: Variance of the error of every value.
         every: Steps from one observation to the next.
         start: First step observed; `every` if None.
-        missing: Chance of a value to be missing.
+        missing: Probability of a missing value.
         scale: Of the argument of a pointwise function, f(scale x + shift).
-        shift: Added to it.
+        shift: Added to the argument of a pointwise function.
+        size: Side of a block, of the block mean.
     """
 
     operator: str = "identity"
@@ -124,6 +137,7 @@ class Seen:
     missing: float = 0.0
     scale: float = 1.0
     shift: float = 0.0
+    size: int = 1
 
     @property
     def first(self) -> int:
@@ -134,25 +148,17 @@ class Seen:
         """The survey.
 
         Raises:
-            ValueError: If the operator is unknown, or scale and shift are given to one that knows none.
+            ValueError: If the operator is unknown, or scale and shift are given to one without an argument.
         """
-        named: dict[str, Callable[[], operators.Operator]] = {
-            "identity": operators.Identity,
-            "stride": lambda: operators.Stride(self.step),
-            "select": lambda: operators.Select(torch.tensor(self.index, dtype=torch.long), event=1),
-        }
-        if self.operator not in (*named, *operators.POINTWISE):
-            raise ValueError(unknown("operator", self.operator, [*named, *operators.POINTWISE]))
-        pointwise = self.operator not in named
-        if not pointwise and (self.scale, self.shift) != (1.0, 0.0):
+        if self.operator not in ON_VECTORS:
+            raise ValueError(unknown("operator", self.operator, ON_VECTORS))
+        known = parameters(operators.BY_NAME[self.operator])
+        if "shift" not in known and (self.scale, self.shift) != (1.0, 0.0):
             raise ValueError(
                 f"scale and shift are of the argument of a pointwise function, not of {self.operator}; leave them out."
             )
-        made = (
-            operators.Pointwise(self.operator, scale=self.scale, shift=self.shift)
-            if pointwise
-            else named[self.operator]()
-        )
+        given = {key: value for key, value in vars(self).items() if key in known}
+        made = operators.by_name(self.operator, given, event=1, axes=1)
         return Survey(made, Isotropic(self.noise), every=self.every, start=self.first, missing=self.missing)
 
 
@@ -161,28 +167,26 @@ class Setup:
     """A twin experiment.
 
     Attributes:
-        system: Name of the system.
+        system: Name of the system, or an import path "package.module:name" of one.
         truth: Its settings.
         model: Settings in which the methods' model departs from the truth.
-        observe: What is seen.
+        observe: The observing network.
         cycles: Analyses that are scored.
         burn_in: Analyses before them.
         replicates: Independent truths.
-        seed: Of the first of them; the others follow.
+        seed: Of the first truth; the others follow.
     """
 
     system: str
     truth: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
-    observe: Seen = Seen()
+    observe: ObservingNetwork = ObservingNetwork()
     cycles: int = 2000
     burn_in: int = 0
     replicates: int = 16
     seed: int = TEST_SEED
 
     def __post_init__(self) -> None:
-        if self.system not in SYSTEMS:
-            raise ValueError(unknown("system", self.system, SYSTEMS))
         for name, least in (("cycles", 1), ("burn_in", 0), ("replicates", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
@@ -192,73 +196,145 @@ class Setup:
         """Seed of each truth."""
         return list(range(self.seed, self.seed + self.replicates))
 
-    def experiment(self) -> TwinExperiment:
-        """Systems and survey, in float64.
+    def parts(self) -> tuple[Dynamics, Dynamics, Survey]:
+        """Truth's system, methods' model and survey.
 
         Raises:
-            ValueError: If a setting is unknown or cannot be.
+            ValueError: If a setting is unknown or invalid.
         """
+        truth = _system(self.system, self.truth, "truth")
+        model = _system(self.system, {**self.truth, **self.model}, "model")
+        return truth, model, self.observe.survey()
+
+    def experiment(self) -> TwinExperiment:
+        """The experiment, in float64 unless the systems are the user's.
+
+        Raises:
+            ValueError: If a setting is unknown or invalid.
+        """
+        truth, model, survey = self.parts()
         length = self.observe.first + (self.burn_in + self.cycles - 1) * self.observe.every + 1
         return TwinExperiment(
-            _system(self.system, self.truth, "truth"),
-            self.observe.survey(),
-            length,
-            model=_system(self.system, {**self.truth, **self.model}, "model"),
-            replicates=self.replicates,
-            burn_in=self.burn_in,
+            truth, survey, length, model=model, replicates=self.replicates, burn_in=self.burn_in
         )
 
     def plain(self) -> dict[str, Any]:
         """Nested plain values that `setup` reads back."""
-        tree = dataclasses.asdict(self)
-        tree["observe"]["index"] = list(self.observe.index)
+        tree: dict[str, Any] = plain({name: getattr(self, name) for name in Setup.__dataclass_fields__})
+        if self.observe.size == ObservingNetwork.size:  # later than the others: old folders lack it
+            del tree["observe"]["size"]
         return tree
 
+    def shares_task(self, other: Mapping[str, Any]) -> bool:
+        """Whether plain values of another set-up have this truth, model and observing network."""
+        mine = self.plain()
+        return all(other.get(key) == mine[key] for key in ("truth", "model", "observe"))
 
-def setup(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Setup:
+
+def setup(tree: Mapping[str, Any], overrides: Sequence[str] = (), *, imports: bool = False) -> Setup:
     """A set-up from nested settings, over the defaults of its system.
 
     Args:
-        tree: With at least "system".
+        tree: With at least "system". Under "observe", "noise_std" may be given in place of the variance "noise".
         overrides: Such as "truth.forcing=11".
+        imports: Whether the system may be an import path, which runs the code it names; False for trees from files.
 
     Returns:
         The set-up.
 
     Raises:
-        ValueError: If a key is unknown (the nearest is named), or a value cannot be.
+        ValueError: If a key is unknown (the nearest is named), or a value is invalid.
 
     >>> setup({"system": "lorenz96"}, ["model.forcing=7.5"]).model["forcing"]
     7.5
     """
-    if tree.get("system") not in SYSTEMS:
-        raise ValueError(unknown("system", str(tree.get("system")), SYSTEMS))
-    merged = copy.deepcopy(DEFAULTS[tree["system"]])
-    for key, value in tree.items():
-        inner = merged.get(key)
-        merged[key] = {**inner, **value} if isinstance(inner, dict) else copy.deepcopy(value)
-    merged = override(merged, overrides)
-    known_settings(merged, [f.name for f in dataclasses.fields(Setup)])
-    for name in ("truth", "model", "observe"):
-        if not isinstance(merged.get(name, {}), Mapping):
-            raise ValueError(f"{name} holds settings of its own, got {merged[name]!r}.")
-    observe = merged.pop("observe", {})
-    known_settings(observe, [f.name for f in dataclasses.fields(Seen)], "observe.")
-    if "index" in observe:
-        observe["index"] = tuple(observe["index"])
+    name = str(tree.get("system"))
+    if name not in SYSTEMS and not (imports and ":" in name):
+        raise ValueError(unknown("system", name, SYSTEMS))
+    given = override(copy.deepcopy(dict(tree)), overrides)
+    known_settings(given, Setup.__dataclass_fields__)
+    for key in ("truth", "model", "observe"):
+        if not isinstance(given.get(key, {}), Mapping):
+            raise ValueError(f"{key} holds settings of its own, got {given[key]!r}.")
+    given["observe"] = with_variance(given.get("observe", {}))
+    usual = copy.deepcopy(DEFAULTS.get(name, {}))
+    parts = {key: {**usual.get(key, {}), **given.get(key, {})} for key in ("truth", "model", "observe")}
+    made: Setup = build(Setup, {**usual, **given, **parts}, kind="setting")
     try:
-        made = Setup(observe=Seen(**observe), **merged)
         made.experiment()
     except TypeError as error:
-        raise ValueError(f"a setting of {tree['system']} has a value of the wrong kind: {error}.") from error
+        raise ValueError(f"a setting of {name} has a value of the wrong kind: {error}.") from error
     return made
 
 
+def with_variance(observe: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an observing network with the variance `noise` in place of the standard deviation `noise_std`.
+
+    Raises:
+        ValueError: If both are given, or the standard deviation is no number.
+    """
+    tree = dict(observe)
+    if "noise_std" in tree:
+        if "noise" in tree:
+            raise ValueError(
+                "observe.noise (the variance) and observe.noise_std are both given; leave out one of them."
+            )
+        tree["noise"] = convert(float, tree.pop("noise_std"), "observe.noise_std") ** 2
+    return tree
+
+
 def _system(name: str, settings: Mapping[str, Any], where: str) -> Dynamics:
-    """A system in float64; `start: {mean, std}` becomes a Gaussian."""
-    make = SYSTEMS[name]
-    known_settings(settings, [k for k in inspect.signature(make).parameters if k != "dtype"], f"{where}.")
+    """A system, in float64 if it takes a dtype; `start: {mean, std}` becomes a Gaussian."""
+    make = SYSTEMS.get(name) or imported_system(name)
+    if isinstance(make, Dynamics):
+        if settings:
+            raise ValueError(
+                f"{name} is made already and takes no settings; leave out {where}.{next(iter(settings))}."
+            )
+        return make
     given = dict(settings)
-    if "start" in given:
+    if isinstance(given.get("start"), Mapping):
         given["start"] = Gaussian(**given["start"], dtype=torch.float64)
-    return make(**given, dtype=torch.float64)
+    made = make(
+        **arguments(make, given, f"{where}.", leave=("dtype",)),
+        **({"dtype": torch.float64} if "dtype" in parameters(make) else {}),
+    )
+    if not isinstance(made, Dynamics):
+        raise ValueError(
+            f"{name} makes a {type(made).__name__}, but a system is a slams.systems.Dynamics; derive it from that class."
+        )
+    return made
+
+
+@functools.cache
+def imported_system(path: str) -> Callable[..., Dynamics] | Dynamics:
+    """A system of the user's: a class, a function that makes one, or an instance.
+
+    Args:
+        path: "package.module:name"; the working folder is searched only if PYTHONPATH names it.
+
+    Raises:
+        ValueError: If there is no such object, or it is no system.
+    """
+    module, _, name = path.partition(":")
+    listed = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    here = sys.path[0] in ("", os.getcwd()) and os.getcwd() not in (os.path.abspath(p) for p in listed if p)
+    before, sys.path = (
+        sys.path,
+        sys.path[1:] if here else sys.path,
+    )  # `python -m` puts the working folder first
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be imported ({error}); give package.module:name, and put the package's folder on PYTHONPATH."
+        ) from error
+    finally:
+        sys.path = before
+    if not isinstance(found, Dynamics) and (
+        not callable(found) or (isinstance(found, type) and not issubclass(found, Dynamics))
+    ):
+        raise ValueError(
+            f"{path} is {found!r}, but a system is a slams.systems.Dynamics, its class or a function that makes one."
+        )
+    return found

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from slams.observation import operators
 from slams.observation.operators import (
     AvgPool,
     Box,
@@ -306,7 +307,7 @@ def test_operators_that_cannot_be_are_refused():
         Select(torch.tensor([1, -1]))
     with pytest.raises(ValueError, match="reads component 9 of an event of 8"):
         Select(torch.tensor([9]), 1)(torch.zeros(2, 8))
-    with pytest.raises(ValueError, match="did you mean 'arctan'"):
+    with pytest.raises(ValueError, match=r"did you mean arctan\?"):
         Pointwise("arctn")
     with pytest.raises(ValueError, match="mask has shape"):
         Mask.grid((4, 4), 2)(torch.zeros(5, 4))
@@ -350,3 +351,36 @@ def test_composed_operators_move_with_the_composition():
     """Their buffers are the composition's, so that `to` reaches them."""
     composed = Compose([AvgPool(2, AREA), lambda x: 2 * x])
     assert composed.to(torch.float32).operators[0].weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "name, settings, context, made",
+    [
+        ("identity", {}, {"event": 1}, operators.Identity()),
+        ("stride", {"step": 2, "offset": 1}, {"axes": 1}, operators.Stride(2, 1)),
+        ("select", {"index": [3, 0]}, {"event": 1}, operators.Select(torch.tensor([3, 0]), event=1)),
+        ("block_mean", {"size": 4}, {"axes": 1}, operators.AvgPool(4, axes=1)),
+        ("arctan", {"scale": 2.0}, {"event": 1}, operators.Pointwise("arctan", scale=2.0)),
+        ("exp", {"shift": -0.6}, {}, operators.Pointwise("exp", shift=-0.6)),
+    ],
+)
+def test_an_operator_by_name_is_the_class_with_these_settings(name, settings, context, made):
+    x = torch.linspace(-1, 1, 24).reshape(3, 8)
+    assert torch.equal(operators.by_name(name, settings, **context)(x), made(x))
+
+
+def test_points_by_name_take_the_grid_from_the_caller():
+    lat, lon = torch.linspace(40, 30, 6), torch.linspace(0, 20, 11)
+    points = [[35.0, 3.0], [31.0, 17.0]]
+    x = torch.arange(66.0).reshape(6, 11)
+    made = operators.by_name("points", {"points": points}, lat=lat, lon=lon)
+    assert torch.equal(made(x), operators.Interpolate(lat, lon, torch.tensor(points))(x))
+
+
+def test_unknown_operators_and_settings_are_named_with_the_nearest():
+    with pytest.raises(ValueError, match=r"did you mean stride\?"):
+        operators.by_name("strid")
+    with pytest.raises(ValueError, match=r"did you mean stride.step\?"):
+        operators.by_name("stride", {"stepp": 2})
+    with pytest.raises(ValueError, match=r"stride.step must be int, got 'two'"):
+        operators.by_name("stride", {"step": "two"})

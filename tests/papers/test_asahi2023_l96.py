@@ -31,12 +31,12 @@ PLAN = {
     "only": ["F5_every_2"],
     "sizes": {"full": {"only": []}},
     "lines": {
-        "nudging": {"method": "Nudging", "settings": {"size": 2}, "tuned": "nudging", "rival": True},
-        "letkf": {"method": "LETKF", "settings": {"size": 8}, "tuned": "letkf", "rival": True},
-        "ours": {"method": "GenerativeEnKF", "settings": {"size": 8, "draws": 2}, "tuned": "letkf"},
+        "nudging": {"method": "Nudging", "settings": {"members": 2}, "tuned": "nudging", "rival": True},
+        "letkf": {"method": "LETKF", "settings": {"members": 8}, "tuned": "letkf", "rival": True},
+        "ours": {"method": "GenerativeEnKF", "settings": {"members": 8, "draws": 2}, "tuned": "letkf"},
         "blind": {
             "method": "GenerativeEnKF",
-            "settings": {"size": 8, "draws": 2, "window": 0},
+            "settings": {"members": 8, "draws": 2, "window": 0},
             "extra": True,
         },
     },

@@ -12,7 +12,7 @@ from slams.core.console import Console
 from slams.papers import reproduce as module
 from slams.papers.reproduce import PAPERS, PaperRow, band, read_paper, reproduce, verdicts_of
 from slams.twin.experiment import Result
-from slams.twin.methods import Climate, build
+from slams.twin.methods import ClimateStatistics, build
 from slams.twin.setup import setup
 
 PAPER = """
@@ -21,7 +21,7 @@ source: nobody
 setup: {system: linear, truth: {size: 6}, cycles: 40, burn_in: 5, replicates: 4}
 rows:
   - {row: climate, method: Climatology, measured: 1.0, relative: 0.4}
-  - {row: filter, method: EnKF, settings: {size: 20, inflation: 1.02}, measured: WANTED}
+  - {row: filter, method: EnKF, settings: {members: 20, inflation: 1.02}, measured: WANTED}
 """
 
 
@@ -185,7 +185,7 @@ def test_a_shipped_paper_can_be_run(path):
         made = setup({"replicates": 8, **module._merged(paper.setup, row.setup)})
         experiment = made.experiment()
         size = experiment.model.state_shape[0]
-        climate = Climate(torch.zeros(size).double(), torch.eye(size).double(), 1e3)
+        climate = ClimateStatistics(torch.zeros(size).double(), torch.eye(size).double(), 1e3)
         if row.method != module.EXACT:
             build(row.method, experiment, row.settings, climate)
         assert made.seed >= 1000

@@ -12,7 +12,7 @@ from slams.evaluation import CRPS, RMSE, SPREAD, evaluate
 from slams.observation import Survey, operators
 from slams.systems import Lorenz63, Lorenz96
 from slams.twin import TwinExperiment
-from slams.twin.methods import METHODS, Climate, build, starting
+from slams.twin.methods import METHODS, ClimateStatistics, build, starting
 from slams.twin.runner import Runner
 from slams.twin.setup import setup
 
@@ -96,9 +96,9 @@ def test_model_calls_count_every_member_once():
     """N a step, and none for the first state; the linearization of a model is counted column by column."""
     runner = Runner(small())
     steps = runner.experiment.length
-    calls = runner.run("EnKF", {"size": 9}).scores["model_calls"]
+    calls = runner.run("EnKF", {"members": 9}).scores["model_calls"]
     torch.testing.assert_close(calls, torch.full((3,), 9 * (steps - 1) / steps, dtype=torch.float64))
-    assert float(runner.run("Climatology", {"size": 9}).scores["model_calls"].sum()) == 0
+    assert float(runner.run("Climatology", {"members": 9}).scores["model_calls"].sum()) == 0
     assert not runner.experiment.model._forward_hooks and "mean" not in vars(runner.experiment.model)
 
 
@@ -108,7 +108,7 @@ def test_model_calls_count_every_member_once():
 def test_a_killed_run_ends_as_one_that_was_not(name, tmp_path):
     """Bit for bit in every number of every step, time apart, killed between two saves."""
     made, (_, settings) = small("cycles=20"), starting(name, "lorenz96")
-    settings = {**settings, "size": 12}
+    settings = {**settings, "members": 12}
     whole = Runner(made).run(name, settings)
 
     def kill(k: int) -> None:
@@ -130,11 +130,11 @@ def test_a_killed_run_ends_as_one_that_was_not(name, tmp_path):
 
 
 def test_a_folder_of_another_set_up_is_refused_with_what_differs(tmp_path):
-    Runner(small(), tmp_path).run("EnKF", {"size": 5})
+    Runner(small(), tmp_path).run("EnKF", {"members": 5})
     with pytest.raises(ValueError, match="model.forcing: absent there, 9 here"):
         Runner(small("model.forcing=9"), tmp_path)
     with pytest.raises(ValueError, match="inflation: absent there, 1.1 here"):
-        Runner(small(), tmp_path).run("EnKF", {"size": 5, "inflation": 1.1})
+        Runner(small(), tmp_path).run("EnKF", {"members": 5, "inflation": 1.1})
 
 
 def test_a_dataset_has_named_dimensions_and_comes_back_from_its_file(tmp_path):
@@ -172,14 +172,14 @@ def test_a_method_without_steps_is_scored_like_the_others():
 def test_a_filter_that_has_lost_the_truth_is_reported():
     """Without inflation and with few members an EnKF loses Lorenz-96, and says so in every replicate."""
     made = setup({"system": "lorenz96", "cycles": 150, "burn_in": 50, "replicates": 3})
-    result = Runner(made, detail=False).run("EnKF", {"size": 8, "inflation": 1.0})
+    result = Runner(made, detail=False).run("EnKF", {"members": 8, "inflation": 1.0})
     assert float(result.scores["rmse"].min()) > 1 and result.scores["divergence_rate"].tolist() == [1, 1, 1]
 
 
 def test_a_loss_in_a_run_too_short_to_settle_is_reported_too():
     """Of 60 analyses only the last is looked at: it decides."""
     made = setup({"system": "lorenz96", "cycles": 60, "replicates": 3}, ["burn_in=0", "model.forcing=14"])
-    scores = Runner(made, detail=False).run("EnKF", {"size": 6, "inflation": 1.0}).scores
+    scores = Runner(made, detail=False).run("EnKF", {"members": 6, "inflation": 1.0}).scores
     assert float(scores["rmse"].min()) > 1 and scores["divergence_rate"].tolist() == [1, 1, 1]
 
 
@@ -191,7 +191,7 @@ def test_every_method_of_the_table_takes_its_settings(name):
             continue
         experiment = setup({"system": system}).experiment()
         size = experiment.model.state_shape[0]
-        climate = Climate(torch.zeros(size).double(), torch.eye(size).double(), 1e3)
+        climate = ClimateStatistics(torch.zeros(size).double(), torch.eye(size).double(), 1e3)
         _, settings = starting(name, system)
         searched = {key: each.at(0.5) for key, each in METHODS[name].space.items()}
         build(name, experiment, {**settings, **searched}, climate)
@@ -202,9 +202,9 @@ def test_bad_input_is_told_with_the_remedy():
     with pytest.raises(ValueError, match="did you mean EnKF"):
         runner.run("EnFK", {})
     with pytest.raises(ValueError, match="did you mean inflation"):
-        runner.run("EnKF", {"size": 5, "inflaton": 1.1})
+        runner.run("EnKF", {"members": 5, "inflaton": 1.1})
     with pytest.raises(ValueError, match="at least 2 members"):
-        runner.run("EnKF", {"size": 1})
+        runner.run("EnKF", {"members": 1})
     with pytest.raises(ValueError, match="did you mean truth.forcing"):
         small("truth.forcng=8")
     with pytest.raises(ValueError, match="did you mean lorenz96"):

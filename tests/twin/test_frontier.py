@@ -15,7 +15,7 @@ from slams.twin.benchmark import COLUMNS
 from slams.twin.frontier.advice import RULES, advise, chains, overall
 from slams.twin.frontier.cases import COSTS, read_cases
 from slams.twin.frontier.page import COLUMNS as PAGE_COLUMNS
-from slams.twin.frontier.run import PLANS, frontier, read_plan
+from slams.twin.frontier.run import SIZES, frontier, read_plan
 from slams.twin.scores import summary
 from slams.twin.setup import setup
 
@@ -144,7 +144,7 @@ def test_a_method_that_loses_truths_or_is_far_off_is_not_advised(tmp_path):
     rows = {**PLAIN, "ETKF N=40": (lost, 1e-4, 40, {"divergence_rate": 1 / 8})}
     (case,) = cases(bench_folder(tmp_path / "a", rows))
     assert [p.label for p in case.tied] == ["LETKF N=20"]
-    assert "Off the track, in share of the truths: ETKF N=40 12%." in advise(case).sentences
+    assert "Diverged, in share of the truths: ETKF N=40 12%." in advise(case).sentences
     (case,) = cases(bench_folder(tmp_path / "b", {**PLAIN, "ETKF N=40": (lost, 1e-4, 40)}))
     assert [p.label for p in case.tied] == ["LETKF N=20", "ETKF N=40"]
     assert advise(case).use.label == "LETKF N=20"
@@ -259,7 +259,7 @@ TINY = """
 test: {replicates: 2, cycles: 8, burn_in: 4}
 tuning: {trials: 2, replicates: 2, cycles: 8, burn_in: 4}
 groups:
-  both: [{method: EnKF, sizes: [5, 8]}, {method: OptInterp, trials: 0}]
+  both: [{method: EnKF, members: [5, 8]}, {method: OptInterp, trials: 0}]
 cases:
   - {name: dense, methods: both, setup: {system: lorenz96, truth: {size: 8}}}
 """
@@ -303,13 +303,13 @@ def _rows(page):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in PLANS.glob("*.yaml")))
+@pytest.mark.parametrize("name", SIZES)
 def test_shipped_plans_are_sound(name):
     """Set-ups and methods exist; every label of a set-up is its own."""
     plan = read_plan(name)
-    for tree, contenders in plan.cases.values():
-        setup({**plan.test, **tree})
-        labels = [f"{c.label or c.method} {size}" for c in contenders for size in c.sizes or (0,)]
+    for case in plan.cases:
+        setup({**plan.test.given(), **case.setup})
+        labels = [f"{c.label or c.method} {n}" for c in case.methods for n in c.members or (0,)]
         assert len(set(labels)) == len(labels)
 
 
@@ -318,8 +318,8 @@ def test_bad_plans_are_told(tmp_path):
     for old, new, told in (
         ("method: EnKF", "method: ENFK", "did you mean EnKF?"),
         ("methods: both", "methods: bothe", "did you mean both?"),
-        ("trials: 2", "trails: 2", "did you mean trials?"),
-        ("name: dense, ", "", "lacks name"),
+        ("trials: 2", "trails: 2", "did you mean tuning.trials?"),
+        ("name: dense, ", "", "needs name"),
         ("size: 8}", "sise: 8}", "did you mean truth.size?"),
         ("cases:", "cases: 3", "cannot be read as YAML"),
         ("cases:", "other:", "is no plan"),

@@ -109,7 +109,7 @@ def test_filters_stand_side_by_side_with_the_scores_of_their_runs_and_their_beli
         "model": {"flip_chance": 0.05},
     }
     runner = Runner(setup(tree))
-    run, exact = runner.run("EnKF", {"size": 30}, keep="members"), runner.exact()
+    run, exact = runner.run("EnKF", {"members": 30}, keep="members"), runner.exact()
     rows = filters_side_by_side({"EnKF": run, "exact": exact})
     assert [row["method"] for row in rows] == ["EnKF", "exact"]
     assert float(rows[0]["crps"]) == pytest.approx(float(run.scores["crps"].mean()), abs=5e-4)

@@ -6,16 +6,16 @@ import pytest
 import yaml
 
 from slams.cli import main
-from slams.core.console import Console
-from slams.twin import tune as module
+from slams.evaluation.tuning import Range, proposal
+from slams.twin import tuning as module
 from slams.twin.experiment import TwinExperiment
-from slams.twin.methods import METHODS, Range
+from slams.twin.methods import METHODS
 from slams.twin.runner import Runner
 from slams.twin.setup import setup
-from slams.twin.tune import proposal, tune
+from slams.twin.tuning import tune
 
 SMALL = ["truth.size=8", "burn_in=20", "cycles=60", "replicates=2"]
-BAD = {"size": 6, "inflation": 1.0}
+BAD = {"members": 6, "inflation": 1.0}
 
 
 @pytest.fixture
@@ -25,7 +25,8 @@ def poor_start(monkeypatch):
 
 
 def run(path, budget=8):
-    return tune("lorenz96", ["EnKF"], path, budget=budget, overrides=SMALL, console=Console(quiet=True))
+    tune("lorenz96", ["EnKF"], path, budget=budget, overrides=SMALL)
+    return path
 
 
 def test_tuning_improves_on_a_bad_start_on_test_truths_too(tmp_path, poor_start):
@@ -81,28 +82,22 @@ def test_trials_of_another_set_up_are_refused(tmp_path):
 
 
 def test_every_method_gets_the_same_number_of_trials(tmp_path):
-    path = tune(
-        "lorenz96",
-        ["EnKF", "ETKF"],
-        tmp_path / "t.yaml",
-        budget=3,
-        overrides=SMALL,
-        console=Console(quiet=True),
-    )
+    path = tmp_path / "t.yaml"
+    tune("lorenz96", ["EnKF", "ETKF"], path, budget=3, overrides=SMALL)
     found = yaml.safe_load(path.read_text())["methods"]
     assert {name: each["trials"] for name, each in found.items()} == {"EnKF": 3, "ETKF": 3}
 
 
 @pytest.mark.parametrize("name", [name for name, each in METHODS.items() if each.space])
 def test_proposals_stay_in_the_space_and_are_not_repeated(name):
-    settings = {"size": 9, **METHODS[name].settings}
+    space, settings = METHODS[name].space, {"members": 9, **METHODS[name].settings}
     trials = []
     for count in range(24):
-        values = proposal(name, settings, trials, 24)
+        values = proposal(space, settings, trials, 24, usual=METHODS[name].settings)
         trials.append({"settings": values, "score": abs(count - 10)})
-        for key, limits in METHODS[name].space.items():
+        for key, limits in space.items():
             assert count == 0 or limits.low - 1e-5 <= values[key] <= limits.high + 1e-5
-        assert values["size"] == 9
+        assert values["members"] == 9
     assert len({str(t["settings"]) for t in trials}) > 12
 
 

@@ -227,7 +227,7 @@ def run(
     scores = scores_of(posterior, scored, problem.deviation)
     facts = {"system": "surface_qg", "replicates": len(problem.seeds), "seed": problem.seeds[0]}
     return Result(
-        label or name, {"size": size, **settings}, posterior, scores, dt=problem.system.dt, scored=tuple(scored),
+        label or name, {"members": size, **settings}, posterior, scores, dt=problem.system.dt, scored=tuple(scored),
         seconds=time.perf_counter() - begun, setup={**facts, **(plain or {})},
     )  # fmt: skip
 
@@ -243,7 +243,7 @@ def scores_of(posterior: Posterior, scored: Sequence[int], deviation: float) -> 
         scored: Steps that count.
         deviation: Standard deviation of the climate [K].
     """
-    numbers = {key: value for key, value in posterior.diagnostics.items() if key != "lost"}
+    numbers = {key: value for key, value in posterior.diagnostics.items() if key not in ("lost", "diverged")}
     scores = summary(numbers, scored)
     lost = ~(scores["rmse"] < LOST * deviation)
     scores["divergence_rate"] = lost.to(scores["rmse"].dtype)

@@ -7,20 +7,20 @@ from typing import Any
 
 from slams.evaluation.frontier import ALARM, worse
 from slams.evaluation.tables import text
-from slams.twin.frontier.cases import FACTORS, Case, Point, mismatches
+from slams.twin.frontier.cases import FACTORS, CaseResults, MethodResult, mismatches
 
 SCORE_FILTERS = ("EnSF", "DampedEnSF", "SingleMemberEnSF", "SSLS", "GenerativeEnKF", "SDA")
 WORDS = {"density": "observation density", "sensor": "sensors", "model": "model error"}
 CALIBRATED = (0.8, 1.25)  # of spread over error
-CLOSE = 0.1  # share by which the error of what is advised may exceed the smallest, be it told apart or not
+CLOSE = 0.1  # fraction by which the advised method's error may exceed the smallest
 CHEAPER = 0.1  # share of the CPU time at which another method is worth a sentence
 
 RULES = (
     "Most accurate is the smallest mean rmse over truths. Tied with it is every method whose rmse, paired truth by "
-    "truth, is not told apart from it and that lost no more truths: the chance to leave out the method that is best "
+    "truth, is not significantly larger and that diverged no more often: the chance to leave out the method that is best "
     f"in truth is at most {ALARM:.0%} in each set-up (Student's t with Bonferroni's correction over its methods). To "
     f"be used is the cheapest, in CPU seconds, of the tied whose rmse is at most {CLOSE:.0%} above the smallest, since "
-    "few truths tie what more would tell apart; where the model is what costs, that of these with the fewest model "
+    "few truths tie what more would separate; where the model is what costs, that of these with the fewest model "
     "calls. A method that is not better than every trivial row is never advised nor on a frontier. A spread counts as "
     f"calibrated where it is {CALIBRATED[0]:g} to {CALIBRATED[1]:g} times the error. Which sentence stands is decided "
     "by these rules alone."
@@ -29,22 +29,22 @@ RULES = (
 
 @dataclass(frozen=True)
 class Advice:
-    """What follows for one set-up.
+    """Advice for one set-up.
 
     Attributes:
-        case: The set-up.
-        best: Most accurate, None if nothing beats the trivial rows.
+        case: The set-up with its results.
+        best: Most accurate method, None if nothing beats the trivial rows.
         use: Cheapest of those tied with it.
-        sentences: In words.
+        sentences: The advice in words.
     """
 
-    case: Case
-    best: Point | None
-    use: Point | None
+    case: CaseResults
+    best: MethodResult | None
+    use: MethodResult | None
     sentences: Sequence[str]
 
 
-def advise(case: Case) -> Advice:
+def advise(case: CaseResults) -> Advice:
     """The advice for one set-up."""
     tied, floor = case.tied, case.floor
     if not tied:
@@ -61,8 +61,8 @@ def advise(case: Case) -> Advice:
         )
     sizes = by_size(case)
     if len(sizes) > 1:
-        told = ", ".join(f"{p.label} (rmse {text(p.rmse)})" for _, p in sizes)
-        sentences.append(f"Most accurate at each number of members: {told}.")
+        listed = ", ".join(f"{p.label} (rmse {text(p.rmse)})" for _, p in sizes)
+        sentences.append(f"Most accurate at each number of members: {listed}.")
     limit = CHEAPER * use.value("cpu_seconds")
     cheap = [p for p in case.candidates if p.value("cpu_seconds") <= limit]
     if cheap:
@@ -76,17 +76,23 @@ def advise(case: Case) -> Advice:
     return Advice(case, best, use, sentences)
 
 
-def near(tied: Sequence[Point]) -> list[Point]:
+def near(tied: Sequence[MethodResult]) -> list[MethodResult]:
     """Those of the tied, which begin with the best, that come close to it."""
     return [p for p in tied if p.rmse <= (1 + CLOSE) * tied[0].rmse]
 
 
-def frugalest(tied: Sequence[Point]) -> Point:
+def frugalest(tied: Sequence[MethodResult]) -> MethodResult:
     """Of these the one with the fewest model calls."""
     return min(near(tied), key=lambda p: p.value("model_calls"))
 
 
-def _choice(case: Case, best: Point, use: Point, tied: Sequence[Point], close: Sequence[Point]) -> str:
+def _choice(
+    case: CaseResults,
+    best: MethodResult,
+    use: MethodResult,
+    tied: Sequence[MethodResult],
+    close: Sequence[MethodResult],
+) -> str:
     share = f", {best.rmse / case.climate:.0%} of the climatology's" if math.isfinite(case.climate) else ""
     first = f"Most accurate: {best.label}, rmse {_interval(best)}{share}, {milliseconds(best)} an analysis"
     count = len(best.errors)
@@ -98,27 +104,27 @@ def _choice(case: Case, best: Point, use: Point, tied: Sequence[Point], close: S
         return f"{first}; {others}. Use {use.label}."
     times = _times(best, use)
     return (
-        f"{first}. Not told apart from it at {milliseconds(use)}, {text(times)} times less: use {use.label} "
+        f"{first}. Not significantly worse at {milliseconds(use)}, {text(times)} times less: use {use.label} "
         f"(rmse {_interval(use)}), the cheapest of {among}."
     )
 
 
-def _calibration(use: Point, tied: Sequence[Point]) -> list[str]:
+def _calibration(use: MethodResult, tied: Sequence[MethodResult]) -> list[str]:
     ratio = use.value("spread_skill")
     if math.isnan(ratio) or calibrated(use):
         return []
     how = "small" if ratio < 1 else "large"
-    told = f"Its spread is too {how}, {text(ratio)} of its error"
+    first = f"Its spread is too {how}, {text(ratio)} of its error"
     others = [p for p in tied if calibrated(p)]
     if not others:
-        return [f"{told}, and that of no tied method fits: do not read its spread as its error."]
+        return [f"{first}, and that of no tied method fits: do not read its spread as its error."]
     other = min(others, key=lambda p: p.value("cpu_seconds"))
     return [
-        f"{told}; where the spread matters: {other.label} ({text(other.value('spread_skill'))}, {milliseconds(other)})."
+        f"{first}; where the spread matters: {other.label} ({text(other.value('spread_skill'))}, {milliseconds(other)})."
     ]
 
 
-def _score_filters(case: Case) -> list[str]:
+def _score_filters(case: CaseResults) -> list[str]:
     """The best score filter against the best of the others."""
     ours, others = (
         [p for p in case.role("method") if (p.method in SCORE_FILTERS) == wanted] for wanted in (True, False)
@@ -132,38 +138,38 @@ def _score_filters(case: Case) -> list[str]:
     elif worse(other.errors, score.errors, ALARM / 2):
         how = f"better than {other.label} by {1 - ratio:.0%}"
     else:
-        how = f"not told apart from {other.label}"
+        how = f"not significantly different from {other.label}"
     times = text(_times(score, other))
     return [
         f"The best score filter, {score.label} (rmse {text(score.rmse)}), is {how} at {times} times its CPU time."
     ]
 
 
-def _warnings(case: Case) -> list[str]:
-    """What loses to a trivial row, and what lost truths."""
+def _warnings(case: CaseResults) -> list[str]:
+    """Methods that lose to a trivial row, and methods that diverged."""
     out, floor = [], case.floor
     if floor:
         losing = [p for p in case.role("method") if not p.rmse < floor.rmse]
         if losing:
             names = ", ".join(p.label for p in losing)
             out.append(f"No better than {floor.label} (rmse {text(floor.rmse)}): {names}.")
-    lost = [p for p in case.candidates if p.value("divergence_rate") > 0]
-    if lost:
-        told = ", ".join(f"{p.label} {p.value('divergence_rate'):.0%}" for p in lost)
-        out.append(f"Off the track, in share of the truths: {told}.")
+    diverged = [p for p in case.candidates if p.value("divergence_rate") > 0]
+    if diverged:
+        listed = ", ".join(f"{p.label} {p.value('divergence_rate'):.0%}" for p in diverged)
+        out.append(f"Diverged, in share of the truths: {listed}.")
     return out
 
 
-def calibrated(point: Point) -> bool:
+def calibrated(point: MethodResult) -> bool:
     """Whether spread and error agree."""
     return CALIBRATED[0] <= point.value("spread_skill") <= CALIBRATED[1]
 
 
-def chains(cases: Sequence[Case]) -> list[tuple[str, list[Case]]]:
+def chains(cases: Sequence[CaseResults]) -> list[tuple[str, list[CaseResults]]]:
     """Set-ups that differ in one factor alone, at least two at a time, in the factor's order."""
     out = []
     for factor in FACTORS:
-        groups: dict[str, list[Case]] = {}
+        groups: dict[str, list[CaseResults]] = {}
         for case in cases:
             rest = {k: v for k, v in case.factors.items() if k != factor}
             groups.setdefault(repr(sorted(rest.items())), []).append(case)
@@ -173,7 +179,7 @@ def chains(cases: Sequence[Case]) -> list[tuple[str, list[Case]]]:
     return out
 
 
-def _rank(factor: str, case: Case) -> tuple[Any, ...]:
+def _rank(factor: str, case: CaseResults) -> tuple[Any, ...]:
     """Dense before sparse, linear before not, perfect before wrong."""
     value = case.factors[factor]
     if factor == "density":
@@ -186,7 +192,7 @@ def _rank(factor: str, case: Case) -> tuple[Any, ...]:
     return (sum(abs(truth - model) for truth, model in pairs), value)
 
 
-def level(factor: str, case: Case) -> str:
+def level(factor: str, case: CaseResults) -> str:
     """The value of a factor in a few words."""
     value = case.factors[factor]
     if factor == "density":
@@ -196,11 +202,11 @@ def level(factor: str, case: Case) -> str:
     wrong = [f"{k} {model} (truth {truth})" for k, (truth, model) in mismatches(case.setup).items()]
     if wrong:
         return "model: " + ", ".join(wrong)
-    told = ", ".join(f"{k} {v}" for k, v in case.setup["truth"].items())
-    return f"perfect model{': ' + told if told else ''}"
+    listed = ", ".join(f"{k} {v}" for k, v in case.setup["truth"].items())
+    return f"perfect model{': ' + listed if listed else ''}"
 
 
-def overall(cases: Sequence[Case]) -> list[str]:
+def overall(cases: Sequence[CaseResults]) -> list[str]:
     """Sentences over all set-ups."""
     advices = [advise(case) for case in cases]
     out = [
@@ -221,32 +227,32 @@ def overall(cases: Sequence[Case]) -> list[str]:
     return [sentence for sentence in out if sentence]
 
 
-def by_size(case: Case) -> list[tuple[int, Point]]:
+def by_size(case: CaseResults) -> list[tuple[int, MethodResult]]:
     """The most accurate candidate of each ensemble size that two methods were run with."""
-    groups: dict[int, list[Point]] = {}
+    groups: dict[int, list[MethodResult]] = {}
     for point in case.candidates:
-        if point.size is not None and not math.isnan(point.value("spread_skill")):
-            groups.setdefault(point.size, []).append(point)
+        if point.members is not None and not math.isnan(point.value("spread_skill")):
+            groups.setdefault(point.members, []).append(point)
     return [(size, group[0]) for size, group in sorted(groups.items()) if len(group) > 1]
 
 
-def milliseconds(point: Point) -> str:
+def milliseconds(point: MethodResult) -> str:
     """CPU time of an analysis.
 
-    >>> from slams.twin.frontier.cases import Point
-    >>> milliseconds(Point("a", "EnKF", "", {}, {"cpu_seconds": (0.0123, 0.0, 0.0)}, {}))
+    >>> from slams.twin.frontier.cases import MethodResult
+    >>> milliseconds(MethodResult("a", "EnKF", "", {}, {"cpu_seconds": (0.0123, 0.0, 0.0)}, {}))
     '12.3 ms'
     """
     return f"{text(1e3 * point.value('cpu_seconds'))} ms"
 
 
-def _times(one: Point, other: Point) -> float:
+def _times(one: MethodResult, other: MethodResult) -> float:
     """How many times the CPU time of another."""
     least = other.value("cpu_seconds")
     return one.value("cpu_seconds") / least if least else math.inf
 
 
-def _interval(point: Point) -> str:
+def _interval(point: MethodResult) -> str:
     value, low, high = point.scores["rmse"]
     return f"{text(value)}" if math.isnan(low) else f"{text(value)} [{text(low)}, {text(high)}]"
 
@@ -261,7 +267,7 @@ def _name(advice: Advice) -> str:
     return f"{advice.case.floor.label}, nothing beats it" if advice.case.floor else "nothing"
 
 
-def _count(cases: Sequence[Case], chosen: Callable[[Case], set[str]], what: str) -> str:
+def _count(cases: Sequence[CaseResults], chosen: Callable[[CaseResults], set[str]], what: str) -> str:
     """How often each method is chosen, of the set-ups it was run on."""
     run: dict[str, int] = {}
     hits: dict[str, int] = {}
@@ -270,11 +276,11 @@ def _count(cases: Sequence[Case], chosen: Callable[[Case], set[str]], what: str)
         for method in {p.method for p in case.role("method")}:
             run[method] = run.get(method, 0) + 1
             hits[method] = hits.get(method, 0) + (method in here)
-    told = sorted((m for m in hits if hits[m]), key=lambda m: (-hits[m], m))
-    return f"{what}: {', '.join(f'{m} in {hits[m]} of {run[m]}' for m in told)}." if told else ""
+    listed = sorted((m for m in hits if hits[m]), key=lambda m: (-hits[m], m))
+    return f"{what}: {', '.join(f'{m} in {hits[m]} of {run[m]}' for m in listed)}." if listed else ""
 
 
-def _never(cases: Sequence[Case]) -> list[str]:
+def _never(cases: Sequence[CaseResults]) -> list[str]:
     """Methods that no set-up has among its candidates."""
     run: Mapping[str, Any] = dict.fromkeys(p.method for case in cases for p in case.role("method"))
     sound = {p.method for case in cases for p in case.candidates}

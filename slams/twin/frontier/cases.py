@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from slams.core.renamed import renamed
 from slams.core.stages import file_stem
 from slams.evaluation.frontier import Errors, mean_error, pareto, tied_with_best
 from slams.evaluation.tables import with_current_names
+from slams.observation.operators import POINTWISE
 from slams.twin.benchmark import COLUMNS
 from slams.twin.methods import METHODS
 from slams.twin.setup import DEFAULTS, SYSTEMS
@@ -24,15 +26,15 @@ Interval = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Point:
-    """One method with its settings on one set-up.
+class MethodResult:
+    """Scores of one method with its settings on one set-up.
 
     Attributes:
-        label: Its name in the table.
-        method: Its class.
-        origin: Where its settings are from.
-        settings: Its settings, as far as the folder tells.
-        scores: By metric the mean and its 95 % interval; costs are per analysis.
+        label: Name in the table.
+        method: Name of the class.
+        origin: Where the settings are from.
+        settings: Settings, as far as the folder holds them.
+        scores: Mean and 95 % interval by metric; costs are per analysis.
         errors: rmse by seed of the truth.
         role: "trivial" rows and the "exact" filter are lines to compare with, not candidates.
     """
@@ -60,37 +62,37 @@ class Point:
         return re.sub(r" N=\d+$", "", self.label)
 
     @property
-    def size(self) -> int | None:
-        """Members."""
-        size = self.settings.get("size")
-        return int(size) if size is not None else None
+    def members(self) -> int | None:
+        """Ensemble size."""
+        members = self.settings.get("members")
+        return int(members) if members is not None else None
 
 
 @dataclass
-class Case:
-    """A set-up and all that was run on it.
+class CaseResults:
+    """Results of all methods on one set-up.
 
     Attributes:
-        title: What sets it apart.
+        title: Description in a few words.
         setup: Plain settings.
-        points: Of the methods.
+        points: Results of the methods.
     """
 
     title: str
     setup: Mapping[str, Any]
-    points: list[Point] = field(default_factory=list)
+    points: list[MethodResult] = field(default_factory=list)
 
-    def role(self, role: str) -> list[Point]:
+    def role(self, role: str) -> list[MethodResult]:
         """Points of a role, the smallest error first."""
         return sorted((p for p in self.points if p.role == role), key=lambda p: p.rmse)
 
     @property
-    def floor(self) -> Point | None:
+    def floor(self) -> MethodResult | None:
         """The best trivial row."""
         return next(iter(self.role("trivial")), None)
 
     @property
-    def candidates(self) -> list[Point]:
+    def candidates(self) -> list[MethodResult]:
         """Methods better than every trivial row, the smallest error first."""
         least = self.floor.rmse if self.floor else math.inf
         return [p for p in self.role("method") if p.rmse < least]
@@ -100,30 +102,30 @@ class Case:
         """Error of the climatology, NaN if it was not run."""
         return next((p.rmse for p in self.points if p.method == "Climatology"), math.nan)
 
-    def frontier(self, cost: str) -> list[Point]:
+    def frontier(self, cost: str) -> list[MethodResult]:
         """Candidates that nothing beats in error and cost at once, the cheapest first."""
         points = self.candidates
         kept = pareto([p.value(cost) for p in points], [p.rmse for p in points])
         return sorted((p for p, on in zip(points, kept, strict=True) if on), key=lambda p: p.value(cost))
 
     @property
-    def tied(self) -> list[Point]:
-        """Candidates not told from the best that lost no more truths than it, the smallest error first."""
+    def tied(self) -> list[MethodResult]:
+        """Candidates not significantly worse than the best that diverged no more often, the smallest error first."""
         points = self.candidates
         if not points:
             return []
         labels = tied_with_best({p.label: p.errors for p in points})
-        most = _lost(points[0])
-        return [p for p in points if p.label in labels and _lost(p) <= most]
+        most = _divergence(points[0])
+        return [p for p in points if p.label in labels and _divergence(p) <= most]
 
     @property
     def factors(self) -> dict[str, Any]:
         """Density (stride), sensor, model, and the rest of the set-up."""
         setup, seen = self.setup, dict(self.setup["observe"])
         strided = seen["operator"] == "stride"
-        pointwise = seen["operator"] not in ("identity", "stride", "select")
+        pointwise = seen["operator"] in POINTWISE
         sensor = {"scale": seen.get("scale", 1.0), "shift": seen.get("shift", 0.0)} if pointwise else {}
-        operator = seen["operator"] if pointwise or seen["operator"] == "select" else "identity"
+        operator = "identity" if strided else seen["operator"]
         kept = ("every", "start", "missing", "index")
         return {
             "density": int(seen["step"]) if strided else 1,
@@ -133,20 +135,20 @@ class Case:
         }
 
 
-def read_cases(folders: Iterable[str | Path]) -> tuple[list[Case], list[str]]:
+def read_cases(folders: Iterable[str | Path]) -> tuple[list[CaseResults], list[str]]:
     """All results below some folders; those of one set-up are one case.
 
     Args:
         folders: Of `slams bench`, or above some.
 
     Returns:
-        Cases in the order of the folders' names, and what was passed over.
+        Results in the order of the folders' names, and why other folders were left out.
 
     Raises:
         FileNotFoundError: If there is no such folder or no metrics.csv below it.
         ValueError: If a folder's metrics.csv is none of `slams bench`, or nothing is left.
     """
-    cases: dict[str, Case] = {}
+    cases: dict[str, CaseResults] = {}
     passed: list[str] = []
     for top in map(Path, folders):
         found = _result_folders(top)
@@ -161,7 +163,7 @@ def read_cases(folders: Iterable[str | Path]) -> tuple[list[Case], list[str]]:
             key = json.dumps(
                 {k: v for k, v in made.items() if k not in ("replicates", "seed")}, sort_keys=True
             )
-            case = cases.setdefault(key, Case("", made))
+            case = cases.setdefault(key, CaseResults("", made))
             _join(case, points, folder)
     if not cases:
         raise ValueError(f"nothing to compare; {' '.join(passed) or 'name folders of slams bench.'}")
@@ -180,6 +182,8 @@ def describe(setup: Mapping[str, Any]) -> str:
     operator, step = seen["operator"], int(seen.get("step", 1))
     ordinal = {2: "2nd", 3: "3rd"}.get(step, f"{step}th")
     what = {"stride": f"every {ordinal} seen", "identity": "all seen", "select": "some seen"}.get(operator)
+    if what is None and operator not in POINTWISE:
+        what = f"{operator} seen"
     if what is None:
         scale, shift = float(seen.get("scale", 1.0)), float(seen.get("shift", 0.0))
         inside = f"{scale:g} x" if scale != 1 else "x"
@@ -219,7 +223,7 @@ def _result_folders(top: Path) -> list[Path]:
     return found
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], list[Point]]:
+def _read(folder: Path) -> tuple[dict[str, Any], list[MethodResult]]:
     path = folder / "metrics.csv"
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
@@ -228,8 +232,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[Point]]:
                 f"{path} is not of slams bench: its columns are {', '.join(reader.fieldnames or ['none'])}, "
                 f"expected {', '.join(COLUMNS)}."
             )
-        rows = list(reader)
-    rows = with_current_names(rows)
+        rows = with_current_names(list(reader))
     if not rows:
         raise ValueError(f"{path} has no rows; run slams bench again with --out {folder}.")
     if not (folder / "setup.json").exists():
@@ -246,13 +249,16 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[Point]]:
     return made, [_point(folder, *key, group, every) for key, group in groups.items()]
 
 
-def _point(folder: Path, label: str, origin: str, rows: Sequence[Mapping[str, str]], every: int) -> Point:
+def _point(
+    folder: Path, label: str, origin: str, rows: Sequence[Mapping[str, str]], every: int
+) -> MethodResult:
     """One method from its rows; costs per step become costs per analysis."""
     plain = file_stem(label)  # as slams reproduce names files
     paths = [folder / "runs" / f"{stem}.json" for stem in (label, plain)]
     path = next((path for path in paths if path.exists()), None)
-    told = json.loads(path.read_text(encoding="utf-8")) if path else {}
-    method = str(told.pop("method", label.split(" ")[0]))
+    settings = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    settings = renamed("method setting", settings, warn=False)
+    method = str(settings.pop("method", label.split(" ")[0]))
     scores: dict[str, Interval] = {}
     errors: dict[int, float] = {}
     for row in rows:
@@ -268,10 +274,10 @@ def _point(folder: Path, label: str, origin: str, rows: Sequence[Mapping[str, st
     role: Literal["method", "trivial", "exact"] = (
         "exact" if origin == "exact" else "trivial" if trivial else "method"
     )
-    return Point(label, method, origin, told, scores, errors, role)
+    return MethodResult(label, method, origin, settings, scores, errors, role)
 
 
-def _join(case: Case, points: Sequence[Point], folder: Path) -> None:
+def _join(case: CaseResults, points: Sequence[MethodResult], folder: Path) -> None:
     """Add methods; one that is there already, of another folder, keeps the folder's name."""
     known = {p.label: p for p in case.points}
     for point in points:
@@ -280,11 +286,11 @@ def _join(case: Case, points: Sequence[Point], folder: Path) -> None:
             case.points.append(point)
         elif point.settings != same.settings or point.origin != same.origin:
             renamed = {**vars(point), "label": f"{point.label} ({folder.name})"}
-            case.points.append(Point(**renamed))
+            case.points.append(MethodResult(**renamed))
 
 
-def _name(cases: Sequence[Case]) -> None:
-    """Titles, told apart by length of the run where nothing else does."""
+def _name(cases: Sequence[CaseResults]) -> None:
+    """Titles, with the length of the run where nothing else differs."""
     for case in cases:
         case.title = describe(case.setup)
     titles = [case.title for case in cases]
@@ -293,6 +299,6 @@ def _name(cases: Sequence[Case]) -> None:
             case.title = f"{title}, {case.setup.get('cycles')} analyses after {case.setup.get('burn_in')}"
 
 
-def _lost(point: Point) -> float:
+def _divergence(point: MethodResult) -> float:
     share = point.value("divergence_rate")
     return 0.0 if math.isnan(share) else share

@@ -27,7 +27,7 @@ from slams.twin.frontier.advice import (
     milliseconds,
     overall,
 )
-from slams.twin.frontier.cases import COSTS, Case, Point
+from slams.twin.frontier.cases import COSTS, CaseResults, MethodResult
 
 COLUMNS = (
     "case",
@@ -66,20 +66,20 @@ _MEANT = (
 _SETTINGS = (
     "Settings are called tuned where they are the best of as many trials on other truths as every tuned method had; "
     "published, default or starting ones were not chosen on this set-up: a method that has them may do better. "
-    "Off the track is where innovations are larger than a method's own errors explain; one that reports none that grow, "
-    "such as nudging, is off by that measure although nothing broke. "
+    "A method has diverged where innovations are larger than its own errors explain; one that reports no growing error, "
+    "such as nudging, has diverged by that measure although nothing broke. "
     "Climatology, OptInterp and ThreeDVar know mean and covariance of the truth's own long run."
 )
 
 
-def write_page(folder: Path, cases: Sequence[Case], *, title: str, passed: Sequence[str] = ()) -> Path:
+def write_page(folder: Path, cases: Sequence[CaseResults], *, title: str, passed: Sequence[str] = ()) -> Path:
     """Write report.html, frontier.csv and figures/.
 
     Args:
         folder: Where.
         cases: Set-ups with their methods.
         title: Of the page.
-        passed: What was found but not read, to be told.
+        passed: Folders that were not read, and why.
 
     Returns:
         The page.
@@ -136,7 +136,7 @@ def write_csv(path: Path, advices: Sequence[Advice]) -> None:
                 )
 
 
-def figures(cases: Sequence[Case]) -> dict[str, tuple[Figure, str]]:
+def figures(cases: Sequence[CaseResults]) -> dict[str, tuple[Figure, str]]:
     """Every figure with its caption."""
     styles = looks(sorted({p.family for case in cases for p in case.role("method")}))
     ylabel = "rmse / rmse of the climatology"
@@ -161,37 +161,37 @@ def figures(cases: Sequence[Case]) -> dict[str, tuple[Figure, str]]:
     return out
 
 
-def _mark(case: Case, point: Point, x: float, *, front: bool = False) -> Mark:
+def _mark(case: CaseResults, point: MethodResult, x: float, *, front: bool = False) -> Mark:
     unit = case.climate if math.isfinite(case.climate) else 1.0
     _, low, high = point.scores["rmse"]
     label, y = point.label, point.rmse / unit
-    return Mark(point.family, label, x, y, low / unit, high / unit, point.size, front)
+    return Mark(point.family, label, x, y, low / unit, high / unit, point.members, front)
 
 
-def _lines(case: Case) -> dict[str, float]:
+def _lines(case: CaseResults) -> dict[str, float]:
     unit = case.climate if math.isfinite(case.climate) else 1.0
     points = sorted([*case.role("trivial"), *case.role("exact")], key=lambda p: p.label)
     return {p.label: p.rmse / unit for p in points if math.isfinite(p.rmse)}
 
 
-def _cost_panel(case: Case, cost: str) -> Panel:
+def _cost_panel(case: CaseResults, cost: str) -> Panel:
     front = {p.label for p in case.frontier(cost)}
     marks = [_mark(case, p, p.value(cost), front=p.label in front) for p in case.role("method")]
     return Panel(case.title, [mark for mark in marks if mark.x > 0], _lines(case))
 
 
-def _size_panel(case: Case) -> Panel:
-    points = [p for p in case.role("method") if p.size is not None and not p.value("spread_skill") == 0]
+def _size_panel(case: CaseResults) -> Panel:
+    points = [p for p in case.role("method") if p.members is not None and not p.value("spread_skill") == 0]
     several = [p.family for p in points]
-    marks = [_mark(case, p, float(p.size or 0)) for p in points if several.count(p.family) > 1]
+    marks = [_mark(case, p, float(p.members or 0)) for p in points if several.count(p.family) > 1]
     return Panel(case.title, marks, _lines(case), xlabel="members")
 
 
-def _factor_panel(factor: str, group: Sequence[Case]) -> Panel:
+def _factor_panel(factor: str, group: Sequence[CaseResults]) -> Panel:
     """Each method at its best size; methods that were run on one of the set-ups only are left out."""
     best: dict[str, list[Mark]] = {}
     for k, case in enumerate(group):
-        first: dict[str, Point] = {}
+        first: dict[str, MethodResult] = {}
         for point in case.role("method"):
             first.setdefault(point.family, point)
         for family, point in first.items():
@@ -257,12 +257,12 @@ def _section(advice: Advice) -> Section:
     )
 
 
-def _settings(point: Point) -> str:
+def _settings(point: MethodResult) -> str:
     values = " ".join(f"{k}={v}" for k, v in point.settings.items())
     return f"{point.origin}: {values}" if values else point.origin
 
 
-def _cell(point: Point | None, metric: str) -> str:
+def _cell(point: MethodResult | None, metric: str) -> str:
     if point is None:
         return "–"
     value, low, high = point.scores.get(metric, (math.nan,) * 3)
