@@ -1,18 +1,16 @@
 """Scores of an ensemble of trajectories, or of its moments, against the truth."""
 
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from slams.core.errors import InvalidTypeError, InvalidValueError
 from slams.evaluation.metrics import Metric, metrics_of, named
-from slams.evaluation.tables import console_table, text
+from slams.evaluation.tables import as_text, text
 
 
 class Forecast(Protocol):
@@ -73,9 +71,7 @@ class ScoreTable(Mapping[str, MetricResult]):
 
     def __str__(self) -> str:
         """The table as text."""
-        page = io.StringIO()
-        Console(file=page, width=80, color_system=None).print(console_table(self.rows()))
-        return "\n".join(line.rstrip() for line in page.getvalue().splitlines() if line.strip())
+        return as_text(self.rows())
 
     __repr__ = __str__
 

@@ -1,12 +1,14 @@
 """Rows of scores as files and tables: metrics.csv, Markdown, the console, the wide form people read."""
 
 import csv
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -202,6 +204,47 @@ def console_table(
     for row in rows:
         table.add_row(*(Text(text(row.get(name)).replace(" [", "\n[")) for name in columns(rows)))
     return table
+
+
+def as_text(lines: Sequence[Mapping[str, Any]], *, title: str = "", width: int = 80) -> str:
+    """A table as plain text, without the empty lines and trailing blanks of a terminal."""
+    page = io.StringIO()
+    Console(file=page, width=width, color_system=None, highlight=False).print(
+        console_table(lines, title=title, wrap=False)
+    )
+    return "\n".join(line.rstrip() for line in page.getvalue().splitlines() if line.strip())
+
+
+class PrintedTable:
+    """A table that prints itself: as text, and as HTML in a notebook.
+
+    Attributes:
+        title: Line above the table.
+        rows: All numbers, one mapping a row.
+        lines: The table that is printed.
+    """
+
+    title: str
+    rows: Sequence[Mapping[str, Any]]
+
+    @property
+    def lines(self) -> Sequence[Mapping[str, Any]]:
+        """The table that is printed, one mapping a line."""
+        return self.rows
+
+    def to_dataframe(self) -> Any:
+        """All numbers as a pandas.DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame([dict(row) for row in self.rows])
+
+    def __str__(self) -> str:
+        return as_text(self.lines, title=self.title, width=140)
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        return f"<p>{self.title}</p>{pd.DataFrame([dict(line) for line in self.lines]).to_html(index=False)}"
 
 
 def _plain(value: float) -> str:

@@ -1,6 +1,6 @@
 """An analysis file against truth: `slams evaluate`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from slams.data.files.modality import Modality
 from slams.data.files.read import find
 from slams.evaluation import Scores
 from slams.evaluation.metrics import shown
-from slams.evaluation.tables import console_table, wide, write_metrics
+from slams.evaluation.tables import PrintedTable, console_table, wide, write_metrics
 from slams.pipeline.inputs.fields import read_file
 from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.named_files import match
@@ -69,8 +69,57 @@ def evaluate(
         FileNotFoundError: If a file isn't there.
         ValueError: If `analysis` is no analysis, or a truth shares no day or lies on other points.
     """
-    console = console or Console()
-    folder = Path(report_dir).expanduser()
+    return scored(analysis, truths, report=report_dir, console=console or Console()).page
+
+
+@dataclass(frozen=True)
+class AnalysisScores(PrintedTable):
+    """Scores of an analysis, in a table that prints itself.
+
+    Attributes:
+        rows: Rows of metrics.csv.
+        views: Each scored variable, for figures.
+        page: The report, if one was asked for.
+    """
+
+    rows: list[dict[str, Any]]
+    views: list[View]
+    report: Path | None = None
+
+    title = "scores"
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The main scores, one line a method, variable and part."""
+        found = []
+        for view in self.views:
+            for part, table in _tables(view):
+                name = view.name if part == "all" else f"{view.name}, {part}"
+                found += [{"variable": f"{name} [{view.units}]", **line} for line in table]
+        return found
+
+    @property
+    def page(self) -> Path:
+        """Path of the report."""
+        assert self.report is not None
+        return self.report
+
+
+def scored(
+    analysis: str | Path,
+    truths: Sequence[str],
+    *,
+    report: str | Path | None = None,
+    console: Console,
+) -> AnalysisScores:
+    """Scores of every variable of which the truth is given; raises as `evaluate`.
+
+    Args:
+        analysis: From `slams assimilate` or a run, .nc or .zarr.
+        truths: Files, as FILE or NAME=FILE with the name of a modality.
+        report: Folder for metrics.csv, report.html and figures/; none is written if None.
+        console: Where progress is shown.
+    """
     with open_analysis(analysis) as tree:
         targets = targets_of(tree)
         dates = tree.to_dataset()["time"].values.astype("datetime64[D]")
@@ -97,6 +146,9 @@ def evaluate(
                 )  # fmt: skip
         attributes = {str(k): str(v) for k, v in tree.attrs.items()}
     rows += [dict(row) for row in scores.rows()]
+    if report is None:
+        return AnalysisScores(rows, views)
+    folder = Path(report).expanduser()
     write_metrics(folder / "metrics.csv", rows)
     transforms = {view.name: targets[view.name].transform for view in views}
     with console.bar("writing the report", 1) as advance:
@@ -108,17 +160,23 @@ def evaluate(
         if transform.name != "none":
             console.say(f"{name}: scored in the unit of the file, not as {transform.label('x')}")
     console.say(f"report: {path.resolve()}")
-    return path
+    return AnalysisScores(rows, views, path)
 
 
 def _show(view: View, console: Console) -> None:
     """The main scores, on the console."""
+    for part, table in _tables(view):
+        where = "" if part == "all" else f", {part} points"
+        console.rich.print(console_table(table, title=f"{view.name} [{view.units}]{where}"))
+
+
+def _tables(view: View) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """The main scores of each part that has any."""
+    metrics = shown((row["metric"] for row in view.rows), "console")
     for part in parts_shown(view.rows, view.name):
-        metrics = shown((row["metric"] for row in view.rows), "console")
         table = wide(view.rows, variable=view.name, part=part, metrics=metrics, interval=False)
         if table:
-            where = "" if part == "all" else f", {part} points"
-            console.rich.print(console_table(table, title=f"{view.name} [{view.units}]{where}"))
+            yield part, table
 
 
 def open_analysis(path: str | Path) -> xr.DataTree:

@@ -14,7 +14,9 @@ from slams.core.device import computing_device
 from slams.core.random import generator
 from slams.data.files.read import write_netcdf
 from slams.pipeline.assimilate import analyse, configure, sources_of
+from slams.pipeline.evaluate import AnalysisScores, scored
 from slams.pipeline.model.model import Model
+from slams.pipeline.results.analysis_file import write_tree
 
 Labelled = xr.Dataset | xr.DataArray | xr.DataTree
 Files = str | Path | Labelled
@@ -114,6 +116,36 @@ class Run:
             return analyse(
                 model, self.folder, sources, dates=dates, seed=seed, baselines=baselines, console=console
             )
+
+    def evaluate(
+        self, analysis: Files, truth: Given, *, report: str | Path | None = None, progress: bool = False
+    ) -> AnalysisScores:
+        """Score an analysis against the truth, in the unit of the analysis.
+
+        Args:
+            analysis: Of `assimilate`, or the path of an analysis file.
+            truth: Paths, "NAME=PATH", Datasets, DataArrays, or any of these by modality.
+            report: Folder for metrics.csv, report.html and figures/; none is written if None.
+            progress: Whether progress is shown.
+
+        Returns:
+            A table that prints itself; `.rows` and `.to_dataframe()` hold all numbers.
+
+        Raises:
+            FileNotFoundError: If a file is not there.
+            ValueError: If `analysis` is no analysis, or a truth shares no day with it or lies on other points.
+        """
+        with _as_files(truth, "truth") as files, tempfile.TemporaryDirectory() as folder:
+            if isinstance(analysis, xr.DataTree):
+                path = Path(folder) / "analysis.nc"
+                write_tree(analysis, path)
+            elif isinstance(analysis, (str, Path)):
+                path = Path(analysis)
+            else:
+                raise TypeError(
+                    f"an analysis is what assimilate returns or the path of its file, got {type(analysis).__name__}."
+                )
+            return scored(path, files, report=report, console=Console(quiet=not progress))
 
 
 def _yaml(value: Any) -> Any:

@@ -1,14 +1,11 @@
 """`slams bench`: methods compared on one system, with intervals, figures and a report."""
 
 import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
-
-from rich.console import Console as RichConsole
 
 from slams.assimilation.base import Assimilator
 from slams.core.console import Console
@@ -17,7 +14,7 @@ from slams.core.renamed import renamed
 from slams.core.settings import build, read_tree
 from slams.evaluation.metrics import METRICS, shown
 from slams.evaluation.tables import COLUMNS as SCORE_COLUMNS
-from slams.evaluation.tables import console_table
+from slams.evaluation.tables import PrintedTable, console_table
 from slams.systems.base import Dynamics
 from slams.twin.exact import has_exact
 from slams.twin.experiment import Result
@@ -28,7 +25,7 @@ from slams.twin.runner import Progress, Runner
 from slams.twin.setup import SYSTEMS, Setup, setup
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 COLUMNS = ("system", "settings", "replicate", *SCORE_COLUMNS)
 _USUAL = ("OptInterp", "ThreeDVar", "EnKF", "ETKF", "DEnKF", "EnKFN", "LETKF", "EAKF")
@@ -53,41 +50,6 @@ class PlannedRun:
     settings: Settings
     origin: str
     label: str
-
-
-class PrintedTable:
-    """A table that prints itself: as text, and as HTML in a notebook.
-
-    Attributes:
-        title: Line above the table.
-        rows: All numbers, one mapping a row.
-        lines: The table that is printed.
-    """
-
-    title: str
-    rows: Sequence[Mapping[str, Any]]
-
-    @property
-    def lines(self) -> Sequence[Mapping[str, Any]]:
-        """The table that is printed, one mapping a line."""
-        return self.rows
-
-    def to_dataframe(self) -> "pd.DataFrame":
-        """All numbers as a pandas.DataFrame."""
-        import pandas as pd
-
-        return pd.DataFrame([dict(row) for row in self.rows])
-
-    def __str__(self) -> str:
-        console = RichConsole(file=io.StringIO(), width=140, highlight=False)
-        console.print(console_table(self.lines, title=self.title, wrap=False))
-        text: str = console.file.getvalue()  # type: ignore[attr-defined]
-        return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
-
-    def _repr_html_(self) -> str:
-        import pandas as pd
-
-        return f"<p>{self.title}</p>{pd.DataFrame([dict(line) for line in self.lines]).to_html(index=False)}"
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from slams.core.console import Console
 from slams.core.files import write_text
 from slams.core.settings import plain
 from slams.evaluation.report import Fact, Section, Table, write_report
-from slams.evaluation.tables import console_table, text
+from slams.evaluation.tables import PrintedTable, console_table, text
 from slams.evaluation.tuning import Space, TrialLog, best, search
 from slams.systems.base import Dynamics
-from slams.twin.benchmark import PrintedTable, TunedMethod, TunedSettings
+from slams.twin.benchmark import TunedMethod, TunedSettings
 from slams.twin.methods import Settings, starting
 from slams.twin.own import Methods, TwinOptions, methods_of, setup_of
 from slams.twin.runner import Runner

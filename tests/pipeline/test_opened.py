@@ -125,3 +125,19 @@ def test_hostile_metadata_run_nothing(foreign_run, tmp_path):
     with pytest.raises(TypeError, match="no subclass"):
         slams.open_run(run, trust=["os"])
     assert not (site / "imported").exists()
+
+
+def test_scores_are_those_of_the_command(world, tmp_path):
+    run = slams.open_run(world.run)
+    analysis = run.assimilate(world.new, members=4)
+    with xr.open_dataset(world.new) as new:
+        table = run.evaluate(analysis, new[["temp"]])
+        again = run.evaluate(analysis, {"temp": new["temp"]}, report=tmp_path / "report")
+    assert table.rows == again.rows and (tmp_path / "report" / "report.html").exists()
+    rmse = [r for r in table.rows if (r["metric"], r["method"], r["part"]) == ("rmse", "analysis", "all")]
+    error = (analysis["temp"].mean("member") - xr.open_dataset(world.new)["temp"].values) ** 2
+    weights = np.cos(np.deg2rad(analysis["lat"]))
+    assert rmse[0]["value"] == pytest.approx(float(error.weighted(weights).mean() ** 0.5), rel=1e-5)
+    assert "rmse" in str(table) and "analysis" in table._repr_html_()
+    with pytest.raises(TypeError, match="is what assimilate returns"):
+        run.evaluate(np.zeros(3), world.new)
