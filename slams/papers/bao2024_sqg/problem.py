@@ -12,7 +12,7 @@ from slams.core.geometry.localization import Localization, gaspari_cohn
 from slams.core.random import Rng, fork, generator, normal
 from slams.core.settings import unknown
 from slams.observation.observation import Observation, Observations
-from slams.observation.operators import Compose, Flatten, Operator, Pointwise
+from slams.observation.operators import Compose, Flatten, Operator, by_name
 from slams.systems.flows.surface_qg import SurfaceQG
 
 DEFORMATION = 1000.0  # N H / f [km], the horizontal distance that the distance of the lids counts as
@@ -88,7 +88,7 @@ class Sensors:
     def function(self) -> Operator:
         """h, (*B, 2, N, N) to (*B, 2 N^2)."""
         flat = Flatten(3)
-        return flat if self.operator == "identity" else Compose([flat, Pointwise(self.operator)])
+        return flat if self.operator == "identity" else Compose([flat, by_name(self.operator)])
 
     def inverse(self, values: Tensor) -> Tensor:
         """Temperature of exact values [K]; beyond the range of the arc tangent, at 100 K."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from slams.observation.operators import AvgPool, Compose, Flatten, Interpolate
+from slams.observation.operators import Compose, Flatten, by_name
 from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.recipe import OperatorRecipe, Recipe
 
@@ -40,10 +40,10 @@ def operator_of(settings: OperatorRecipe, layout: Layout) -> nn.Module | None:
                 f"blocks of {settings.size} do not divide the grid of {layout.source_name}, {height} x {width}; "
                 "choose a divisor of both."
             )
-        return Compose([AvgPool(settings.size, layout.weights()), Flatten(3)])
-    lat, lon = torch.tensor(layout.coords["lat"]), torch.tensor(layout.coords["lon"])
-    points = torch.tensor(settings.points, dtype=lat.dtype)
-    return Compose([Interpolate(lat, lon, points, periodic=layout.is_global), Flatten(2)])
+        return Compose([by_name("block_mean", {"size": settings.size}, weights=layout.weights()), Flatten(3)])
+    grid = {axis: torch.tensor(layout.coords[axis]) for axis in ("lat", "lon")}
+    given = {"points": settings.points}
+    return Compose([by_name(settings.kind, given, **grid, periodic=layout.is_global), Flatten(2)])
 
 
 def operators_of(recipe: Recipe, layouts: Mapping[str, Layout]) -> dict[str, nn.Module]:
