@@ -27,10 +27,10 @@ def main() -> None:
     anomalies = {name: torch.randn(days.numel(), *p.shape, generator=rng) for name, p in PLACES.items()}
     seen = observe(PLACES, model.recipe, anomalies, list(PLACES), days=days)
     network = model.sda()
-    closed = SDA(model.belief.gaussian, network.gaussian, network.jacobians, network.sampler)
+    closed = SDA(model.prior.gaussian, network.sampler, guidance=network.guidance)
     seconds = {}
     for name, method in (("closed_form", closed), ("network", network)):
-        method.denoiser(torch.zeros(1, 1, length, *network.gaussian.event), torch.tensor(0.5))  # warm up
+        method.denoiser(torch.zeros(1, 1, length, *network.event), torch.tensor(0.5))  # warm up
         begin = time.perf_counter()
         method.windows(model.observations(seen), MEMBERS, rng=torch.Generator().manual_seed(0))
         seconds[name] = time.perf_counter() - begin

@@ -9,7 +9,6 @@ standard deviations and largest over coordinates; and what composing windows of 
 import argparse
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor
 
-from slams.assimilation.score.sda import TrajectorySDA
+from slams.assimilation.score.sda import SDA
 from slams.core.covariance import Dense, Isotropic
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.exact.gaussian import GaussianDenoiser
@@ -37,17 +36,17 @@ from slams.systems.linear import LinearGaussian
 LENGTH = 32
 GUIDANCES: dict[str, Callable[..., Denoiser]] = {
     "exact": lambda prior, seen: prior.given(seen)[0],
-    "moment matching": partial(MomentMatching, iterations=16, tolerance=1e-5),
+    "moment matching": MomentMatching(16, 1e-5),
     "covariance matching": lambda prior, seen: CovarianceMatching(
-        prior, seen, covariance=prior.covariance(), tolerance=1e-5
-    ),
-    "diagonal matching (TMPD)": DiagonalMatching,
-    "pseudo-inverse (ΠGDM)": PseudoInverse,
-    "SDA, gamma 0.01": GaussianGuidance,
-    "SDA, gamma 0.1": partial(GaussianGuidance, gamma=0.1),
-    "SDA, gamma 1": partial(GaussianGuidance, gamma=1.0),
-    "SDA detached, gamma 0.01": lambda prior, seen: GaussianGuidance(Detached(prior), seen),
-    "DPS, zeta 1": PosteriorSampling,
+        covariance=prior.covariance(), tolerance=1e-5
+    )(prior, seen),
+    "diagonal matching (TMPD)": DiagonalMatching(),
+    "pseudo-inverse (ΠGDM)": PseudoInverse(),
+    "SDA, gamma 0.01": GaussianGuidance(),
+    "SDA, gamma 0.1": GaussianGuidance(0.1),
+    "SDA, gamma 1": GaussianGuidance(1.0),
+    "SDA detached, gamma 0.01": lambda prior, seen: GaussianGuidance()(Detached(prior), seen),
+    "DPS, zeta 1": PosteriorSampling(),
 }
 
 
@@ -148,7 +147,7 @@ def draw(
     kind: str, sampler: Sampler, samples: int, *, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> Tensor:
     """Draws (N, L, d) of the posterior guided in one way."""
-    method = TrajectorySDA(prior(dtype=dtype), sampler, event=(2,), guidance=GUIDANCES[kind], dtype=dtype)
+    method = SDA(prior(dtype=dtype), sampler, event=(2,), guidance=GUIDANCES[kind], dtype=dtype)
     done = method.assimilate(observed(dtype), samples, rng=torch.Generator().manual_seed(seed))
     assert done.samples is not None
     return done.samples.double()
@@ -158,8 +157,8 @@ def through_windows(k: int, sampler: Sampler, samples: int) -> Tensor:
     """Draws (N, L, d) where the prior is composed of windows of 2 k + 1 steps, guided by the chain's covariance."""
     covariance = joint(chain(), LENGTH).float()
     composed = MarkovBlanket(prior(2 * k + 1, dtype=torch.float32), 2 * k + 1)
-    guidance = partial(CovarianceMatching, covariance=covariance, tolerance=1e-5)
-    method = TrajectorySDA(composed, sampler, event=(2,), guidance=guidance, dtype=torch.float32)
+    guidance = CovarianceMatching(covariance, tolerance=1e-5)
+    method = SDA(composed, sampler, event=(2,), guidance=guidance, dtype=torch.float32)
     done = method.assimilate(observed(torch.float32), samples, rng=torch.Generator().manual_seed(0))
     assert done.samples is not None
     return done.samples.double()

@@ -42,7 +42,7 @@ def measure(length: int, chunk: int, grid: int, published: bool) -> None:
     value = torch.full((length, 2, grid // 8, grid // 8), torch.nan)
     value[::4] = 0.0
     seen = Observation(value, Stride(8, axes=2), Isotropic(0.01), event=3)
-    guided = GaussianGuidance(blanket, Observations({"coarse": seen}))
+    guided = GaussianGuidance()(blanket, Observations({"coarse": seen}))
     x, t = torch.randn(1, length, 2, grid, grid), torch.tensor(0.5)
     blanket(x[:, :5], t)  # libraries and their buffers
     before, begin = peak(), time.process_time()

@@ -1,11 +1,12 @@
 """The forecast-analysis cycle, written once: loop, memory, loss of track, records, kill and resume."""
 
 import abc
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -25,6 +26,18 @@ _HORIZON = (
     50  # analyses over which the innovations are averaged: their mean then has a spread of 1/sqrt(25 O)
 )
 _LOST = 2.0  # innovations twice as large, in variance, as forecast and observation error allow
+
+
+class FilterKeywords(TypedDict, total=False):
+    """Keywords of every filter, as `Filter` states them.
+
+    Attributes:
+        failure: "stop" or "replace": what to do about members that are not finite or larger than `bound`.
+        bound: Largest credible absolute value of a state.
+    """
+
+    failure: Failure
+    bound: float
 
 
 @dataclass
@@ -98,6 +111,11 @@ class Filter(Assimilator):
     Raises:
         ValueError: If `failure` is neither.
     """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Shows the settings that are handed on to a base class in the signature."""
+        super().__init_subclass__(**keywords)
+        cls.__signature__ = inspect.Signature([*_parameters(cls)])  # type: ignore[attr-defined]
 
     #: Fewest members the method works with; methods that carry a mean and a covariance set it to 1.
     least = 2
@@ -255,6 +273,33 @@ class Filter(Assimilator):
         if not bool(torch.isfinite(x0).all()):
             raise ValueError("x0 has values that are not finite; start from `dynamics.initial`.")
         return x0.expand(shape)
+
+
+def settings_of(method: type[Filter]) -> dict[str, inspect.Parameter]:
+    """Settings that a filter accepts beside its dynamics, by name, those of its base classes included.
+
+    >>> from slams.assimilation import ETKF
+    >>> settings_of(ETKF)["inflation"].default
+    1.0
+    """
+    found = dict(inspect.signature(method).parameters)
+    found.pop("dynamics", None)
+    return found
+
+
+def _parameters(method: type) -> Iterable[inspect.Parameter]:
+    """Of `__init__`, and of that of the next base class as long as keywords are handed on."""
+    found: dict[str, inspect.Parameter] = {}
+    for kind in method.__mro__:
+        if "__init__" not in vars(kind):
+            continue
+        _, *own = inspect.signature(vars(kind)["__init__"]).parameters.values()
+        for parameter in own:
+            if parameter.kind is not parameter.VAR_KEYWORD:
+                found.setdefault(parameter.name, parameter)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
+            break
+    return sorted(found.values(), key=lambda parameter: parameter.kind)
 
 
 @dataclass

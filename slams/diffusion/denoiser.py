@@ -203,6 +203,7 @@ class NetworkDenoiser(Denoiser):
     def __init__(self, gaussian: WindowGaussian, network: nn.Module) -> None:
         super().__init__()
         self.gaussian = gaussian
+        self.length, self.event = gaussian.length, gaussian.event
         self.network = network
         self.schedule = gaussian.schedule
 

@@ -1,14 +1,15 @@
 """Guidance by a covariance that is alike everywhere, of values on a lattice: solved wave by wave, or as a matrix."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from slams.diffusion.denoiser import Denoiser
-from slams.diffusion.guidance.evidence import refuse_broken
-from slams.observation.observation import Observations
+from slams.diffusion.guidance.base import Guidance, Guided
+from slams.observation.observation import Observation, Observations
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -110,7 +111,8 @@ class LatticeSystem:
             self.box = box
 
 
-class LatticeMatching(Denoiser):
+@dataclass(frozen=True, eq=False)
+class LatticeMatching(Guidance):
     """Moment matching of values on a lattice, by the system of a covariance in closed form.
 
         m_y = m + V H^T (H V H^T + R)^-1 (y - H m).
@@ -121,57 +123,63 @@ class LatticeMatching(Denoiser):
     `iterations` V is the denoiser's own derivative, each of them a backward pass, and the system of C preconditions
     conjugate gradients: the first one finds the size of the step, and that may do.
 
-    Args:
-        denoiser: The prior.
-        observations: One modality, values (*B, L, c, m, m) with NaN at all but the observed steps.
-        system: Of its operator and errors; shared by all samples and calls.
+    The observations are one modality, values (*B, L, c, m, m) with NaN at all but the observed steps.
+
+    Attributes:
+        system: Of the operator and errors; shared by all samples and calls.
         iterations: Of conjugate gradients with the denoiser's derivative.
 
     Raises:
-        ValueError: If there are several modalities, values missing at an observed step, or `iterations` is negative.
-        FloatingPointError: In sampling, if a guided mean is not finite; names time and norm of the guidance.
+        ValueError: If `iterations` is negative.
 
     Source:
         Rozet et al. (2024), arXiv:2405.13712, section 3.2.
     """
 
-    def __init__(
-        self, denoiser: Denoiser, observations: Observations, *, system: LatticeSystem, iterations: int = 0
-    ) -> None:
-        super().__init__()
-        if len(observations) != 1:
-            raise ValueError(
-                f"a lattice is one modality, got {sorted(observations)}; use CovarianceMatching."
-            )
-        if iterations < 0:
-            raise ValueError(f"iterations are 0 or more, got {iterations}.")
-        self.denoiser, self.system, self.schedule = denoiser, system, denoiser.schedule
-        value = next(iter(observations.values())).value[..., system.steps, :, :, :]
-        if not bool(torch.isfinite(value).all()):
-            raise ValueError("values are missing at an observed step; use CovarianceMatching.")
-        self.value, self.iterations = value, iterations
+    system: LatticeSystem
+    iterations: int = 0
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(*B, L, c, N, N), one time -> shape of `x_t`; not differentiable."""
-        alpha, sigma = self.schedule(t)
+    def __post_init__(self) -> None:
+        if self.iterations < 0:
+            raise ValueError(f"iterations are 0 or more, got {self.iterations}.")
+
+    def __call__(
+        self, prior: Denoiser, observations: Observations | Observation, *, members: bool = False
+    ) -> Denoiser:
+        """See `Guidance.__call__`.
+
+        Raises:
+            ValueError: If there are several modalities, or values missing at an observed step.
+        """
+        guided = Guided(self, prior, observations, members=members)
+        if len(guided.evidence.parts) != 1:
+            raise ValueError(
+                f"a lattice is one modality, got {len(guided.evidence.parts)}; use CovarianceMatching."
+            )
+        if not bool(torch.isfinite(self._values(guided)).all()):
+            raise ValueError("values are missing at an observed step; use CovarianceMatching.")
+        return guided
+
+    def _values(self, guided: Guided) -> Tensor:
+        return guided.evidence.parts[0].value[..., self.system.steps, :, :, :]
+
+    def pull(self, guided: Guided, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(*B, L, c, N, N), one time; see `Guidance.pull`."""
+        alpha, sigma = guided.schedule(t)
         ratio = float(alpha / sigma) ** 2
         with torch.set_grad_enabled(self.iterations > 0):
             leaf = x_t.detach().requires_grad_(self.iterations > 0)
-            mean = self.denoiser(leaf, t)
-        innovation = self.value - self.system.seen(mean.detach())
+            mean = guided.denoiser(leaf, t)
+        innovation = self._values(guided) - self.system.seen(mean.detach())
 
         def spread(v: Tensor) -> Tensor:
             return sigma**2 / alpha * torch.autograd.grad(mean, leaf, v, retain_graph=True)[0]
 
         with torch.no_grad():
             if self.iterations:
-                guidance = self._iterated(innovation, spread, ratio)
-            else:
-                pulled = self.system.pulled(self.system.solve(innovation, ratio))
-                guidance = self.system.covariance.posterior(pulled, mean.new_tensor(ratio))
-            guided = mean.detach() + guidance
-        refuse_broken(guided, guidance, t)
-        return guided
+                return mean.detach(), self._iterated(innovation, spread, ratio)
+            pulled = self.system.pulled(self.system.solve(innovation, ratio))
+            return mean.detach(), self.system.covariance.posterior(pulled, mean.new_tensor(ratio))
 
     def _iterated(self, residual: Tensor, spread: Operator, ratio: float) -> Tensor:
         """V H^T u of u from preconditioned conjugate gradients, each sample on its own.

@@ -49,6 +49,7 @@ class MarkovBlanket(Denoiser):
         self.denoiser = denoiser
         self.schedule = denoiser.schedule
         self.length = length
+        self.event = getattr(denoiser, "event", None)
         self.chunk = chunk
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:

@@ -278,8 +278,12 @@ class Observations(Mapping[str, Observation]):
         """Overlapping windows of a trajectory: values (T, *O) to (T - L + 1, L, *O).
 
         Raises:
-            ValueError: If the trajectory is shorter than a window.
+            ValueError: If the trajectory is shorter than a window, or there are replicates.
         """
+        if self.batch:
+            raise ValueError(
+                f"windows are those of one record, got replicates {tuple(self.batch)}; cut each."
+            )
         if self.steps < length:
             raise ValueError(
                 f"observations of {self.steps} steps are shorter than a window of {length}; "

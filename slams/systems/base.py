@@ -5,6 +5,7 @@ import abc
 import torch
 from torch import Tensor, nn
 
+from slams.core.geometry.places import Geometry
 from slams.core.random import Rng, generator
 
 
@@ -18,6 +19,16 @@ class Dynamics(nn.Module, abc.ABC):
 
     state_shape: tuple[int, ...]
     dt: float
+    _geometry: Geometry | None = None
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """Where the variables are; None for those that have no place, unless it is set."""
+        return self._geometry
+
+    @geometry.setter
+    def geometry(self, geometry: Geometry | None) -> None:
+        self._geometry = geometry
 
     @abc.abstractmethod
     def initial(self, *shape: int, rng: Rng = None) -> Tensor:

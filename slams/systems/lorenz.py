@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from slams.core.geometry.places import Geometry
 from slams.core.integrate import Tendency
 from slams.systems.flow import Coefficient, Flow, Gaussian
 
@@ -138,6 +139,7 @@ class Lorenz96(Flow):
             start=start or Gaussian(first, std=0.001**0.5),
             dtype=dtype,
         )
+        self.geometry = Geometry.circle(size)
 
     @property
     def _widths(self) -> tuple[int, ...]:

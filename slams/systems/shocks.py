@@ -17,6 +17,7 @@ class _Around(Dynamics):
         super().__init__()
         self.dynamics = dynamics
         self.state_shape, self.dt = dynamics.state_shape, dynamics.dt
+        self.geometry = dynamics.geometry
 
     def initial(self, *shape: int, rng: Rng = None) -> Tensor:
         """See `Dynamics.initial`."""

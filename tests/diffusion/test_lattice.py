@@ -59,8 +59,8 @@ def test_a_lattice_is_solved_as_conjugate_gradients_do(name, covariance, rng):
     seen = record(sensor, box, rng)
     system = LatticeSystem(covariance, sensor, STEPS, (L, 2, N, N), STD, box=box)
     x_t = torch.randn(3, L, 2, N, N, dtype=torch.float64, generator=rng)
-    exact = LatticeMatching(Shrunk(), seen, system=system)
-    other = CovarianceMatching(Shrunk(), seen, covariance=covariance, iterations=400, tolerance=1e-10)
+    exact = LatticeMatching(system=system)(Shrunk(), seen)
+    other = CovarianceMatching(covariance=covariance, iterations=400, tolerance=1e-10)(Shrunk(), seen)
     for time in (0.9, 0.4, 0.02):
         t = torch.tensor(time, dtype=torch.float64)
         torch.testing.assert_close(exact(x_t, t), other(x_t, t), rtol=0, atol=1e-5)
@@ -89,10 +89,10 @@ def test_the_denoisers_own_derivative_is_met_by_iterations(name, covariance, rng
         torch.tensor(0.4, dtype=torch.float64),
     )
     exact = SolenoidalDenoiser(None, torch.zeros(2, N, N, dtype=torch.float64), covariance, VPCosine())
-    plain, once = (LatticeMatching(exact, seen, system=system, iterations=n)(x_t, t) for n in (0, 1))
+    plain, once = (LatticeMatching(system=system, iterations=n)(exact, seen)(x_t, t) for n in (0, 1))
     torch.testing.assert_close(once, plain, rtol=0, atol=1e-8)
-    many = LatticeMatching(Shrunk(), seen, system=system, iterations=60)(x_t, t)
-    other = MomentMatching(Shrunk(), seen, iterations=60, tolerance=1e-10)(x_t, t)
+    many = LatticeMatching(system=system, iterations=60)(Shrunk(), seen)(x_t, t)
+    other = MomentMatching(iterations=60, tolerance=1e-10)(Shrunk(), seen)(x_t, t)
     torch.testing.assert_close(many, other, rtol=0, atol=1e-5)
 
 
@@ -103,6 +103,6 @@ def test_what_is_no_lattice_is_refused(covariance, rng):
     seen = record(AvgPool(4), None, rng)
     seen["flow"].value[0, 3, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="missing at an observed step"):
-        LatticeMatching(Shrunk(), seen, system=system)
+        LatticeMatching(system=system)(Shrunk(), seen)
     with pytest.raises(ValueError, match="is one modality"):
-        LatticeMatching(Shrunk(), Observations({"a": seen["flow"], "b": seen["flow"]}), system=system)
+        LatticeMatching(system=system)(Shrunk(), Observations({"a": seen["flow"], "b": seen["flow"]}))

@@ -119,7 +119,7 @@ def test_guidance_by_it_is_that_of_the_joint_gaussian(case, length):
     y = value.flatten()[~value.isnan().flatten()]
     times = torch.tensor([0.1, 0.6], dtype=torch.float64)
     x_t = torch.randn(2, length, 2, N, N, generator=rng, dtype=torch.float64)
-    guided = CovarianceMatching(denoiser, observations, covariance=covariance, tolerance=1e-13)
+    guided = CovarianceMatching(covariance=covariance, tolerance=1e-13)(denoiser, observations)
     got = guided(x_t, times.reshape(2, 1, 1, 1, 1))
     mean = moments.mean.expand(length, 2, N, N).flatten()
     for i, time in enumerate(times):

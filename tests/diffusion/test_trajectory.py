@@ -29,7 +29,7 @@ def composed(values: torch.Tensor, length: int) -> MarkovBlanket:
     """The guided denoiser of windows of an AR(1) chain, composed."""
     gaussian = WindowGaussian(ONE, chain(length, RHO), 1e-3, (1,), VPCosine())
     seen = Observations({"a": Observation(values, Flatten(1), Diagonal(ERROR * ONE[0]))})
-    guided = CovarianceGuidance(gaussian, gaussian, seen.windows(length), {"a": ONE})
+    guided = CovarianceGuidance(gaussian, {"a": ONE})(gaussian, seen.windows(length))
     return MarkovBlanket(guided, length)
 
 
@@ -165,7 +165,7 @@ def test_a_chunked_blanket_guides_like_a_whole_one(rng):
     y[::5, 0] = random(12, rng=rng)
     seen = Observations({"a": Observation(y, Flatten(1), Diagonal(ERROR * ONE[0]))})
     net, x_t, t = Net(5, 1), random(3, 60, 1, rng=rng), torch.tensor(0.4, dtype=torch.float64)
-    whole, parts = (GaussianGuidance(MarkovBlanket(net, 5, chunk=c), seen)(x_t, t) for c in (None, 7))
+    whole, parts = (GaussianGuidance()(MarkovBlanket(net, 5, chunk=c), seen)(x_t, t) for c in (None, 7))
     torch.testing.assert_close(whole, parts, rtol=1e-12, atol=1e-10)
 
 

@@ -106,12 +106,8 @@ def test_guided_denoiser_is_the_exact_posterior_mean(linear, rng, t):
     """E[z | z_t, y] of the linear-Gaussian model by dense matrices, float64 against float32."""
     h, error = by_hand(linear)
     y = torch.randn(1, L, *GRID.shape, generator=rng)
-    guided = CovarianceGuidance(
-        linear.prior.denoiser,
-        linear.prior.gaussian,
-        linear.observations({"t": y}).pullback(linear.decoders),
-        linear.jacobians(),
-    )
+    guidance = CovarianceGuidance(linear.prior.gaussian, linear.jacobians())
+    guided = guidance(linear.prior.denoiser, linear.observations({"t": y}).pullback(linear.decoders))
     x_t = torch.randn(2, 1, L, K, generator=rng)
     alpha, sigma = (float(s) for s in VPCosine()(torch.tensor(t)))
     gaussian = linear.prior.gaussian

@@ -1,10 +1,12 @@
 """The floor of every table: what is known without observations, without a model, or without either's error."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
 from slams.assimilation.ensemble.kalman import Departures
-from slams.assimilation.filter import Failure, Filter, Memory
+from slams.assimilation.filter import Filter, FilterKeywords, Memory
 from slams.assimilation.variational.linearized import (
     GaussianFilter,
     as_matrix,
@@ -72,8 +74,7 @@ class Nudging(FreeRun):
         dynamics: The model.
         gain: Share of the departure that one analysis takes off, in (0, 1] with the pseudo-inverse.
         adjoint: Use the transpose.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `FilterKeywords`.
 
     Raises:
         ValueError: If `gain` is not positive, or above 1 with the pseudo-inverse.
@@ -88,10 +89,9 @@ class Nudging(FreeRun):
         *,
         gain: float,
         adjoint: bool = False,
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[FilterKeywords],
     ) -> None:
-        super().__init__(dynamics, failure=failure, bound=bound)
+        super().__init__(dynamics, **common)
         if not gain > 0 or (gain > 1 and not adjoint):
             raise ValueError(
                 f"gain must lie in (0, 1], got {gain}; above 1 an analysis overshoots the values."
@@ -117,8 +117,7 @@ class Climatology(GaussianFilter):
         dynamics: Gives the shape of the state; never run.
         mean: (*S), or one for each replicate, (*B, *S).
         covariance: Matrix (d, d) over the flattened state, variances (d), or a `Covariance`.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `FilterKeywords`.
 
     Raises:
         ValueError: If the moments do not fit the state.
@@ -129,11 +128,9 @@ class Climatology(GaussianFilter):
         dynamics: Dynamics,
         mean: Tensor,
         covariance: Tensor | Covariance,
-        *,
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[FilterKeywords],
     ) -> None:
-        super().__init__(dynamics, failure=failure, bound=bound)
+        super().__init__(dynamics, **common)
         event = len(dynamics.state_shape)
         if mean.ndim < event or tuple(mean.shape[mean.ndim - event :]) != tuple(dynamics.state_shape):
             raise ValueError(
@@ -186,8 +183,7 @@ class OptInterp(Climatology):
         dynamics: Gives the shape of the state; never run.
         mean: As of `Climatology`.
         covariance: B, as of `Climatology`.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `FilterKeywords`.
 
     Source:
         Gandin (1963), Objective Analysis of Meteorological Fields; Daley (1991), Atmospheric Data Analysis,

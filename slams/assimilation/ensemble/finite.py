@@ -1,12 +1,14 @@
 """The finite-size ensemble Kalman filter, which finds the inflation of its prior by itself."""
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
+from slams.assimilation.ensemble.inflation import InflationKeywords
 from slams.assimilation.ensemble.kalman import Departures, EnsembleKalman
-from slams.assimilation.filter import Failure, Memory
+from slams.assimilation.filter import Memory
 from slams.core.random import Rng
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -27,12 +29,7 @@ class EnKFN(EnsembleKalman):
         prior_factor: Multiplies the certainty of the inflation prior (`xN` of published settings); large values
             leave the ensemble as it is.
         nullity: Directions of weights that leave the ensemble as it is, g of the paper; 0 works well in practice.
-        inflation: Factor on the anomalies after the analysis.
-        rtps: See `EnsembleKalman`.
-        rtpp: See `EnsembleKalman`.
-        rotate: See `EnsembleKalman`.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `InflationKeywords`.
 
     Raises:
         ValueError: If `prior_factor` is not positive or `nullity` negative.
@@ -48,12 +45,7 @@ class EnKFN(EnsembleKalman):
         *,
         prior_factor: float = 1.0,
         nullity: int = 0,
-        inflation: float = 1.0,
-        rtps: float = 0.0,
-        rtpp: float = 0.0,
-        rotate: bool = False,
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[InflationKeywords],
     ) -> None:
         if not prior_factor > 0 or nullity < 0:
             raise ValueError(
@@ -61,12 +53,7 @@ class EnKFN(EnsembleKalman):
             )
         super().__init__(
             dynamics,
-            inflation=inflation,
-            rtps=rtps,
-            rtpp=rtpp,
-            rotate=rotate,
-            failure=failure,
-            bound=bound,
+            **common,
         )
         self.prior_factor = prior_factor
         self.nullity = nullity

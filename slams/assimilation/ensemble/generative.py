@@ -6,13 +6,14 @@ are a second opinion, and what the forecasts of these members miss is a sample o
 """
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from slams.assimilation.ensemble.local import Near
+from slams.assimilation.ensemble.local import LocalizationKeywords
 from slams.assimilation.ensemble.pseudo import Generator, Told
-from slams.assimilation.filter import Failure, Memory
+from slams.assimilation.filter import Memory
 from slams.core.random import Rng
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -63,14 +64,7 @@ class GenerativeEnKF(Told):
         closure: Analyses over which v is averaged; 0 for none.
         uniform: Whether the error is known to be the same at all sites. Where only some are observed, draws are nearer to
             the model's law at the others, which a `gain` would take for differences between sites.
-        localization: See `LETKF`.
-        inflation: See `LETKF`.
-        rtps: See `LETKF`.
-        rtpp: See `LETKF`.
-        adaptive: See `LETKF`.
-        rotate: See `LETKF`.
-        failure: See `Filter`.
-        bound: See `Filter`; draws beyond it count as lost.
+        common: See `LocalizationKeywords`; draws beyond `bound` count as lost.
 
     Raises:
         ValueError: If the generator or the dynamics do not fit, or trust, horizon, gain or closure are negative.
@@ -92,28 +86,14 @@ class GenerativeEnKF(Told):
         gain: float = 1.0,
         closure: int = 0,
         uniform: bool = False,
-        localization: Near | None = None,
-        inflation: float = 1.0,
-        rtps: float = 0.0,
-        rtpp: float = 0.0,
-        adaptive: bool = False,
-        rotate: bool = False,
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[LocalizationKeywords],
     ) -> None:
         super().__init__(
             dynamics,
             generator=generator,
             draws=draws,
             window=window,
-            localization=localization,
-            inflation=inflation,
-            rtps=rtps,
-            rtpp=rtpp,
-            adaptive=adaptive,
-            rotate=rotate,
-            failure=failure,
-            bound=bound,
+            **common,
         )
         if min(trust, horizon, gain, closure) < 0:
             raise ValueError(

@@ -5,8 +5,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slams.assimilation.filter import Memory
+from slams.assimilation.filter import FilterKeywords, Memory
 from slams.core.random import Rng, normal
+
+
+class InflationKeywords(FilterKeywords, total=False):
+    """Keywords of the ensemble Kalman filters.
+
+    Attributes:
+        inflation: Factor on the anomalies after the analysis.
+        rtps: Relaxation of the spread to that of the forecast, in [0, 1].
+        rtpp: Relaxation of the anomalies to those of the forecast, in [0, 1].
+        adaptive: Inflate the forecast by a factor estimated from the innovations.
+        rotate: Rotate the anomalies at random after the analysis, keeping mean and covariance.
+    """
+
+    inflation: float
+    rtps: float
+    rtpp: float
+    adaptive: bool
+    rotate: bool
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ errors then are N(0, I), units are gone, and missing values drop out as columns 
 
 import abc
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from slams.assimilation.ensemble.inflation import Inflation, random_rotation, reflect, uniform_orthogonal
-from slams.assimilation.filter import Failure, Filter, Memory
+from slams.assimilation.filter import Filter, FilterKeywords, Memory
 from slams.core.random import Rng, generator, normal
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -70,8 +71,7 @@ class EnsembleKalman(Filter):
         rtpp: Relaxation of the anomalies to those of the forecast, in [0, 1].
         adaptive: Inflate the forecast by a factor estimated from the innovations.
         rotate: Rotate the anomalies at random after the analysis, keeping mean and covariance.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `FilterKeywords`.
     """
 
     def __init__(
@@ -83,10 +83,9 @@ class EnsembleKalman(Filter):
         rtpp: float = 0.0,
         adaptive: bool = False,
         rotate: bool = False,
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[FilterKeywords],
     ) -> None:
-        super().__init__(dynamics, failure=failure, bound=bound)
+        super().__init__(dynamics, **common)
         self.inflation = Inflation(inflation, rtps=rtps, rtpp=rtpp, adaptive=adaptive)
         self.rotate = rotate
 

@@ -3,14 +3,18 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
+from slams.assimilation.ensemble.inflation import InflationKeywords
 from slams.assimilation.ensemble.kalman import Departures, EnsembleKalman, square_root_update
-from slams.assimilation.filter import Failure, Memory
+from slams.assimilation.filter import Memory
 from slams.core.covariance import Diagonal
 from slams.core.geometry.localization import Localization
+from slams.core.geometry.localization import half_width as localization_half_width
+from slams.core.geometry.places import Geometry, places_of
 from slams.core.random import Rng
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -24,20 +28,35 @@ _PIECE_GPU = 2**26
 _REMEMBERED = 16  # combinations of modalities whose neighbours are kept
 
 
+class LocalizationKeywords(InflationKeywords, total=False):
+    """Keywords of the localized filters.
+
+    Attributes:
+        localization: Neighbours and taper of all observations, in the order of `Observations`; or a function that
+            gives them for an observation, for networks that move.
+        radius: Instead of it, the localization radius as published settings state it, in the unit of the model's
+            `geometry` (sites on a circle, cells on a torus, km on a sphere). The half-width of Gaspari and Cohn's
+            function is 1.82 times it.
+        half_width: Instead of `radius`, that half-width.
+    """
+
+    localization: Near | None
+    radius: float | None
+    half_width: float | None
+
+
 class _Localized(EnsembleKalman):
-    """What both filters share: which neighbour lists hold for the observation at hand.
+    """What localized filters share: which neighbour lists hold for the observation at hand.
 
     Args:
-        dynamics: The model.
-        localization: Neighbours and taper of all observations, in the order of `Observations`; or a function that
-            gives them for an observation, for networks that move; None for no localization.
-        inflation: See `EnsembleKalman`.
-        rtps: See `EnsembleKalman`.
-        rtpp: See `EnsembleKalman`.
-        adaptive: See `EnsembleKalman`.
-        rotate: See `EnsembleKalman`.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        dynamics: The model; with a radius, one that has a `geometry`.
+        localization: See `LocalizationKeywords`; without it, radius and half-width, there is no localization.
+        radius: See `LocalizationKeywords`.
+        half_width: See `LocalizationKeywords`.
+        common: See `InflationKeywords`.
+
+    Raises:
+        ValueError: If more than one of the three is given, one is not positive, or the model has no geometry.
     """
 
     def __init__(
@@ -45,40 +64,54 @@ class _Localized(EnsembleKalman):
         dynamics: Dynamics,
         *,
         localization: Near | None = None,
-        inflation: float = 1.0,
-        rtps: float = 0.0,
-        rtpp: float = 0.0,
-        adaptive: bool = False,
-        rotate: bool = False,
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        radius: float | None = None,
+        half_width: float | None = None,
+        **common: Unpack[InflationKeywords],
     ) -> None:
-        super().__init__(
-            dynamics,
-            inflation=inflation,
-            rtps=rtps,
-            rtpp=rtpp,
-            adaptive=adaptive,
-            rotate=rotate,
-            failure=failure,
-            bound=bound,
-        )
-        self.localization = localization
-        self._known: dict[object, object] = {}
+        super().__init__(dynamics, **common)
+        given = {"localization": localization, "radius": radius, "half_width": half_width}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise ValueError(f"{' and '.join(names)} state the same; give one of them.")
+        width = localization_half_width(radius) if radius is not None else half_width
+        if width is not None and not width > 0:
+            raise ValueError(f"a localization {names[0]} must be positive, got {given[names[0]]}.")
+        self.localization, self.half_width = localization, width
+        if width is not None:
+            geometry_of(dynamics)
+        self._known: dict[object, tuple[object, object]] = {}
+
+    @property
+    def _localizes(self) -> bool:
+        return self.localization is not None or self.half_width is not None
 
     def _lists(self, observation: Observation, like: Tensor) -> object:
         """Prepared neighbour lists of an observation, made once for each combination of modalities."""
-        columns = observation.columns
-        if not isinstance(self.localization, Localization):
-            assert self.localization is not None
-            return self._prepare(self._checked(self.localization(observation), observation).to(like), False)
-        key = (None if columns is None else tuple(columns.tolist()), like.dtype, like.device)
-        if key not in self._known:
-            near = self.localization if columns is None else self.localization.select(columns)
+        columns, near = observation.columns, self.localization
+        if near is not None and not isinstance(near, Localization):
+            return self._prepare(self._checked(near(observation), observation).to(like), False)
+        operator = None if near is not None else observation.operator
+        places = None if columns is None else tuple(columns.tolist())
+        key = (id(operator), places, like.dtype, like.device)
+        kept, lists = self._known.get(key, (None, None))
+        if lists is None or kept is not operator:
+            if near is None:
+                near = self._around(observation, like)
+            elif columns is not None:
+                near = near.select(columns)
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            self._known[key] = self._prepare(self._checked(near, observation).to(like), True)
-        return self._known[key]
+            lists = self._prepare(self._checked(near, observation).to(like), True)
+            self._known[key] = operator, lists
+        return lists
+
+    def _around(self, observation: Observation, like: Tensor) -> Localization:
+        """By the geometry of the model and the places of the operator's values, at the mean of `like`, (*B, N, d)."""
+        assert self.half_width is not None
+        geometry = geometry_of(self.dynamics)
+        state = like.reshape(-1, like.shape[-1]).mean(0).reshape(self.dynamics.state_shape)
+        places = places_of(observation.operator, state, geometry)
+        return Localization.between(geometry, places, self.half_width)
 
     def _checked(self, near: Localization, observation: Observation) -> Localization:
         size, count = math.prod(self.dynamics.state_shape), observation.value.shape[-1]
@@ -161,7 +194,7 @@ class LETKF(_Localized):
         self, E: Tensor, departures: Departures, *, observation: Observation, memory: Memory, rng: Rng = None
     ) -> Tensor:
         """See `EnsembleKalman.update`."""
-        if self.localization is None:
+        if not self._localizes:
             return square_root_update(E, departures.Y, departures.d)
         domains = self._lists(observation, E)
         assert isinstance(domains, list)
@@ -250,6 +283,20 @@ class Reach:
         return cls(index, torch.cat([states.weight, others.weight], -1))
 
 
+def geometry_of(dynamics: Dynamics) -> Geometry:
+    """The geometry of a model.
+
+    Raises:
+        ValueError: If it states none.
+    """
+    if dynamics.geometry is None:
+        raise ValueError(
+            f"{type(dynamics).__name__} does not state where its variables are, so that a radius has no meaning; set its "
+            "`geometry`, such as Geometry.circle(size), or pass localization=."
+        )
+    return dynamics.geometry
+
+
 class EAKF(_Localized):
     """Ensemble adjustment Kalman filter: one scalar observation after the other, in the order given.
 
@@ -266,7 +313,7 @@ class EAKF(_Localized):
         self, E: Tensor, departures: Departures, *, observation: Observation, memory: Memory, rng: Rng = None
     ) -> Tensor:
         """See `EnsembleKalman.update`."""
-        reach = None if self.localization is None else self._lists(observation, E)
+        reach = self._lists(observation, E) if self._localizes else None
         assert reach is None or isinstance(reach, Reach)
         return serial_update(E, departures.Y, departures.d, reach)
 

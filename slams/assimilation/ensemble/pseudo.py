@@ -1,11 +1,11 @@
 """Pseudo-ensembles: members that a generative model draws from observations alone, as the prior of an analysis."""
 
-from typing import Protocol
+from typing import Protocol, Unpack
 
 import torch
 from torch import Tensor
 
-from slams.assimilation.ensemble.local import LETKF, Near
+from slams.assimilation.ensemble.local import LETKF, LocalizationKeywords, Near
 from slams.assimilation.filter import Failure, Memory
 from slams.core.random import Rng
 from slams.observation.observation import Observation
@@ -36,14 +36,7 @@ class Told(LETKF):
         draws: How many at each analysis.
         window: Times of which the generator is told observations, the newest included; all it can take if None, nothing
             at all if 0.
-        localization: See `LETKF`.
-        inflation: See `LETKF`.
-        rtps: See `LETKF`.
-        rtpp: See `LETKF`.
-        adaptive: See `LETKF`.
-        rotate: See `LETKF`.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `LocalizationKeywords`.
 
     Raises:
         ValueError: If states have more than one axis, the generator makes states of another size, or there are fewer than
@@ -57,25 +50,11 @@ class Told(LETKF):
         generator: Generator,
         draws: int,
         window: int | None = None,
-        localization: Near | None = None,
-        inflation: float = 1.0,
-        rtps: float = 0.0,
-        rtpp: float = 0.0,
-        adaptive: bool = False,
-        rotate: bool = False,
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[LocalizationKeywords],
     ) -> None:
         super().__init__(
             dynamics,
-            localization=localization,
-            inflation=inflation,
-            rtps=rtps,
-            rtpp=rtpp,
-            adaptive=adaptive,
-            rotate=rotate,
-            failure=failure,
-            bound=bound,
+            **common,
         )
         shape, size = tuple(dynamics.state_shape), getattr(generator, "size", None)
         if len(shape) != 1 or (size is not None and size != shape[0]):
@@ -164,10 +143,12 @@ class PseudoEnKF(Told):
         draws: Members of the pseudo-ensemble.
         window: See `Told`.
         blend: Share of the analysis, in (0, 1].
-        localization: See `LETKF`.
+        localization: See `LocalizationKeywords`.
+        radius: See `LocalizationKeywords`.
+        half_width: See `LocalizationKeywords`.
         inflation: Factor on the pseudo-ensemble's anomalies before the analysis.
         failure: See `Filter`.
-        bound: See `Filter`; draws beyond it count as lost.
+        bound: See `Filter`; draws beyond `bound` count as lost.
 
     Raises:
         ValueError: If the generator or the dynamics do not fit, `blend` is no such share, or inflation is not positive.
@@ -187,6 +168,8 @@ class PseudoEnKF(Told):
         window: int | None = None,
         blend: float = 0.5,
         localization: Near | None = None,
+        radius: float | None = None,
+        half_width: float | None = None,
         inflation: float = 1.0,
         failure: Failure = "stop",
         bound: float = float("inf"),
@@ -197,6 +180,8 @@ class PseudoEnKF(Told):
             draws=draws,
             window=window,
             localization=localization,
+            radius=radius,
+            half_width=half_width,
             failure=failure,
             bound=bound,
         )

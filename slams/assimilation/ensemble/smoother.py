@@ -1,11 +1,11 @@
 """Ensemble Kalman smoothers over a window of the last steps: one pass, and iterated."""
 
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from slams.assimilation.ensemble.inflation import Inflation, random_rotation
+from slams.assimilation.ensemble.inflation import Inflation, InflationKeywords, random_rotation
 from slams.assimilation.ensemble.kalman import (
     Departures,
     EnsembleKalman,
@@ -13,7 +13,7 @@ from slams.assimilation.ensemble.kalman import (
     perturbed_update,
     square_root_update,
 )
-from slams.assimilation.filter import Failure, Filter, Memory
+from slams.assimilation.filter import Filter, FilterKeywords, Memory
 from slams.core.random import Rng, generator
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -35,13 +35,7 @@ class EnKS(EnsembleKalman):
         dynamics: The model.
         lag: Steps (of the model) by which the output lags behind the newest observation; 0 is the filter.
         variant: "enkf" perturbs observations, "etkf" takes the symmetric square root.
-        inflation: See `EnsembleKalman`.
-        rtps: See `EnsembleKalman`.
-        rtpp: See `EnsembleKalman`.
-        adaptive: See `EnsembleKalman`.
-        rotate: See `EnsembleKalman`.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `InflationKeywords`.
 
     Raises:
         ValueError: If `lag` is negative or the variant unknown.
@@ -56,23 +50,11 @@ class EnKS(EnsembleKalman):
         *,
         lag: int,
         variant: Variant = "enkf",
-        inflation: float = 1.0,
-        rtps: float = 0.0,
-        rtpp: float = 0.0,
-        adaptive: bool = False,
-        rotate: bool = False,
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[InflationKeywords],
     ) -> None:
         super().__init__(
             dynamics,
-            inflation=inflation,
-            rtps=rtps,
-            rtpp=rtpp,
-            adaptive=adaptive,
-            rotate=rotate,
-            failure=failure,
-            bound=bound,
+            **common,
         )
         _check(lag, variant)
         self.lag = self.delay = lag
@@ -132,8 +114,7 @@ class IEnKS(Filter):
         mda: Assimilate the observation `iterations` times, its error variance multiplied by that number, in
             place of Gauss-Newton steps (multiple data assimilation).
         output: "filter" gives each step as its own observation leaves it, "smoother" as it leaves the window.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `FilterKeywords`.
 
     Raises:
         ValueError: If a setting cannot be.
@@ -158,10 +139,9 @@ class IEnKS(Filter):
         tolerance: float = 1e-5,
         mda: bool = False,
         output: Output = "filter",
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[FilterKeywords],
     ) -> None:
-        super().__init__(dynamics, failure=failure, bound=bound)
+        super().__init__(dynamics, **common)
         _check(lag, variant)
         if iterations < 1 or not tolerance >= 0:
             raise ValueError(

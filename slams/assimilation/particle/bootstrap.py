@@ -5,12 +5,12 @@ leaves them finite.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from slams.assimilation.filter import Failure, Filter, Memory
+from slams.assimilation.filter import Filter, FilterKeywords, Memory
 from slams.assimilation.variational.linearized import chi2, deterministic, whitened_residual
 from slams.core.random import Rng, generator, normal, uniform
 from slams.observation.observation import Observation
@@ -31,8 +31,7 @@ class BootstrapPF(Filter):
         threshold: Resample where the effective size falls below this share of the members, in [0, 1].
         jitter: Factor on the jitter; 0 for none, which is exact as N grows.
         resampling: "systematic" or "residual".
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `FilterKeywords`.
 
     Raises:
         ValueError: If a setting cannot be.
@@ -50,10 +49,9 @@ class BootstrapPF(Filter):
         threshold: float = 0.2,
         jitter: float = 0.0,
         resampling: Resampling = "systematic",
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[FilterKeywords],
     ) -> None:
-        super().__init__(dynamics, failure=failure, bound=bound)
+        super().__init__(dynamics, **common)
         if not 0 <= threshold <= 1 or not jitter >= 0:
             raise ValueError(
                 f"need a threshold in [0, 1] and jitter >= 0, got {threshold} and {jitter}; the threshold is "
@@ -160,8 +158,7 @@ class AuxiliaryPF(BootstrapPF):
         threshold: Choose anew where the effective size of g falls below this share; 1 for always.
         jitter: See `BootstrapPF`.
         resampling: See `BootstrapPF`.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `FilterKeywords`.
 
     Source:
         Pitt & Shephard (1999), doi:10.1080/01621459.1999.10474153, section 3.
@@ -175,12 +172,9 @@ class AuxiliaryPF(BootstrapPF):
         threshold: float = 1.0,
         jitter: float = 0.0,
         resampling: Resampling = "systematic",
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[FilterKeywords],
     ) -> None:
-        super().__init__(
-            dynamics, threshold=threshold, jitter=jitter, resampling=resampling, failure=failure, bound=bound
-        )
+        super().__init__(dynamics, threshold=threshold, jitter=jitter, resampling=resampling, **common)
         self.point = point
 
     def forecast(self, x: Tensor, memory: Memory, *, rng: Rng = None) -> Tensor:

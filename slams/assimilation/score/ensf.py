@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
 from slams.assimilation.ensemble.kalman import Departures
-from slams.assimilation.ensemble.local import Near, _Localized
-from slams.assimilation.filter import Failure, Memory
+from slams.assimilation.ensemble.local import LocalizationKeywords, _Localized, geometry_of
+from slams.assimilation.filter import Memory
 from slams.assimilation.score.ensemble_mixture import (
     ONE,
     WIDTHS,
@@ -21,7 +21,7 @@ from slams.assimilation.score.ensemble_mixture import (
     leave_one_out,
     projection,
 )
-from slams.core.geometry.localization import Localization
+from slams.core.geometry.localization import Localization, half_width
 from slams.core.random import Rng
 from slams.diffusion.exact.kernel_mixture import KernelMixture, transport
 from slams.observation.observation import Observation
@@ -30,6 +30,7 @@ from slams.systems.base import Dynamics
 _ELEMENTS = 2**18  # of the temporaries of analyses done at once: on a CPU they stay in a core's cache
 _ELEMENTS_GPU = 2**26
 _ASKED = 32  # local analyses that the width of the kernel is chosen by
+_REACH = 2.25  # of patches, in radii
 _COMPONENTS = 4  # effective ones a direction: on Lorenz-63 with 40 members 1 loses most of 8 truths, 4 none
 
 
@@ -54,9 +55,9 @@ class EnSF(_Localized):
 
     Args:
         dynamics: The model.
-        localization: Observations near each variable, see `LETKF`; None for one analysis of everything.
         patch: Variables near each variable, `Localization` with the variables in place of the observations; needed with
             `localization`. It should hold the variables that the near observations depend on.
+        reach: Distance within which variables are in one patch, where a radius makes it; 2.25 radii if None.
         kernel: b in (0, 1); None to choose it in every analysis, see `leave_one_out`.
         steps: Levels of noise on the way up, and on the way down.
         slopes: "ensemble" for one G by regression over all members, or, for a single variable, "member": one for each
@@ -64,13 +65,7 @@ class EnSF(_Localized):
         stochastic: Reverse diffusion from fresh noise instead of the flows.
         iterations: Analyses in turn: where there is one Gaussian, each after the first takes the slopes from the members
             that the one before arrived at, for operators that bend between forecast and analysis.
-        inflation: See `EnsembleKalman`.
-        rtps: See `EnsembleKalman`.
-        rtpp: See `EnsembleKalman`.
-        adaptive: See `EnsembleKalman`.
-        rotate: See `EnsembleKalman`.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `LocalizationKeywords`.
 
     Raises:
         ValueError: If a setting is out of range, patch and localization are not given together, or the patch is of
@@ -86,31 +81,18 @@ class EnSF(_Localized):
         self,
         dynamics: Dynamics,
         *,
-        localization: Near | None = None,
         patch: Localization | None = None,
+        reach: float | None = None,
         kernel: float | None = None,
         steps: int = 12,
         slopes: Literal["ensemble", "member"] = "ensemble",
         stochastic: bool = False,
         iterations: int = 1,
-        inflation: float = 1.0,
-        rtps: float = 0.0,
-        rtpp: float = 0.0,
-        adaptive: bool = False,
-        rotate: bool = False,
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[LocalizationKeywords],
     ) -> None:
         super().__init__(
             dynamics,
-            localization=localization,
-            inflation=inflation,
-            rtps=rtps,
-            rtpp=rtpp,
-            adaptive=adaptive,
-            rotate=rotate,
-            failure=failure,
-            bound=bound,
+            **common,
         )
         if kernel is not None and not 0 < kernel < 1:
             raise ValueError(f"the kernel's width must lie between 0 and 1, got {kernel}; None chooses it.")
@@ -125,10 +107,14 @@ class EnSF(_Localized):
                 f"slopes of each member are for one variable, the state has {math.prod(dynamics.state_shape)}; use "
                 '"ensemble".'
             )
-        if (patch is None) != (localization is None):
+        if self.half_width is not None and patch is None:
+            geometry = geometry_of(dynamics)
+            reach = _REACH * self.half_width / half_width(1.0) if reach is None else reach
+            patch = Localization.between(geometry, geometry.points, reach / 2)
+        if (patch is None) == self._localizes:
             raise ValueError(
                 "localization and patch belong together: give the variables near each variable, as "
-                "Localization.periodic(size, torch.arange(size), radius), or neither."
+                "Localization.periodic(size, torch.arange(size), radius), or neither; or a radius, which makes both."
             )
         size = math.prod(dynamics.state_shape)
         if patch is not None and (len(patch.index), patch.observations) != (size, size):

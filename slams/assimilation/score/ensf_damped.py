@@ -2,13 +2,14 @@
 
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
+from slams.assimilation.ensemble.inflation import InflationKeywords
 from slams.assimilation.ensemble.kalman import Departures, EnsembleKalman
-from slams.assimilation.filter import Failure, Memory
+from slams.assimilation.filter import Memory
 from slams.assimilation.score.ensf import refuse_collapsed, refuse_infinite
 from slams.assimilation.score.likelihood import Likelihood
 from slams.core.random import Rng, generator, normal, permutation
@@ -48,13 +49,7 @@ class DampedEnSF(EnsembleKalman):
         scale: "spread" to work in deviations from the ensemble's mean divided by its standard deviations; or a factor
             on the state, 1 as in the paper.
         batch: Members drawn anew for the score of every step; None for all.
-        inflation: See `EnsembleKalman`.
-        rtps: See `EnsembleKalman`.
-        rtpp: See `EnsembleKalman`.
-        adaptive: See `EnsembleKalman`.
-        rotate: See `EnsembleKalman`.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `InflationKeywords`.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -74,23 +69,11 @@ class DampedEnSF(EnsembleKalman):
         tolerance: float = 0.02,
         scale: Literal["spread"] | float = "spread",
         batch: int | None = None,
-        inflation: float = 1.0,
-        rtps: float = 0.0,
-        rtpp: float = 0.0,
-        adaptive: bool = False,
-        rotate: bool = False,
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[InflationKeywords],
     ) -> None:
         super().__init__(
             dynamics,
-            inflation=inflation,
-            rtps=rtps,
-            rtpp=rtpp,
-            adaptive=adaptive,
-            rotate=rotate,
-            failure=failure,
-            bound=bound,
+            **common,
         )
         _check_schedule(eps_alpha, eps_beta)
         if solver not in ("sde", "ode"):
@@ -223,11 +206,7 @@ class SingleMemberEnSF(EnsembleKalman):
         scale: Factor on the state while it is sampled.
         error: Standard deviation of the observation error in scaled units, in place of that of the observation; None
             keeps it.
-        inflation: See `EnsembleKalman`.
-        rtps: See `EnsembleKalman`.
-        rtpp: See `EnsembleKalman`.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `InflationKeywords`.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -245,13 +224,9 @@ class SingleMemberEnSF(EnsembleKalman):
         steps: int = 100,
         scale: float = 1.0,
         error: float | None = None,
-        inflation: float = 1.0,
-        rtps: float = 0.0,
-        rtpp: float = 0.0,
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[InflationKeywords],
     ) -> None:
-        super().__init__(dynamics, inflation=inflation, rtps=rtps, rtpp=rtpp, failure=failure, bound=bound)
+        super().__init__(dynamics, **common)
         _check_schedule(eps_alpha, eps_beta)
         if steps < 1 or not scale > 0 or (error is not None and not error > 0):
             raise ValueError(

@@ -1,167 +1,109 @@
-"""Score-based assimilation: posterior draws of trajectories under a denoiser of windows or of trajectories."""
+"""Score-based data assimilation: posterior draws of trajectories under a denoiser of windows or of trajectories."""
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from slams.assimilation.base import Assimilator, Posterior
-from slams.core.random import Rng, normal
-from slams.diffusion.denoiser import Denoiser, WindowGaussian
+from slams.assimilation.base import Assimilator, Posterior, check_observations
+from slams.core.random import Rng, generator, normal, settled
+from slams.core.renamed import old_keywords
+from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.guidance.sda import CovarianceGuidance, GaussianGuidance
 from slams.diffusion.sampler import Sampler
 from slams.diffusion.trajectory import MarkovBlanket
 from slams.observation.observation import Observations
 
-Guidance = Callable[[Denoiser, Observations], Denoiser]
-
-
-class TrajectorySDA(Assimilator):
-    """Samples of p(x_1..x_L | y_1..y_L) by guiding a denoiser of whole trajectories.
-
-    The prior is composed first and guided then, so that any observations will do: of several modalities, through any
-    differentiable operators, of one step or of differences between steps that a window does not span.
-
-    Args:
-        denoiser: Prior of trajectories (N, L, *Z) of any length, such as a `MarkovBlanket`.
-        sampler: How to draw.
-        guidance: Makes the guided denoiser from the prior and the observations; `GaussianGuidance` with gamma = 0.01,
-            as published, if None.
-        event: *Z.
-        dtype: Of the draws.
-        rows: Trajectories drawn at once, over all replicates, which bounds memory; all if None.
-
-    Raises:
-        ValueError: If `rows` is not positive.
-
-    Source:
-        Rozet & Louppe (2023), arXiv:2306.10574, algorithms 2 to 4.
-    """
-
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        sampler: Sampler,
-        *,
-        event: Sequence[int],
-        guidance: Guidance | None = None,
-        dtype: torch.dtype | None = None,
-        rows: int | None = None,
-    ) -> None:
-        if rows is not None and rows < 1:
-            raise ValueError(f"rows must be a positive number of trajectories, got {rows}.")
-        self.denoiser = denoiser
-        self.sampler = sampler
-        self.event = tuple(event)
-        self.guidance = guidance or GaussianGuidance
-        self.dtype = dtype or torch.get_default_dtype()
-        self.rows = rows
-
-    def assimilate(  # noqa: D102
-        self,
-        observations: Observations,
-        size: int,
-        *,
-        rng: Rng = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> Posterior:
-        if size < 1:
-            raise ValueError(f"an ensemble needs at least one member, got {size}.")
-        self._check(observations.steps)
-        batch = observations.batch
-        count = batch.numel() * size
-        device = next(iter(observations.values())).value.device
-        like = torch.empty(0, dtype=self.dtype, device=device)
-        noise = normal((count, observations.steps, *self.event), like=like, rng=rng)
-        drawn = []
-        for rows in torch.arange(count, device=device).split(self.rows or count):
-            # without replicates all rows share one record, which need not be conditioned on row by row
-            seen = _rows(observations, rows // size) if len(batch) else observations
-            guided = self.guidance(self.denoiser, seen)
-            drawn.append(self.sampler(guided, noise[rows], rng=rng, progress=progress))
-        return Posterior(torch.cat(drawn).reshape(*batch, size, observations.steps, *self.event))
-
-    def _check(self, steps: int) -> None:
-        """Whether the denoiser can say anything of so many steps."""
-        own = getattr(self.denoiser, "length", None)
-        composed = isinstance(self.denoiser, MarkovBlanket)
-        if own is None or steps == own or (composed and steps > own):
-            return
-        remedy = (
-            "pad them with steps at which nothing was seen"
-            if composed
-            else "compose its windows with MarkovBlanket, which takes any length from a window's on"
-        )
-        raise ValueError(f"{steps} steps, but the denoiser is one of windows of {own}; {remedy}.")
-
-    def prior(self, size: int, length: int, *, rng: Rng = None) -> Tensor:
-        """Unconditional draws, (N, L, *Z)."""
-        self._check(length)
-        noise = normal((size, length, *self.event), dtype=self.dtype, rng=rng)
-        return self.sampler(self.denoiser, noise, rng=rng)
-
-
-def _rows(observations: Observations, replicate: Tensor) -> Observations:
-    """What each of many samples is held against: values (n, L, *O), of replicate (n)."""
-    made = {}
-    for name, o in observations.items():
-        value = o.value.reshape(-1, *o.value.shape[-1 - o.event :])
-        made[name] = replace(o, value=value[replicate])
-    return Observations(made)
+GuidanceLike = Callable[[Denoiser, Observations], Denoiser]
 
 
 class SDA(Assimilator):
-    """Samples of p(x_1..x_T | y_1..y_T) by a guided denoiser, windows composed over the trajectory.
+    """Samples of p(x_1..x_L | y_1..y_L) by a guided denoiser.
+
+    A prior of trajectories, such as a `MarkovBlanket`, is guided as a whole, so that any observations will do: of one
+    step, or of differences between steps that a window does not span. A prior of windows is guided window by window, and
+    the guided windows are composed over longer records.
 
     Args:
-        denoiser: Prior over windows of L steps.
-        gaussian: Closed form of the same windows, for the guidance's covariance.
-        jacobians: Linearized operators of the modalities on the Gaussian's patterns, (prod(O), K) each.
+        prior: E[x | x_t] of trajectories or of windows.
         sampler: How to draw.
-        guidance: "covariance" (see `CovarianceGuidance`) or "sda" (`GaussianGuidance`).
-        gamma: Of "sda".
+        guidance: How observations pull: an object such as `CovarianceGuidance()` (the default: exact for a Gaussian prior
+            and linear operators), `GaussianGuidance(gamma)` (as published), `MomentMatching()`; or any function of
+            prior and observations that returns the guided denoiser.
+        event: *Z; of the prior if None.
+        dtype: Of the draws; of the prior if None.
+        rows: Trajectories drawn at once, over all replicates, which bounds memory; all if None.
+
+    Raises:
+        TypeError: If the prior is no denoiser, or a class stands for an object.
+        ValueError: If `rows` is not positive, or the shape of a state unknown.
 
     Source:
-        Rozet & Louppe (2023), arXiv:2306.10574; the guidance differs, see `CovarianceGuidance`.
+        Rozet & Louppe (2023), arXiv:2306.10574, algorithms 2 to 4; the default guidance differs, see
+        `CovarianceGuidance`.
     """
 
     def __init__(
         self,
-        denoiser: Denoiser,
-        gaussian: WindowGaussian,
-        jacobians: Mapping[str, Tensor],
+        prior: Denoiser,
         sampler: Sampler,
-        *,
-        guidance: Literal["covariance", "sda"] = "covariance",
-        gamma: float = 1e-2,
+        *older: Any,
+        guidance: GuidanceLike | None = None,
+        event: Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
+        rows: int | None = None,
+        **settings: Any,
     ) -> None:
-        self.denoiser = denoiser
-        self.gaussian = gaussian
-        self.jacobians = dict(jacobians)
+        if older:
+            sampler, guidance = _older(sampler, *older, guidance=guidance, **settings)
+        elif settings:
+            raise TypeError(
+                f"SDA has no setting {sorted(settings)[0]!r}; see `guidance` for those of guidances."
+            )
+        if rows is not None and rows < 1:
+            raise ValueError(f"rows must be a positive number of trajectories, got {rows}.")
+        _check(prior, sampler, guidance)
+        self.denoiser = prior
         self.sampler = sampler
-        self.guidance = guidance
-        self.gamma = gamma
+        self.guidance: GuidanceLike = CovarianceGuidance() if guidance is None else guidance
+        self.length: int | None = getattr(prior, "length", None)
+        event = getattr(prior, "event", None) if event is None else event
+        if not isinstance(event, Sequence):
+            raise ValueError(f"{type(prior).__name__} does not state the shape of a state; pass event=(…).")
+        self.event = tuple(event)
+        self.dtype = _like(prior).dtype if dtype is None else dtype
+        self.rows = rows
 
+    @old_keywords("method setting")
     def assimilate(  # noqa: D102
         self,
         observations: Observations,
-        size: int,
+        members: int,
         *,
         rng: Rng = None,
         progress: Callable[[int], None] | None = None,
     ) -> Posterior:
-        windows = observations.windows(self.gaussian.length)
-        drawn = self.windows(windows, size, blanket=True, rng=rng, progress=progress)
-        return Posterior(drawn)
+        check_observations(observations)
+        source, seed = settled(rng)
+        rng = generator(source, "method")
+        batch, steps = observations.batch, observations.steps
+        like = torch.empty(0, dtype=self.dtype, device=next(iter(observations.values())).value.device)
+        noise = self._noise((batch.numel() * members, steps), like, rng)
+        drawn = [
+            self.sampler(guided, noise[rows], rng=rng, progress=progress)
+            for rows, guided in self._guided(observations, members)
+        ]
+        return Posterior(torch.cat(drawn).reshape(*batch, members, steps, *self.event), seed=seed)
 
     def windows(
         self,
         observations: Observations,
-        size: int,
+        members: int,
         *,
-        blanket: bool = False,
         rng: Rng = None,
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
@@ -169,32 +111,131 @@ class SDA(Assimilator):
 
         Args:
             observations: Values (W, L, *O).
-            size: N.
-            blanket: Whether the windows overlap by L - 1 steps and form one trajectory.
-            rng: Generator.
+            members: N.
+            rng: Generator or seed.
             progress: Called with 1 after each step of the sampler.
 
         Returns:
-            (N, W, L, *Z), or the trajectory (N, W + L - 1, *Z).
+            (N, W, L, *Z).
         """
-        if size < 1:
-            raise ValueError(f"an ensemble needs at least one member, got {size}.")
-        if self.guidance == "sda":
-            guided: Denoiser = GaussianGuidance(self.denoiser, observations, self.gamma)
-        else:
-            jacobians = {name: self.jacobians[name] for name in observations}
-            guided = CovarianceGuidance(self.denoiser, self.gaussian, observations, jacobians)
-        count, length = observations.batch[0], self.gaussian.length
-        event, like = self.gaussian.event, self.gaussian.basis
-        if blanket:
-            noise = normal((size, count + length - 1, *event), like=like, rng=rng)
-            return self.sampler(MarkovBlanket(guided, length), noise, rng=rng, progress=progress)
-        noise = normal((size, count, length, *event), like=like, rng=rng)
-        return self.sampler(guided, noise, rng=rng, progress=progress)
+        rng, like = generator(rng, "method"), _like(self.denoiser).to(self.dtype)
+        shape = (members, observations.batch[0], observations.steps)
+        guided = self.guidance(self.denoiser, observations)
+        return self.sampler(guided, self._noise(shape, like, rng), rng=rng, progress=progress)
 
-    @torch.no_grad()
-    def prior(self, size: int, *, rng: Rng = None) -> Tensor:
-        """Unconditional draws of windows, (N, L, *Z)."""
-        shape = (size, self.gaussian.length, *self.gaussian.event)
-        noise = normal(shape, like=self.gaussian.basis, rng=rng)
-        return self.sampler(self.denoiser, noise, rng=rng)
+    def prior(self, members: int, length: int | None = None, *, rng: Rng = None) -> Tensor:
+        """Unconditional draws.
+
+        Args:
+            members: N.
+            length: L; that of the prior's windows if None.
+            rng: Generator or seed.
+
+        Returns:
+            (N, L, *Z).
+
+        Raises:
+            ValueError: If the prior has no length of its own, or one that does not fit.
+        """
+        steps = length or self.length
+        if steps is None:
+            raise ValueError("this prior takes any length; give the number of steps.")
+        window = self._window(steps)
+        whole = MarkovBlanket(self.denoiser, window) if window else self.denoiser
+        rng, like = generator(rng, "prior"), _like(self.denoiser).to(self.dtype)
+        return self.sampler(whole, self._noise((members, steps), like, rng), rng=rng)
+
+    def _noise(self, shape: tuple[int, ...], like: Tensor, rng: Rng) -> Tensor:
+        if shape[0] < 1:
+            raise ValueError(f"an ensemble needs at least one member, got {shape[0]}.")
+        return normal((*shape, *self.event), like=like, rng=rng)
+
+    def _guided(self, observations: Observations, members: int) -> Iterator[tuple[Tensor, Denoiser]]:
+        """Rows of the draws, over all replicates, that are drawn at once, and their guided denoiser."""
+        count, steps = observations.batch.numel(), observations.steps
+        index = torch.arange(count * members, device=next(iter(observations.values())).value.device)
+        if window := self._window(steps):
+            for replicate, own in enumerate(index.split(members)):
+                record = _records(observations, replicate).windows(window)
+                guided = MarkovBlanket(self.guidance(self.denoiser, record), window)
+                yield from ((rows, guided) for rows in own.split(self.rows or members))
+            return
+        for rows in index.split(self.rows or len(index)):
+            # without replicates all rows share one record, which need not be conditioned on row by row
+            record = _records(observations, rows // members) if observations.batch else observations
+            yield rows, self.guidance(self.denoiser, record)
+
+    def _window(self, steps: int) -> int | None:
+        """Length of the windows to be composed over so many steps, None where the prior takes them as they are."""
+        own, whole = self.length, isinstance(self.denoiser, MarkovBlanket)
+        if own is None or steps == own or (whole and steps > own):
+            return None
+        if steps > own and own % 2:
+            return own
+        remedy = (
+            "pad them with steps at which nothing was seen"
+            if steps < own
+            else "composed trajectories need windows of an odd number of steps"
+        )
+        raise ValueError(f"{steps} steps, but the denoiser is one of windows of {own}; {remedy}.")
+
+
+class TrajectorySDA(SDA):
+    """The name of `SDA` with the published guidance in earlier versions; it works until 0.4."""
+
+    def __init__(self, denoiser: Denoiser, sampler: Sampler, **settings: Any) -> None:
+        warnings.warn(
+            "TrajectorySDA(denoiser, …) is now SDA(prior, …); TrajectorySDA works until version 0.4.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        guidance = settings.pop("guidance", None) or GaussianGuidance()
+        guidance = guidance() if isinstance(guidance, type) else guidance
+        super().__init__(denoiser, sampler, guidance=guidance, **settings)
+
+
+def _older(
+    gaussian: Any, jacobians: Any, sampler: Any = None, *, guidance: Any = None, gamma: float = 1e-2
+) -> tuple[Any, GuidanceLike]:
+    """Sampler and guidance of the form SDA(denoiser, gaussian, jacobians, sampler) of earlier versions."""
+    warnings.warn(
+        "SDA(denoiser, gaussian, jacobians, sampler) is now SDA(prior, sampler, guidance=CovarianceGuidance("
+        "gaussian, jacobians)); the older form works until version 0.4.",
+        FutureWarning,
+        stacklevel=3,
+    )
+    published = guidance == "sda"
+    return sampler, GaussianGuidance(gamma) if published else CovarianceGuidance(gaussian, jacobians)
+
+
+def _check(prior: object, sampler: object, guidance: object) -> None:
+    """Objects of the user, at the door."""
+    for name, thing in (("prior", prior), ("sampler", sampler), ("guidance", guidance)):
+        if isinstance(thing, type):
+            raise TypeError(f"the {name} is the class {thing.__name__}; pass an object, {thing.__name__}(…).")
+    if not isinstance(prior, Denoiser):
+        raise TypeError(
+            f"a prior is a Denoiser, E[x | x_t], got {type(prior).__name__}; wrap a network of your own as "
+            "slams.diffusion.Preconditioned(network, schedule)."
+        )
+    for name, thing in (("sampler", sampler), ("guidance", guidance)):
+        if not callable(thing) and thing is not None:
+            raise TypeError(
+                f"the {name} is {thing!r} of type {type(thing).__name__}; SDA(prior, sampler, guidance=…) takes objects "
+                "such as Sampler(steps=64) and GaussianGuidance(0.01)."
+            )
+
+
+def _like(prior: Denoiser) -> Tensor:
+    """An empty tensor of the prior's dtype and device."""
+    parts = itertools.chain(prior.parameters(), prior.buffers())
+    return next((part.new_empty(0) for part in parts if part.is_floating_point()), torch.empty(0))
+
+
+def _records(observations: Observations, replicate: int | Tensor) -> Observations:
+    """Those of one replicate, values (L, *O), or of several rows, (n, L, *O)."""
+    made = {}
+    for name, o in observations.items():
+        value = o.value.reshape(-1, *o.value.shape[-1 - o.event :])
+        made[name] = replace(o, value=value[replicate])
+    return Observations(made)

@@ -1,13 +1,14 @@
 """Sequential Langevin sampling: the score of the forecast ensemble, and chains from its members to the posterior."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
+from slams.assimilation.ensemble.inflation import InflationKeywords
 from slams.assimilation.ensemble.kalman import Departures, EnsembleKalman
-from slams.assimilation.filter import Failure, Memory
+from slams.assimilation.filter import Memory
 from slams.assimilation.score.ensemble_mixture import coordinates
 from slams.assimilation.score.ensemble_score import EnsembleScore, Frame, KernelScore, NetworkScore, NoScore
 from slams.assimilation.score.ensf import refuse_collapsed
@@ -49,13 +50,7 @@ class SSLS(EnsembleKalman):
             weight; "ascent", without noise, which with score "none" is the ensemble of largest likelihood; "ridge".
         width: Of a score given by name, in ensemble deviations: of the kernel, or the noise of the denoising; None for
             its default.
-        inflation: See `EnsembleKalman`.
-        rtps: See `EnsembleKalman`.
-        rtpp: See `EnsembleKalman`.
-        adaptive: See `EnsembleKalman`.
-        rotate: See `EnsembleKalman`.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `InflationKeywords`.
 
     Raises:
         ValueError: If a name is unknown, or the width cannot be.
@@ -71,23 +66,11 @@ class SSLS(EnsembleKalman):
         score: Literal["kernel", "denoising", "network", "none"] | EnsembleScore = "kernel",
         chain: Literal["tempering", "plain", "ascent", "ridge"] | Tempering | Ridge = "tempering",
         width: float | None = None,
-        inflation: float = 1.0,
-        rtps: float = 0.0,
-        rtpp: float = 0.0,
-        adaptive: bool = False,
-        rotate: bool = False,
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[InflationKeywords],
     ) -> None:
         super().__init__(
             dynamics,
-            inflation=inflation,
-            rtps=rtps,
-            rtpp=rtpp,
-            adaptive=adaptive,
-            rotate=rotate,
-            failure=failure,
-            bound=bound,
+            **common,
         )
         if isinstance(score, str) and score not in _SCORES:
             raise ValueError(

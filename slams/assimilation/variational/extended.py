@@ -1,11 +1,12 @@
 """The extended Kalman filter: covariance moved by the derivative of the model."""
 
 from collections.abc import Callable
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from slams.assimilation.filter import Failure, Memory
+from slams.assimilation.filter import FilterKeywords, Memory
 from slams.assimilation.variational.linearized import (
     GaussianFilter,
     as_matrix,
@@ -38,8 +39,7 @@ class EKF(GaussianFilter):
             `dynamics.start`, and where there is none that of the first ensemble, which then needs more members
             than variables. The first mean is that of the first ensemble.
         model_error: Covariance Q of one step; that of the model's noise if None.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `FilterKeywords`.
 
     Raises:
         ValueError: If `inflation` is not positive, a covariance does not fit, or there is no tendency to freeze.
@@ -56,10 +56,9 @@ class EKF(GaussianFilter):
         frozen: bool = False,
         covariance: Tensor | Covariance | None = None,
         model_error: Tensor | Covariance | None = None,
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[FilterKeywords],
     ) -> None:
-        super().__init__(dynamics, failure=failure, bound=bound)
+        super().__init__(dynamics, **common)
         if not inflation > 0:
             raise ValueError(f"inflation must be positive, got {inflation}; 1 inflates nothing.")
         if frozen and not callable(getattr(dynamics, "tendency", None)):

@@ -1,11 +1,12 @@
 """Variational methods: the most likely state, or window of states, under a static background error."""
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from slams.assimilation.filter import Failure, Memory
+from slams.assimilation.filter import FilterKeywords, Memory
 from slams.assimilation.variational.linearized import (
     GaussianFilter,
     as_matrix,
@@ -37,8 +38,7 @@ class ThreeDVar(GaussianFilter):
         covariance: Of the climate, (d, d), (d) variances, or a `Covariance`.
         scale: B = scale x covariance.
         iterations: Most Gauss-Newton steps.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `FilterKeywords`.
 
     Raises:
         ValueError: If the covariance does not fit the state or `scale` is not positive.
@@ -55,10 +55,9 @@ class ThreeDVar(GaussianFilter):
         *,
         scale: float = 1.0,
         iterations: int = 10,
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[FilterKeywords],
     ) -> None:
-        super().__init__(dynamics, failure=failure, bound=bound)
+        super().__init__(dynamics, **common)
         if not scale > 0 or iterations < 1:
             raise ValueError(
                 f"scale must be positive and iterations at least 1, got {scale} and {iterations}."
@@ -129,8 +128,7 @@ class FourDVar(GaussianFilter):
             model's own noise.
         iterations: Most Gauss-Newton steps.
         solver: See `gauss_newton`.
-        failure: See `Filter`.
-        bound: See `Filter`.
+        common: See `FilterKeywords`.
 
     Raises:
         ValueError: If a covariance does not fit, `window` or `iterations` is below 1, or the model has no noise
@@ -150,10 +148,9 @@ class FourDVar(GaussianFilter):
         model_error: Tensor | Covariance | str | None = None,
         iterations: int = 10,
         solver: Solver = "auto",
-        failure: Failure = "stop",
-        bound: float = float("inf"),
+        **common: Unpack[FilterKeywords],
     ) -> None:
-        super().__init__(dynamics, failure=failure, bound=bound)
+        super().__init__(dynamics, **common)
         if not scale > 0 or iterations < 1 or window < 1:
             raise ValueError(
                 "scale must be positive, window and iterations at least 1, got "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from slams.core.geometry.distance import EARTH_RADIUS, Space, great_circle, line_distance, torus_distance
+from slams.core.geometry.places import Geometry
 
 __all__ = [
     "Localization",
@@ -193,6 +194,20 @@ class Localization:
             cutoff: Pairs with a smaller taper are dropped.
         """
         return cls._near(Space(sphere=EARTH_RADIUS), state, positions, radius, cutoff)
+
+    @classmethod
+    def between(
+        cls, geometry: Geometry, positions: Tensor, radius: float, *, cutoff: float = 1e-3
+    ) -> "Localization":
+        """Variables where a geometry has them.
+
+        Args:
+            geometry: Of the state.
+            positions: Coordinates of the observations (O, D).
+            radius: Half-width of the taper, in the geometry's unit.
+            cutoff: Pairs with a smaller taper are dropped.
+        """
+        return cls._near(geometry.space, geometry.points, positions, radius, cutoff)
 
     @cached_property
     def rho_xy(self) -> Tensor:

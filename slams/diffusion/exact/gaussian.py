@@ -155,7 +155,7 @@ def _whitened_operator(evidence: Evidence, mean: Tensor, event: int) -> tuple[Te
     x = mean.expand(*batch, *shape)
     unit = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, *([1] * len(batch)), *shape)
     unit = unit.expand(size, *batch, *shape)
-    g = evidence.linearized(x.expand_as(unit)).push(unit).movedim(0, -1).double()
+    g = evidence.linearized(x.expand_as(unit)).jvp(unit).movedim(0, -1).double()
     innovation = evidence.innovation(x)
     other = torch.linspace(-1, 1, size, dtype=x.dtype, device=x.device)
     moved = evidence.innovation(x + other.reshape(shape)) - innovation

@@ -1,17 +1,17 @@
 """Guidance by the covariance that a Gaussian has in closed form, for trajectories and any operators."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from slams.diffusion.denoiser import Denoiser
-from slams.diffusion.guidance.evidence import Evidence, refuse_broken
+from slams.diffusion.guidance.base import Guidance, Guided
 from slams.diffusion.guidance.krylov import conjugate_gradients
-from slams.observation.observation import Observation, Observations
 
 
-class Covariance(Protocol):
+class EventCovariance(Protocol):
     """C of an event, in a form in which (C^-1 + r 1)^-1 is cheap."""
 
     def axes(self, x: Tensor) -> int:
@@ -54,7 +54,7 @@ class DenseCovariance(nn.Module):
         )
 
     def posterior(self, v: Tensor, ratio: Tensor) -> Tensor:
-        """See `Covariance.posterior`."""
+        """See `EventCovariance.posterior`."""
         event = self.axes(v)
         if ratio.ndim:
             ratio = ratio.reshape(*ratio.shape[: v.ndim - event], 1)
@@ -62,7 +62,8 @@ class DenseCovariance(nn.Module):
         return (((v.flatten(-event) @ self.vectors) * width) @ self.vectors.mT).reshape(v.shape)
 
 
-class CovarianceMatching(Denoiser):
+@dataclass(frozen=True, eq=False)
+class CovarianceMatching(Guidance):
     """Moment matching with V = (C^-1 + (alpha_t / sigma_t)^2 1)^-1 in place of the network's derivative.
 
     With m = E[x | x_t] of any denoiser, C a covariance of x, and h linearized at m,
@@ -72,66 +73,45 @@ class CovarianceMatching(Denoiser):
     Exact for a Gaussian prior and linear operators. Otherwise V knows how far a value tells of others on average, and not
     at this x_t; but it costs one evaluation without a backward pass, and no error of a network's derivative enters.
 
-    Args:
-        denoiser: The prior.
-        observations: What was seen, any operators and errors: values (*B, L, *O) along windows, or (*B, *O).
+    Attributes:
         covariance: C over the event, (n, n), or in a form of its own such as `FlowCovariance`.
         iterations: Most steps of the solver.
         tolerance: Residual at which a sample's solver stops, relative to its innovation.
 
     Raises:
-        ValueError: If a number is not positive.
-        FloatingPointError: In sampling, if a guided mean is not finite; names time and norm of the guidance.
+        ValueError: If a number is not positive; in sampling, if the event has another size than the covariance.
 
     Source:
         Rozet et al. (2024), arXiv:2405.13712, section 3.2, with a covariance in closed form.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        observations: Observations | Observation,
-        *,
-        covariance: Tensor | Covariance,
-        iterations: int = 64,
-        tolerance: float = 1e-3,
-    ) -> None:
-        super().__init__()
-        if iterations < 1 or not tolerance > 0:
+    covariance: Tensor | EventCovariance
+    iterations: int = 64
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or not self.tolerance > 0:
             raise ValueError(
-                f"needs iterations >= 1 and a positive tolerance, got {iterations} and {tolerance}."
+                f"needs iterations >= 1 and a positive tolerance, got {self.iterations} and {self.tolerance}."
             )
-        self.denoiser = denoiser
-        self.schedule = denoiser.schedule
-        self.evidence = Evidence(observations)
-        self.covariance = DenseCovariance(covariance) if isinstance(covariance, Tensor) else covariance
-        self.iterations = iterations
-        self.tolerance = tolerance
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(*B, [L,] *S), () or (b, 1, ..., 1) -> shape of `x_t`; not differentiable.
+    @cached_property
+    def _form(self) -> EventCovariance:
+        return DenseCovariance(self.covariance) if isinstance(self.covariance, Tensor) else self.covariance
 
-        Raises:
-            ValueError: If the event has another size than the covariance.
-        """
-        alpha, sigma = self.schedule(t)
+    def pull(self, guided: Guided, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Guidance.pull`."""
+        alpha, sigma = guided.schedule(t)
         with torch.no_grad():
-            mean = self.denoiser(x_t, t)
-        self.covariance.axes(mean)
+            mean = guided.denoiser(x_t, t)
+        self._form.axes(mean)
         ratio = (alpha / sigma) ** 2
-
-        def spread(v: Tensor) -> Tensor:
-            return self.covariance.posterior(v, ratio)
-
-        local = self.evidence.linearized(mean)
+        local = guided.evidence.linearized(mean)
 
         def product(u: Tensor) -> Tensor:
-            return u + local.push(spread(local.pull(u)))
+            return u + local.jvp(self._form.posterior(local.vjp(u), ratio))
 
         solved = conjugate_gradients(
             product, local.innovation, iterations=self.iterations, tolerance=self.tolerance
         )
-        guidance = spread(local.pull(solved)).detach()
-        guided = mean + guidance
-        refuse_broken(guided, guidance, t)
-        return guided
+        return mean, self._form.posterior(local.vjp(solved), ratio).detach()

@@ -18,13 +18,13 @@ class Linearized:
 
     Attributes:
         innovation: W (y - h(x)), shape (*B, n), 0 where nothing was seen.
-        pull: u (*B, n) -> G^T u, shape of x.
-        push: v, shape of x -> G v (*B, n).
+        vjp: u (*B, n) -> G^T u, shape of x.
+        jvp: v, shape of x -> G v (*B, n).
     """
 
     innovation: Tensor
-    pull: Callable[[Tensor], Tensor]
-    push: Callable[[Tensor], Tensor]
+    vjp: Callable[[Tensor], Tensor]
+    jvp: Callable[[Tensor], Tensor]
 
 
 class Evidence:
@@ -82,13 +82,13 @@ class Evidence:
             dual = torch.zeros_like(innovation, requires_grad=True)
             (pulled,) = torch.autograd.grad(innovation, leaf, dual, create_graph=True)
 
-        def pull(u: Tensor) -> Tensor:
+        def vjp(u: Tensor) -> Tensor:
             return -torch.autograd.grad(innovation, leaf, u, retain_graph=True)[0]
 
-        def push(v: Tensor) -> Tensor:
+        def jvp(v: Tensor) -> Tensor:
             return -torch.autograd.grad(pulled, dual, v, retain_graph=True)[0]
 
-        return Linearized(innovation.detach(), pull, push)
+        return Linearized(innovation.detach(), vjp, jvp)
 
     def _join(self, parts: list[Tensor]) -> Tensor:
         flat = [part.flatten(-2) if self.windowed else part for part in parts]
@@ -96,25 +96,3 @@ class Evidence:
             return flat[0]
         batch = torch.broadcast_shapes(*(part.shape[:-1] for part in flat))
         return torch.cat([part.expand(*batch, -1) for part in flat], -1)
-
-
-def refuse_broken(guided: Tensor, guidance: Tensor, t: Tensor) -> None:
-    """Stops where a guided mean is not finite.
-
-    Args:
-        guided: E[x | x_t, y] (*B, *S).
-        guidance: What guidance added to the prior's mean, shape of `guided`.
-        t: Diffusion time.
-
-    Raises:
-        FloatingPointError: If a value is not finite; names the time and the largest norm of the guidance.
-    """
-    if bool(torch.isfinite(guided).all()):
-        return
-    finite = torch.isfinite(guidance)
-    largest = float(torch.where(finite, guidance, 0.0).reshape(len(guidance), -1).norm(dim=1).max())
-    raise FloatingPointError(
-        f"the guided mean is not finite at diffusion time {float(t.max()):.3f} (largest norm of the finite part "
-        f"of the guidance {largest:g}, {int((~finite).sum())} of its values not finite); check the observations "
-        "and their errors, or take more steps."
-    )

@@ -1,18 +1,20 @@
 """Guidance by the covariance of x given x_t, taken from the denoiser's own derivative."""
 
 import abc
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from slams.diffusion.denoiser import Denoiser
-from slams.diffusion.guidance.evidence import Evidence, Linearized, refuse_broken
+from slams.diffusion.guidance.base import Guidance, Guided
+from slams.diffusion.guidance.evidence import Linearized
 from slams.diffusion.guidance.krylov import Product, conjugate_gradients, gmres
 from slams.observation.observation import Observation, Observations
 
 
-class Matched(Denoiser):
+class Matched(Guidance):
     """E[x | x_t, y] from a Gaussian p(x | x_t) of the denoiser's mean and covariance.
 
     With m = E[x | x_t], V = Cov[x | x_t] = sigma_t^2 / alpha_t dm/dx_t, and h linearized at m,
@@ -21,62 +23,41 @@ class Matched(Denoiser):
 
     V acts on a vector by one backward pass through the denoiser. Subclasses say what stands for H V H^T
     inside the inverse, which is solved in whitened values, where R is the identity and a missing value
-    is an empty row.
-
-    Args:
-        denoiser: The prior.
-        observations: What was seen, any operators and errors: values (*B, L, *O) along windows, or (*B, *O).
-        members: Whether samples are (*B, N, [L,] *S), with members behind the axes of the observations' batch,
-            instead of (N, *B, [L,] *S).
-
-    Raises:
-        FloatingPointError: In sampling, if a guided mean is not finite; names time and norm of the guidance.
+    is an empty row. Any operators and errors will do.
     """
 
-    def __init__(
-        self, denoiser: Denoiser, observations: Observations | Observation, *, members: bool = False
-    ) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.schedule = denoiser.schedule
-        self.evidence = Evidence(observations, members=members)
-
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(*B, [L,] *S), () or (b, 1, ..., 1) -> shape of `x_t`; not differentiable any further."""
-        alpha, sigma = self.schedule(t)
+    def pull(self, guided: Guided, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Guidance.pull`."""
+        alpha, sigma = guided.schedule(t)
         with torch.enable_grad():
             leaf = x_t.detach().requires_grad_()
-            mean = self.denoiser(leaf, t)
-        local = self.evidence.linearized(mean)
+            mean = guided.denoiser(leaf, t)
+        local = guided.evidence.linearized(mean)
 
-        def spread(v: Tensor) -> Tensor:
+        def covariance_product(v: Tensor) -> Tensor:
             return sigma**2 / alpha * torch.autograd.grad(mean, leaf, v, retain_graph=True)[0]
 
         with torch.no_grad():
-            guidance = spread(local.pull(self.solve(local, spread, alpha, sigma)))
-            guided = mean.detach() + guidance
-        refuse_broken(guided, guidance, t)
-        return guided
+            solved = self.solve(local, covariance_product, guided, t)
+            return mean.detach(), covariance_product(local.vjp(solved))
 
     @abc.abstractmethod
-    def solve(self, local: Linearized, spread: Product, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def solve(self, local: Linearized, covariance_product: Product, guided: Guided, t: Tensor) -> Tensor:
         """(G V G^T + 1)^-1 of the whitened innovation, or what stands for it, (*B, n).
 
         Args:
             local: The observations at m.
-            spread: v -> V v.
-            alpha: Signal.
-            sigma: Noise.
+            covariance_product: v -> V v.
+            guided: Prior, schedule and observations.
+            t: Diffusion time.
         """
 
 
+@dataclass(frozen=True, eq=False)
 class MomentMatching(Matched):
     """The full H V H^T, by an iterative solver: exact for a Gaussian prior and linear operators.
 
-    Args:
-        denoiser: The prior.
-        observations: What was seen.
-        members: See `Matched`.
+    Attributes:
         iterations: Most steps of the solver, each of which costs a backward pass; conjugate gradients need at most
             as many as there are different eigenvalues, and come close in far fewer.
         tolerance: Residual at which a sample's solver stops, relative to its innovation.
@@ -89,76 +70,61 @@ class MomentMatching(Matched):
         Rozet et al. (2024), arXiv:2405.13712, section 3.2.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        observations: Observations | Observation,
-        *,
-        members: bool = False,
-        iterations: int = 16,
-        tolerance: float = 1e-4,
-        solver: Literal["cg", "gmres"] = "cg",
-    ) -> None:
-        super().__init__(denoiser, observations, members=members)
-        if iterations < 1 or tolerance <= 0 or solver not in ("cg", "gmres"):
-            raise ValueError(
-                f"needs iterations >= 1, a positive tolerance and the solver 'cg' or 'gmres', got {iterations}, "
-                f"{tolerance} and {solver!r}."
-            )
-        self.iterations = iterations
-        self.tolerance = tolerance
-        self.solver = solver
+    iterations: int = 16
+    tolerance: float = 1e-4
+    solver: Literal["cg", "gmres"] = "cg"
 
-    def solve(self, local: Linearized, spread: Product, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.tolerance <= 0 or self.solver not in ("cg", "gmres"):
+            raise ValueError(
+                f"needs iterations >= 1, a positive tolerance and the solver 'cg' or 'gmres', got {self.iterations}, "
+                f"{self.tolerance} and {self.solver!r}."
+            )
+
+    def solve(self, local: Linearized, covariance_product: Product, guided: Guided, t: Tensor) -> Tensor:
         """See `Matched.solve`."""
 
         def product(u: Tensor) -> Tensor:
-            return u + local.push(spread(local.pull(u)))
+            return u + local.jvp(covariance_product(local.vjp(u)))
 
         method = conjugate_gradients if self.solver == "cg" else gmres
         return method(product, local.innovation, iterations=self.iterations, tolerance=self.tolerance)
 
 
+@dataclass(frozen=True, eq=False)
 class DiagonalMatching(Matched):
     """The row sums of H V H^T in place of the matrix: two backward passes, exact where H V H^T is diagonal.
 
-    Row sums are small where values are anticorrelated given x_t; draws then overshoot, and may run away.
-
-    Args:
-        denoiser: The prior.
-        observations: What was seen, with independent errors.
-        members: See `Matched`.
-
-    Raises:
-        TypeError: If errors are correlated.
+    Row sums are small where values are anticorrelated given x_t; draws then overshoot, and may run away. Errors must be
+    independent: observations with correlated ones are a TypeError.
 
     Source:
         Boys et al. (2023), arXiv:2310.06721 (TMPD), whose row sums are cut at zero here.
     """
 
-    def __init__(
-        self, denoiser: Denoiser, observations: Observations | Observation, *, members: bool = False
-    ) -> None:
-        super().__init__(denoiser, observations, members=members)
-        self.std = self.evidence.std
+    def __call__(
+        self, prior: Denoiser, observations: Observations | Observation, *, members: bool = False
+    ) -> Denoiser:
+        """See `Guidance.__call__`."""
+        guided = Guided(self, prior, observations, members=members)
+        _ = guided.evidence.std  # refuses correlated errors here rather than in sampling
+        return guided
 
-    def solve(self, local: Linearized, spread: Product, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def solve(self, local: Linearized, covariance_product: Product, guided: Guided, t: Tensor) -> Tensor:
         """See `Matched.solve`; rows are summed in the units of the values, not in whitened ones."""
-        std = self.std.expand_as(local.innovation)
-        sums = local.push(spread(local.pull(std))) / std
+        std = guided.evidence.std.expand_as(local.innovation)
+        sums = local.jvp(covariance_product(local.vjp(std))) / std
         return local.innovation / (1 + sums.clamp(min=0))
 
 
+@dataclass(frozen=True, eq=False)
 class PseudoInverse(Matched):
     """r_t^2 1 in place of V inside the inverse: no backward pass but the last one.
 
     r_t^2 = v sigma_t^2 / (alpha_t^2 v + sigma_t^2) is the variance of x given x_t of white data of variance v,
     for which this is exact.
 
-    Args:
-        denoiser: The prior.
-        observations: What was seen.
-        members: See `Matched`.
+    Attributes:
         variance: v, positive.
         iterations: Most steps of the solver.
         tolerance: See `MomentMatching`.
@@ -170,29 +136,21 @@ class PseudoInverse(Matched):
         Song et al. (2023), "Pseudoinverse-guided diffusion models for inverse problems", ICLR.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        observations: Observations | Observation,
-        *,
-        members: bool = False,
-        variance: float = 1.0,
-        iterations: int = 64,
-        tolerance: float = 1e-6,
-    ) -> None:
-        super().__init__(denoiser, observations, members=members)
-        if variance <= 0:
-            raise ValueError(f"the variance of the data must be positive, got {variance}.")
-        self.variance = variance
-        self.iterations = iterations
-        self.tolerance = tolerance
+    variance: float = 1.0
+    iterations: int = 64
+    tolerance: float = 1e-6
 
-    def solve(self, local: Linearized, spread: Product, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def __post_init__(self) -> None:
+        if self.variance <= 0:
+            raise ValueError(f"the variance of the data must be positive, got {self.variance}.")
+
+    def solve(self, local: Linearized, covariance_product: Product, guided: Guided, t: Tensor) -> Tensor:
         """See `Matched.solve`."""
+        alpha, sigma = guided.schedule(t)
         width = self.variance * sigma**2 / (alpha**2 * self.variance + sigma**2)
 
         def product(u: Tensor) -> Tensor:
-            return u + local.push(width * local.pull(u))
+            return u + local.jvp(width * local.vjp(u))
 
         return conjugate_gradients(
             product, local.innovation, iterations=self.iterations, tolerance=self.tolerance

@@ -1,41 +1,132 @@
-"""Guided denoisers: E[x | x_t, y]. A guided denoiser is a denoiser, so every sampler takes it."""
+"""The guidances of score-based data assimilation: by a closed-form covariance, and the published scalar width."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slams.core.covariance import Diagonal
 from slams.diffusion.denoiser import Denoiser, WindowGaussian
-from slams.diffusion.guidance.evidence import refuse_broken
-from slams.observation.observation import Observations
+from slams.diffusion.guidance.base import Guidance, Guided
+from slams.diffusion.trajectory import MarkovBlanket
+from slams.observation.observation import Observation, Observations
 
 
-class CovarianceGuidance(Denoiser):
+@dataclass(frozen=True, eq=False)
+class CovarianceGuidance(Guidance):
     """Guidance with the closed-form covariance of x given x_t; exact for Gaussian prior, linear operators.
 
     With the Gaussian's window covariance C and the Gauss-Newton matrix M = G^T R^-1 G of the observations,
 
         m_y = m + V (C^-1 + (alpha_t^2 / sigma_t^2) 1 + M)^-1 V^T grad_m log p(y | m),
 
-    m = E[x | x_t] from any denoiser. C^-1 + M is diagonalized once for each set of values that windows saw,
+    m = E[x | x_t] from any denoiser. C^-1 + M is diagonalized once for each set of values that windows observed,
     so that every diffusion time costs two products with its eigenvectors; nothing is differentiated through
     the network. What an operator sees outside the patterns moves the gradient, but its variance is not
     counted.
 
-    Args:
-        denoiser: The prior, for windows (*B, L, *Z).
-        gaussian: The closed form whose covariance is used.
-        observations: What was seen in each window, values (W, L, *O).
-        jacobians: Linearized operator of each modality on the patterns, dh/da, (prod(O), K).
-
-    Raises:
-        FloatingPointError: In sampling, if the guidance is not finite; names the diffusion time.
+    Attributes:
+        gaussian: The closed form whose covariance is used; that of the prior if None.
+        jacobians: Linearized operator of each modality on the patterns, G = dh/da, (prod(O), K) by name; those not
+            given are derivatives of h at the mean of the prior, see `pattern_jacobian`.
 
     Source:
         Finzi et al. (2023), arXiv:2306.07526, eq. 6, with the exact Gaussian covariance in place of a
         Jacobian of the network; Rozet et al. (2024), arXiv:2405.13712, section 3.2 for the moment-matching
         view.
+    """
+
+    gaussian: WindowGaussian | None = None
+    jacobians: Mapping[str, Tensor] | None = None
+
+    def __new__(cls, *given: Any, **settings: Any) -> Any:  # noqa: D102
+        if len(given) < 3:
+            return object.__new__(cls)
+        prior, gaussian, observations, *jacobians = given  # the older order
+        return super().__new__(cls, prior, observations, gaussian, *jacobians, **settings)
+
+    def __call__(
+        self, prior: Denoiser, observations: Observations | Observation, *, members: bool = False
+    ) -> Denoiser:
+        """The guided denoiser; one of composed windows is composed of guided ones.
+
+        Args:
+            prior: Of windows, or windows composed by `MarkovBlanket`.
+            observations: Of each window, values (W, L, *O), or of one trajectory, (L, *O).
+            members: Not available here.
+
+        Raises:
+            TypeError: If the prior has no covariance, or observations have no modalities.
+            FloatingPointError: In sampling, if the guidance is not finite; names the diffusion time.
+        """
+        if not isinstance(observations, Observations) or members:
+            raise TypeError(
+                "CovarianceGuidance takes Observations along windows, with members in front; use "
+                "CovarianceMatching for a single Observation."
+            )
+        if isinstance(prior, MarkovBlanket):
+            windows = observations.windows(prior.length)
+            return MarkovBlanket(self(prior.denoiser, windows), prior.length)
+        gaussian = covariance_of(prior) if self.gaussian is None else self.gaussian
+        given = self.jacobians or {}
+        jacobians = {
+            name: given[name] if name in given else pattern_jacobian(o, gaussian)
+            for name, o in observations.items()
+        }
+        return CovarianceGuided(prior, gaussian, observations, jacobians)
+
+
+def covariance_of(prior: Denoiser) -> WindowGaussian:
+    """The closed-form Gaussian of a prior: itself, or the one that its network corrects.
+
+    Raises:
+        TypeError: If it has none.
+    """
+    gaussian = prior if isinstance(prior, WindowGaussian) else getattr(prior, "gaussian", None)
+    if not isinstance(gaussian, WindowGaussian):
+        raise TypeError(
+            f"{type(prior).__name__} has no covariance in closed form; pass CovarianceGuidance(gaussian="
+            "WindowGaussian.fit(…)) of training states, or another guidance such as MomentMatching()."
+        )
+    return gaussian
+
+
+def pattern_jacobian(observation: Observation, gaussian: WindowGaussian) -> Tensor:
+    """Derivative of an operator with respect to the patterns' coefficients of one step, at the mean of the prior.
+
+    G = dh(V a)/da at a = 0, from as many derivatives as there are values or patterns, whichever are fewer.
+
+    Args:
+        observation: Its operator h: (*B, *Z) -> (*B, *O), any differentiable function of one step.
+        gaussian: Has the patterns V.
+
+    Returns:
+        (prod(O), K).
+    """
+    count, width = observation.noise.size, gaussian.basis.shape[1]
+    copies = min(count, width)
+    with torch.enable_grad():
+        a = gaussian.basis.new_zeros(copies, width, requires_grad=True)
+        values = observation.predict((a @ gaussian.basis.mT).unflatten(-1, gaussian.event))
+        unit = torch.eye(copies, dtype=values.dtype, device=values.device)
+        if count <= width:
+            return torch.autograd.grad(values, a, unit)[0]
+        # G v as the derivative by u of G^T u, for operators without forward-mode differentiation
+        dual = torch.zeros_like(values, requires_grad=True)
+        (pulled,) = torch.autograd.grad(values, a, dual, create_graph=True)
+        return torch.autograd.grad(pulled, dual, unit)[0].mT
+
+
+class CovarianceGuided(Denoiser):
+    """A denoiser of windows, guided as `CovarianceGuidance` states.
+
+    Args:
+        denoiser: The prior, of windows (*B, L, *Z).
+        gaussian: The closed form whose covariance is used.
+        observations: Of each window, values (W, L, *O), or of one, (L, *O).
+        jacobians: G of each modality, (prod(O), K).
     """
 
     values: Tensor
@@ -52,11 +143,12 @@ class CovarianceGuidance(Denoiser):
         self.denoiser = denoiser
         self.gaussian = gaussian
         self.schedule = denoiser.schedule
-        self.observations = observations
-        self.index, first = observations.patterns()
+        self.alone = not observations.batch
+        self.observations = observations.windows(gaussian.length) if self.alone else observations
+        self.index, first = self.observations.patterns()
         values, vectors = [], []
         for window in first:
-            information = observations.information(jacobians, window)
+            information = self.observations.information(jacobians, window)
             value, vector = torch.linalg.eigh(gaussian.posterior_precision(information))
             values.append(value.clamp(min=1e-6).to(gaussian.basis))
             vectors.append(vector.to(gaussian.basis))
@@ -64,7 +156,13 @@ class CovarianceGuidance(Denoiser):
         self.register_buffer("vectors", torch.stack(vectors))
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(N, W, L, *Z), () -> (N, W, L, *Z)."""
+        """(N, W, L, *Z), one of the first axes missing where there is one window or one draw of each; () -> the same."""
+        event = 1 + len(self.gaussian.event)
+        if self.alone:
+            return self._guided(x_t.unsqueeze(-1 - event), t).squeeze(-1 - event)
+        return self._guided(x_t, t) if x_t.ndim > event + 1 else self._guided(x_t[None], t)[0]
+
+    def _guided(self, x_t: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self.schedule(t)
         with torch.no_grad():
             mean = self.denoiser(x_t, t)
@@ -87,76 +185,75 @@ class CovarianceGuidance(Denoiser):
         return mean + self.gaussian.expand(increment)
 
 
-class GaussianGuidance(Denoiser):
+@dataclass(frozen=True, eq=False)
+class GaussianGuidance(Guidance):
     """SDA's guidance: a likelihood widened by a scalar, differentiated through the denoiser.
 
     p(y | x_t) ~ N(y; h(m), R + gamma (sigma_t / alpha_t)^2 1),
     m_y = m + (sigma_t^2 / alpha_t) grad_{x_t} log p(y | x_t).
 
-    It is biased even under an exact prior, because gamma does not know the operator; it is here for
-    comparison.
+    It is biased even under an exact prior, because gamma does not know the operator. Errors may be any at one diffusion
+    time; at a time for each sample they must be independent, else sampling raises a TypeError.
 
-    Args:
-        denoiser: The prior.
-        observations: What was seen, with any errors at one time, with independent ones at a time for each sample.
+    Attributes:
         gamma: Width of the surrogate, positive: one, or for each modality one or one a value (prod(O)).
 
     Raises:
-        ValueError: If a gamma is not positive, or they do not name the modalities.
-        FloatingPointError: In sampling, if the guided mean is not finite; names time and norm of the guidance.
+        ValueError: If a gamma is not positive; when called, if they do not name the modalities.
 
     Source:
         Rozet & Louppe (2023), arXiv:2306.10574, eq. 13-15.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        observations: Observations,
-        gamma: float | Mapping[str, float | Tensor] = 1e-2,
-    ) -> None:
-        super().__init__()
-        widths = dict(gamma) if isinstance(gamma, Mapping) else dict.fromkeys(observations, gamma)
-        if set(widths) != set(observations):
-            raise ValueError(f"gamma is for {sorted(widths)}, but {sorted(observations)} were observed.")
+    gamma: float | Mapping[str, float | Tensor] = 1e-2
+
+    def __post_init__(self) -> None:
+        widths = self.gamma if isinstance(self.gamma, Mapping) else {"all modalities": self.gamma}
         for name, width in widths.items():
             if not bool((torch.as_tensor(width) > 0).all()):
                 raise ValueError(f"gamma must be positive, got {width} for {name}.")
-        self.denoiser = denoiser
-        self.schedule = denoiser.schedule
-        self.observations = observations
-        self.gamma = widths
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(*B, L, *Z), () or (b, 1, ..., 1) -> shape of `x_t`; not differentiable any further.
+    def __call__(
+        self, prior: Denoiser, observations: Observations | Observation, *, members: bool = False
+    ) -> Denoiser:
+        """See `Guidance.__call__`."""
+        if not isinstance(observations, Observations) or members:
+            raise TypeError("GaussianGuidance takes Observations along windows, with members in front.")
+        self._widths(observations)
+        return Guided(self, prior, observations)
 
-        Raises:
-            TypeError: If times differ and errors are correlated.
-        """
-        alpha, sigma = self.schedule(t)
+    def _widths(self, observations: Observations) -> dict[str, float | Tensor]:
+        given = self.gamma if isinstance(self.gamma, Mapping) else dict.fromkeys(observations, self.gamma)
+        widths: dict[str, float | Tensor] = dict(given)
+        if set(widths) != set(observations):
+            raise ValueError(f"gamma is for {sorted(widths)}, but {sorted(observations)} were observed.")
+        return widths
+
+    def pull(self, guided: Guided, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Guidance.pull`."""
+        assert isinstance(guided.observations, Observations)
+        alpha, sigma = guided.schedule(t)
         with torch.enable_grad():
             leaf = x_t.detach().requires_grad_()
-            mean = self.denoiser(leaf, t)
-            log_likelihood = self._log_likelihood(mean, (sigma / alpha) ** 2)
+            mean = guided.denoiser(leaf, t)
+            log_likelihood = self._log_likelihood(guided.observations, mean, (sigma / alpha) ** 2)
             (gradient,) = torch.autograd.grad(log_likelihood, leaf)
-        guidance = sigma**2 / alpha * gradient
-        guided = (mean + guidance).detach()
-        refuse_broken(guided, guidance, t)
-        return guided
+        return mean, sigma**2 / alpha * gradient
 
-    def _log_likelihood(self, mean: Tensor, ratio: Tensor) -> Tensor:
+    def _log_likelihood(self, observations: Observations, mean: Tensor, ratio: Tensor) -> Tensor:
         """Of all samples together, with errors widened by gamma times (sigma / alpha)^2."""
+        widths = self._widths(observations)
         if ratio.numel() == 1:
-            added = {name: width * float(ratio) for name, width in self.gamma.items()}
-            return self.observations.widened(added).log_likelihood(mean).sum()
+            added = {name: width * float(ratio) for name, width in widths.items()}
+            return observations.widened(added).log_likelihood(mean).sum()
         total = mean.new_zeros(())
-        for name, o in self.observations.items():
+        for name, o in observations.items():
             if not isinstance(o.noise, Diagonal):
                 raise TypeError(
                     f"samples at times of their own need independent errors, got a {type(o.noise).__name__} covariance "
                     f"of {name}; ask at one time, or use MomentMatching."
                 )
             residual = o.residual(mean)  # (*B, L, n): what stands behind is of size one in `ratio`
-            wide = o.noise.variance + self.gamma[name] * ratio.reshape(ratio.shape[: residual.ndim])
+            wide = o.noise.variance + widths[name] * ratio.reshape(ratio.shape[: residual.ndim])
             total = total - 0.5 * (residual**2 / wide).sum()
         return total

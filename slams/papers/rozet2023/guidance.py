@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from slams.assimilation.score.sda import Guidance
+from slams.assimilation.score.sda import GuidanceLike
 from slams.core.settings import unknown
 from slams.diffusion.denoiser import Denoiser
-from slams.diffusion.guidance.covariance_matching import Covariance, CovarianceMatching
+from slams.diffusion.guidance.covariance_matching import CovarianceMatching, EventCovariance
 from slams.diffusion.guidance.dps import PosteriorSampling
 from slams.diffusion.guidance.moment_matching import MomentMatching, PseudoInverse
 from slams.diffusion.guidance.sda import GaussianGuidance
@@ -22,12 +21,17 @@ from slams.observation.observation import Observations
 Settings = Mapping[str, Any]
 
 
-def _detached(denoiser: Denoiser, seen: Observations, **settings: Any) -> Denoiser:
-    return GaussianGuidance(Detached(denoiser), seen, **settings)
+def _detached(**settings: Any) -> GuidanceLike:
+    guidance = GaussianGuidance(**settings)
+
+    def guided(denoiser: Denoiser, observations: Observations) -> Denoiser:
+        return guidance(Detached(denoiser), observations)
+
+    return guided
 
 
-# kind -> guided denoiser, and the backward passes of a guided mean
-_KINDS: Mapping[str, tuple[Callable[..., Denoiser], int]] = {
+# kind -> guidance by its settings, and the backward passes of a guided mean
+_KINDS: Mapping[str, tuple[Callable[..., GuidanceLike], int]] = {
     "sda": (GaussianGuidance, 1),
     "detached": (_detached, 0),
     "dps": (PosteriorSampling, 1),
@@ -38,9 +42,9 @@ _KINDS: Mapping[str, tuple[Callable[..., Denoiser], int]] = {
 
 
 def guidance_of(
-    settings: Settings, covariance: Tensor | Covariance, system: LatticeSystem | None = None
-) -> Guidance:
-    """Makes a guided denoiser.
+    settings: Settings, covariance: Tensor | EventCovariance, system: LatticeSystem | None = None
+) -> GuidanceLike:
+    """The guidance of a run.
 
     Args:
         settings: "kind", and the settings of its class.
@@ -54,12 +58,12 @@ def guidance_of(
     if kind not in _KINDS:
         raise ValueError(unknown("guidance", kind, _KINDS))
     if system is not None and kind == "covariance":
-        return partial(LatticeMatching, system=system)
+        return LatticeMatching(system)
     if system is not None and kind == "moments":
-        return partial(LatticeMatching, system=system, iterations=given.get("iterations", 1))
+        return LatticeMatching(system, iterations=given.get("iterations", 1))
     if kind == "covariance":
         given["covariance"] = covariance
-    return partial(_KINDS[kind][0], **given)
+    return _KINDS[kind][0](**given)
 
 
 def cost_of(settings: Settings, *, lattice: bool = False) -> float:

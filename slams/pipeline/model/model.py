@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from slams.assimilation.baseline.gaussian import residual_variance
 from slams.assimilation.score.sda import SDA
 from slams.core.covariance import Covariance, Dense, Diagonal
+from slams.diffusion.guidance.sda import CovarianceGuidance, GaussianGuidance
 from slams.diffusion.sampler import Sampler
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import Flatten
@@ -134,14 +135,9 @@ class Model:
         )
         operators = {name: operator.to(self.device) for name, operator in self.jacobians().items()}
         operators["latent"] = self.prior.gaussian.basis
-        return SDA(
-            self.prior.denoiser,
-            self.prior.gaussian,
-            operators,
-            sampler,
-            guidance="sda" if a.guidance == "sda" else "covariance",
-            gamma=a.gamma,
-        )
+        closed = CovarianceGuidance(self.prior.gaussian, operators)
+        guidance = GaussianGuidance(a.gamma) if a.guidance == "sda" else closed
+        return SDA(self.prior.denoiser, sampler, guidance=guidance)
 
     def published(self, anomalies: Mapping[str, Tensor]) -> Observations:
         """The published system's pseudo-observation: what was seen, encoded and taken as noisy in the latent.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from slams.core.geometry import torus
+from slams.core.geometry.places import Geometry
 from slams.core.geometry.torus import Torus
 from slams.core.integrate import integrating_factor_rk4
 from slams.core.random import Rng, generator, normal
@@ -112,6 +113,7 @@ class KolmogorovFlow(Dynamics):
             if not 0 < number < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {number}.")
         self.size, self.state_shape, self.dt = size, (2, size, size), float(dt)
+        self.geometry = Geometry.torus(self.state_shape)
         self.wavenumber, self.checkpoint = wavenumber, checkpoint
         for name, value in zip(self._coefficients, (reynolds, amplitude, drag), strict=True):
             self._keep(name, value)

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from slams.core.geometry.places import Geometry
 from slams.core.geometry.spectral import SphericalHarmonics
 from slams.core.integrate import integrating_factor_rk4
 from slams.core.random import Rng, generator, normal
@@ -95,6 +96,8 @@ class MoistQG(Dynamics):
         self.harmonics = SphericalHarmonics(truncation, latitudes, longitudes, dtype)
         self.dt, self.substeps, self.levels = dt, substeps, len(self.pressure)
         self.state_shape = (self.levels + 2, latitudes, longitudes)
+        lat, lon = self.harmonics.latitude, self.harmonics.longitude
+        self.geometry = Geometry.sphere(lat, lon, self.levels + 2)
         # Built in float64 whatever the dtype: the inversion's small differences would lose digits in float32.
         double = SphericalHarmonics(truncation, latitudes, longitudes, torch.float64)
         vertical = self._vertical(double)

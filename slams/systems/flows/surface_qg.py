@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from slams.core.geometry import torus
+from slams.core.geometry.places import Geometry
 from slams.core.geometry.torus import Torus, resample
 from slams.core.integrate import integrating_factor_rk4
 from slams.core.random import Rng, generator, normal
@@ -123,6 +124,7 @@ class SurfaceQG(Dynamics):
                 raise ValueError(f"{name} must be a finite speed [m/s], got {number}.")
         self.torus = Torus((3 * size + 1) // 2, dtype)  # its truncation is (size - 1) // 2
         self.size, self.state_shape, self.dt = size, (2, size, size), float(dt)
+        self.geometry = Geometry.torus(self.state_shape)
         self.jet, self.shear = float(jet), float(shear)
         self.relaxation, self.diffusion, self.checkpoint = float(relaxation), float(diffusion), checkpoint
         # The subtraction keeps rounding from adding a step where the division comes out whole.

@@ -6,12 +6,16 @@ import torch
 from slams.assimilation.ensemble.inflation import random_rotation
 from slams.assimilation.ensemble.kalman import ETKF
 from slams.assimilation.ensemble.local import EAKF, LETKF, Domains, Reach, local_update, serial_update
+from slams.assimilation.filter import settings_of
+from slams.assimilation.score.ensf import EnSF
 from slams.core.covariance import Dense, Diagonal
 from slams.core.geometry.localization import Localization, half_width
+from slams.core.geometry.places import Geometry
 from slams.core.random import normal
 from slams.observation.observation import Observation
-from slams.observation.operators import Identity, Pointwise, Select
-from slams.systems import Lorenz96
+from slams.observation.operators import Identity, Pointwise, Select, Stride
+from slams.observation.survey import Survey
+from slams.systems import KolmogorovFlow, Lorenz63, Lorenz96
 
 SIZE = 20
 RADIUS = half_width(2.0)
@@ -250,3 +254,62 @@ def test_bad_localization_is_refused(method, rng):
     with pytest.raises(ValueError, match="10 values"):
         method(Lorenz96(SIZE), localization=ring(torch.arange(4))).analyse(E, o)
     assert torch.isfinite(method(Lorenz96(SIZE)).analyse(E, correlated)).all()
+
+
+@pytest.mark.parametrize("method", [LETKF, EAKF])
+def test_a_radius_is_the_localization_that_the_geometry_gives(method, rng):
+    """To the bit, by radius and by half-width, with one operator after the other in the same filter."""
+    system = Lorenz96(SIZE)
+    by_radius, by_width = method(system, radius=2.0), method(system, half_width=RADIUS)
+    for index in (torch.arange(0, SIZE, 2), torch.arange(1, SIZE, 3), torch.arange(0, SIZE, 2)):
+        E, o, near = case(rng, index=index)
+        expected = method(system, localization=near).analyse(E, o)
+        assert torch.equal(by_radius.analyse(E, o), expected)
+        assert torch.equal(by_width.analyse(E, o), expected)
+
+
+def test_the_score_filter_builds_localization_and_patch_from_a_radius(rng):
+    """The patch holds what is within 2.25 radii, or within `reach`."""
+    system, (E, o, near) = Lorenz96(SIZE), case(rng)
+    for reach in (None, 6.0):
+        patch = Localization.periodic(
+            SIZE, torch.arange(SIZE).double(), (4.5 if reach is None else reach) / 2
+        )
+        expected = EnSF(system, localization=near, patch=patch, steps=5).analyse(E, o)
+        assert torch.equal(EnSF(system, radius=2.0, reach=reach, steps=5).analyse(E, o), expected)
+
+
+def test_several_event_axes_need_no_flattening_and_are_localized_on_the_torus(rng):
+    """Velocities on a torus seen at every fourth point: as by hand, with observations and variables in order."""
+    flow = KolmogorovFlow(16)
+    truth = flow.initial(1, rng=rng)
+    seen = Survey(Stride(4, axes=2), 0.01).observe(truth, event=3, rng=rng)
+    points = torch.cartesian_prod(torch.arange(0, 16, 4), torch.arange(0, 16, 4)).double()
+    near = Localization.torus((16, 16), points.repeat(2, 1), half_width(3.0)).repeated(2)
+    runs = [
+        LETKF(flow, **settings).assimilate(seen, 5, rng=1).samples
+        for settings in ({"radius": 3.0}, {"localization": near})
+    ]
+    assert runs[0].shape == (5, 1, 2, 16, 16)
+    torch.testing.assert_close(*runs, rtol=0, atol=1e-6)
+
+
+def test_a_radius_without_a_place_or_beside_another_is_refused():
+    with pytest.raises(ValueError, match="Lorenz63 does not state where its variables are"):
+        LETKF(Lorenz63(), radius=1.0)
+    with pytest.raises(ValueError, match="radius and half_width state the same"):
+        EAKF(Lorenz96(8), radius=1.0, half_width=2.0)
+    with pytest.raises(ValueError, match="a localization radius must be positive, got -1"):
+        EnSF(Lorenz96(8), radius=-1.0)
+    own = Lorenz63()
+    own.geometry = Geometry.circle(3)
+    assert LETKF(own, radius=1.0).half_width == pytest.approx(1.82)
+
+
+def test_settings_of_a_filter_are_its_own_and_those_it_hands_on():
+    found = settings_of(EnSF)
+    assert list(found)[:2] == ["patch", "reach"] and found["radius"].default is None
+    assert found["inflation"].default == 1.0 and found["failure"].default == "stop"
+    assert "dynamics" not in found and "common" not in found
+    with pytest.raises(TypeError, match="inflatoin"):
+        LETKF(Lorenz96(8), inflatoin=1.1)

@@ -10,7 +10,13 @@ from slams.assimilation.score.sda import SDA
 from slams.core.codec import Identity
 from slams.core.covariance import Dense, Diagonal
 from slams.diffusion.denoiser import WindowGaussian
-from slams.diffusion.guidance.sda import GaussianGuidance
+from slams.diffusion.guidance.sda import (
+    CovarianceGuidance,
+    CovarianceGuided,
+    GaussianGuidance,
+    pattern_jacobian,
+)
+from slams.diffusion.precondition import Preconditioned
 from slams.diffusion.sampler import Sampler
 from slams.diffusion.schedule import VPCosine
 from slams.observation.observation import Observation, Observations
@@ -54,8 +60,7 @@ class Problem:
         )
 
     def sda(self, steps: int = 24, **settings) -> SDA:
-        sampler = Sampler(order=2, grid="snr", steps=steps)
-        return SDA(self.gaussian, self.gaussian, self.g, sampler, **settings)
+        return SDA(self.gaussian, Sampler(order=2, grid="snr", steps=steps), **settings)
 
 
 def test_with_an_exact_prior_draws_have_the_mean_and_the_spread_of_the_closed_form(rng):
@@ -142,10 +147,10 @@ def test_sda_guidance_is_the_sampler_with_the_widened_likelihood(rng):
             for m, o in problem.windows.items()
         }
     )
-    method = problem.sda(guidance="sda", gamma=0.3)
+    method = problem.sda(guidance=GaussianGuidance(0.3))
     found = method.windows(seen, 4, rng=torch.Generator().manual_seed(1))
     noise = torch.randn(4, WINDOWS, L, D, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(found, method.sampler(GaussianGuidance(problem.gaussian, seen, 0.3), noise))
+    assert torch.equal(found, method.sampler(GaussianGuidance(0.3)(problem.gaussian, seen), noise))
 
 
 @pytest.mark.parametrize("size", [0, -2])
@@ -153,3 +158,87 @@ def test_an_ensemble_of_nobody_is_refused(size, rng):
     problem = Problem(rng)
     with pytest.raises(ValueError, match=f"at least one member, got {size}"):
         problem.sda().assimilate(problem.one(0), size)
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_operators_are_linearized_at_the_mean_of_the_prior(count, rng):
+    """More values than patterns and fewer: forward and backward derivatives of tanh(H V a) at a = 0 are H V."""
+    problem = Problem(rng)
+    h = torch.randn(count, D, generator=rng)
+    seen = Observation(torch.zeros(L, count), lambda x: torch.tanh(x @ h.mT), Diagonal(torch.ones(count)))
+    found = pattern_jacobian(seen, problem.gaussian)
+    torch.testing.assert_close(found, h @ problem.basis, rtol=0, atol=1e-6)
+
+
+def test_jacobians_given_by_name_are_taken_and_others_derived(rng):
+    """Given and derived ones of linear operators are the same guidance."""
+    problem = Problem(rng)
+    draws = [
+        problem.sda(guidance=CovarianceGuidance(jacobians=given)).windows(problem.windows, 3, rng=1)
+        for given in (None, problem.g, {"a": problem.g["a"]})
+    ]
+    torch.testing.assert_close(draws[0], draws[1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(draws[0], draws[2], rtol=0, atol=1e-4)
+
+
+def test_the_older_forms_warn_and_give_the_same_draws(rng):
+    problem = Problem(rng)
+    sampler, seen = Sampler(order=2, grid="snr", steps=6), problem.one(0)
+    new = SDA(problem.gaussian, sampler, guidance=CovarianceGuidance(problem.gaussian, problem.g))
+    published = SDA(problem.gaussian, sampler, guidance=GaussianGuidance(0.3))
+    uncorrelated = Observations({"b": seen["b"]})
+    with pytest.warns(FutureWarning, match="SDA\\(prior, sampler, guidance="):
+        old = SDA(problem.gaussian, problem.gaussian, problem.g, sampler)
+    with pytest.warns(FutureWarning):
+        old_published = SDA(problem.gaussian, problem.gaussian, {}, sampler, guidance="sda", gamma=0.3)
+    with pytest.warns(FutureWarning, match="settings first"):
+        guided = CovarianceGuidance(problem.gaussian, problem.gaussian, problem.windows, problem.g)
+    assert torch.equal(old.assimilate(seen, 3, rng=1).samples, new.assimilate(seen, 3, rng=1).samples)
+    found, expected = (m.assimilate(uncorrelated, 3, rng=1).samples for m in (old_published, published))
+    assert torch.equal(found, expected)
+    assert isinstance(guided, CovarianceGuided)
+    with pytest.warns(FutureWarning, match="'members'"):
+        assert torch.equal(
+            new.assimilate(seen, size=3, rng=1).samples, new.assimilate(seen, 3, rng=1).samples
+        )
+
+
+def test_replicates_are_assimilated_each_with_its_own_record(rng):
+    """Two records of five steps: the first replicate's draws are those of its record alone."""
+    problem = Problem(rng)
+    values = torch.randn(2, 5, 2, generator=rng)
+    operator, noise = problem.windows["b"].operator, problem.windows["b"].noise
+    both = Observations({"b": Observation(values, operator, noise)})
+    first = Observations({"b": Observation(values[0], operator, noise)})
+    draws = problem.sda(rows=5).assimilate(both, 16, rng=1).samples
+    assert draws.shape == (2, 16, 5, D)
+    alone = problem.sda().assimilate(first, 16, rng=1).samples
+    torch.testing.assert_close(draws[0], alone, rtol=0, atol=1e-5)
+
+
+def test_a_seed_repeats_the_draws_and_is_kept(rng):
+    problem, before = Problem(rng), torch.get_rng_state()
+    fresh = problem.sda(4).assimilate(problem.one(0), 2)
+    assert torch.equal(fresh.samples, problem.sda(4).assimilate(problem.one(0), 2, rng=fresh.seed).samples)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_what_is_no_prior_sampler_guidance_or_observation_is_named_with_the_remedy(rng):
+    problem, sampler = Problem(rng), Sampler(4)
+    with pytest.raises(TypeError, match="Preconditioned"):
+        SDA(nn.Linear(2, 2), sampler)
+    with pytest.raises(TypeError, match=r"the class Sampler; pass an object, Sampler\(…\)"):
+        SDA(problem.gaussian, Sampler)
+    with pytest.raises(TypeError, match="the class GaussianGuidance"):
+        SDA(problem.gaussian, sampler, guidance=GaussianGuidance)
+    with pytest.raises(TypeError, match="the guidance is 'sda'"):
+        SDA(problem.gaussian, sampler, guidance="sda")
+    with pytest.raises(TypeError, match="no setting 'gama'"):
+        SDA(problem.gaussian, sampler, gama=0.1)
+    with pytest.raises(TypeError, match="Survey"):
+        SDA(problem.gaussian, sampler).assimilate(torch.zeros(3, 2), 4)
+    plain = Preconditioned(nn.Identity(), VPCosine())
+    with pytest.raises(TypeError, match="no covariance in closed form"):
+        SDA(plain, sampler, event=(D,)).assimilate(problem.one(0), 2)
+    with pytest.raises(ValueError, match="pass event="):
+        SDA(plain, sampler)

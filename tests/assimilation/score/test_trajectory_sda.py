@@ -1,14 +1,13 @@
 """Laws of score-based assimilation of whole trajectories: exact where prior and guidance are."""
 
-from functools import partial
-
 import pytest
 import torch
 
-from slams.assimilation.score.sda import TrajectorySDA
+from slams.assimilation.score.sda import SDA
 from slams.core.covariance import Diagonal, Isotropic
 from slams.diffusion.denoiser import Denoiser, WindowGaussian
 from slams.diffusion.guidance.moment_matching import MomentMatching
+from slams.diffusion.guidance.sda import GaussianGuidance
 from slams.diffusion.sampler import Sampler
 from slams.diffusion.schedule import VPCosine
 from slams.diffusion.trajectory import MarkovBlanket
@@ -64,8 +63,8 @@ def test_exact_guidance_of_an_exact_prior_draws_the_posterior_of_each_replicate(
     """Means within 5 standard errors and 3 % of a standard deviation, covariances within 5 standard errors and 4 %:
     a false alarm in 1e6 for each of 3 x 44 numbers."""
     prior, covariance, observations = case
-    guidance = partial(MomentMatching, iterations=12, tolerance=1e-10)
-    method = TrajectorySDA(prior, SAMPLER, event=(D,), guidance=guidance, dtype=torch.float64)
+    guidance = MomentMatching(iterations=12, tolerance=1e-10)
+    method = SDA(prior, SAMPLER, event=(D,), guidance=guidance, dtype=torch.float64)
     count = 4000
     samples = method.assimilate(observations, count, rng=torch.Generator().manual_seed(1)).samples
     assert samples.shape == (R, count, L, D)
@@ -83,9 +82,7 @@ def test_rows_bound_the_memory_and_change_nothing(case):
     prior, _, observations = case
     draws = []
     for rows in (None, 5):
-        method = TrajectorySDA(
-            prior, SAMPLER, event=(D,), guidance=MomentMatching, dtype=torch.float64, rows=rows
-        )
+        method = SDA(prior, SAMPLER, event=(D,), guidance=MomentMatching(), dtype=torch.float64, rows=rows)
         draws.append(method.assimilate(observations, 4, rng=torch.Generator().manual_seed(1)).samples)
     torch.testing.assert_close(draws[0], draws[1])
 
@@ -95,7 +92,7 @@ def test_without_replicates_it_is_the_same(case):
     one = Observations(
         {m: Observation(o.value[0], o.operator, o.noise, o.event) for m, o in observations.items()}
     )
-    method = TrajectorySDA(prior, SAMPLER, event=(D,), dtype=torch.float64)
+    method = SDA(prior, SAMPLER, guidance=GaussianGuidance())
     alone = method.assimilate(one, 6, rng=torch.Generator().manual_seed(1)).samples
     among = method.assimilate(observations, 6, rng=torch.Generator().manual_seed(1)).samples
     torch.testing.assert_close(alone, among[0])
@@ -104,7 +101,7 @@ def test_without_replicates_it_is_the_same(case):
 def test_the_prior_is_drawn_without_observations(case):
     """Variances of 4000 draws within 5 standard errors and 3 %."""
     prior, covariance, _ = case
-    method = TrajectorySDA(prior, SAMPLER, event=(D,), dtype=torch.float64)
+    method = SDA(prior, SAMPLER, guidance=GaussianGuidance())
     x = method.prior(4000, L, rng=torch.Generator().manual_seed(1)).flatten(1)
     ratio = x.var(0) / covariance.diagonal()
     assert (ratio - 1).abs().max() < 5 * (2 / 4000) ** 0.5 + 0.03
@@ -113,15 +110,15 @@ def test_the_prior_is_drawn_without_observations(case):
 def test_empty_ensembles_are_told(case):
     prior, _, observations = case
     with pytest.raises(ValueError, match="at least one"):
-        TrajectorySDA(prior, SAMPLER, event=(D,)).assimilate(observations, 0)
+        SDA(prior, SAMPLER, event=(D,)).assimilate(observations, 0)
     with pytest.raises(ValueError, match="rows"):
-        TrajectorySDA(prior, SAMPLER, event=(D,), rows=0)
+        SDA(prior, SAMPLER, event=(D,), rows=0)
 
 
 def test_lengths_and_channels_that_the_prior_does_not_know_are_told(case):
     """More steps than the windows have, fewer than a composed prior needs, other channels, an operator of others."""
     prior, _, observations = case
-    method = TrajectorySDA(prior, SAMPLER, event=(D,), dtype=torch.float64)
+    method = SDA(prior, SAMPLER, guidance=GaussianGuidance())
     longer = Observations(
         {"a": Observation(torch.zeros(9, 1).double(), observations["a"].operator, observations["a"].noise)}
     )
@@ -131,9 +128,9 @@ def test_lengths_and_channels_that_the_prior_does_not_know_are_told(case):
         torch.eye(D).double(), positive(11 * D, torch.Generator()), 1e-6, (D,), VPCosine()
     )
     with pytest.raises(ValueError, match="9 steps, but the denoiser is one of windows of 11; pad"):
-        TrajectorySDA(MarkovBlanket(window, 11), SAMPLER, event=(D,)).assimilate(longer, 2)
+        SDA(MarkovBlanket(window, 11), SAMPLER, event=(D,)).assimilate(longer, 2)
     with pytest.raises(ValueError, match=r"windows \(4, 2\).*got samples of shape \(6, 4, 3\)"):
-        TrajectorySDA(prior, SAMPLER, event=(3,), dtype=torch.float64).assimilate(observations, 2)
+        SDA(prior, SAMPLER, event=(3,), guidance=GaussianGuidance()).assimilate(observations, 2)
     wide = Observation(
         torch.zeros(L, 3).double(), observations["b"].operator, Diagonal(torch.ones(3).double())
     )
@@ -162,11 +159,11 @@ class Broken(Denoiser):
         return mean
 
 
-@pytest.mark.parametrize("guidance", [None, MomentMatching])
+@pytest.mark.parametrize("guidance", [GaussianGuidance(), MomentMatching()])
 def test_a_sample_that_is_not_finite_stops_the_run_at_its_step_and_names_the_norm(case, guidance):
     """Times 1, 0.75, 0.5, 0.25: the third is the first that breaks."""
     prior, _, observations = case
-    method = TrajectorySDA(Broken(prior), Sampler(4), event=(D,), guidance=guidance, dtype=torch.float64)
+    method = SDA(Broken(prior), Sampler(4), event=(D,), guidance=guidance, dtype=torch.float64)
     message = (
         r"in step 3 of 4: the guided mean is not finite at diffusion time 0.500 \(largest norm .* [0-9.]+"
     )

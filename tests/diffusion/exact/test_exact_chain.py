@@ -65,7 +65,7 @@ def test_the_guided_mean_is_the_closed_form(schedule, t, rng):
     believed, seen = prior(schedule=schedule), observed()
     x_t = torch.randn(6, LENGTH, 2, generator=rng, dtype=torch.float64) * schedule(time)[1]
     expected = denoised(covariance, mean, x_t.flatten(1), *schedule(time)).reshape(x_t.shape)
-    converged = MomentMatching(believed, seen, iterations=40, tolerance=1e-12)
+    converged = MomentMatching(iterations=40, tolerance=1e-12)(believed, seen)
     torch.testing.assert_close(believed.given(seen)[0](x_t, time), expected, rtol=0, atol=1e-10)
     torch.testing.assert_close(converged(x_t, time), expected, rtol=0, atol=1e-6)
 
@@ -129,7 +129,7 @@ def test_windows_lose_less_as_they_grow_and_nothing_where_they_cover_the_traject
 
 def test_each_sample_has_its_own_time(rng):
     """SDA's guidance at times (b, 1, 1) is that at each of them, one after the other."""
-    guided = GaussianGuidance(prior(), observed(), gamma={"first": 0.02, "second": 0.3})
+    guided = GaussianGuidance(gamma={"first": 0.02, "second": 0.3})(prior(), observed())
     x_t = torch.randn(5, LENGTH, 2, generator=rng, dtype=torch.float64)
     t = torch.rand(5, 1, 1, generator=rng, dtype=torch.float64)
     alone = torch.cat([guided(x_t[i : i + 1], t[i, 0, 0]) for i in range(5)])

@@ -51,7 +51,7 @@ def test_the_guided_mean_is_that_of_the_joint_gaussian(case, t):
     precision = torch.linalg.inv(covariance) + alpha**2 / sigma**2 * eye + H.mT @ H / 0.09
     right = alpha / sigma**2 * x_t.flatten(1) + y @ H / 0.09
     expected = torch.linalg.solve(precision, right.mT).mT.reshape(3, L, D)
-    guided = CovarianceMatching(Undifferentiable(prior), seen, covariance=covariance, tolerance=1e-12)
+    guided = CovarianceMatching(covariance=covariance, tolerance=1e-12)(Undifferentiable(prior), seen)
     torch.testing.assert_close(guided(x_t, time), expected, rtol=1e-7, atol=1e-7)
 
 
@@ -59,7 +59,7 @@ def test_samples_are_independent_and_each_has_its_time(case):
     prior, covariance, seen, rng = case
     x_t = torch.randn(3, L, D, generator=rng, dtype=torch.float64)
     times = torch.tensor([0.1, 0.4, 0.9], dtype=torch.float64)
-    guided = CovarianceMatching(prior, seen, covariance=covariance, tolerance=1e-12)
+    guided = CovarianceMatching(covariance=covariance, tolerance=1e-12)(prior, seen)
     together = guided(x_t, times[:, None, None])
     for i, t in enumerate(times):
         torch.testing.assert_close(together[i], guided(x_t[i : i + 1], t)[0], rtol=1e-8, atol=1e-8)
@@ -68,7 +68,7 @@ def test_samples_are_independent_and_each_has_its_time(case):
 def test_what_cannot_be_is_told(case):
     prior, covariance, seen, _ = case
     with pytest.raises(ValueError, match="iterations"):
-        CovarianceMatching(prior, seen, covariance=covariance, iterations=0)
-    guided = CovarianceMatching(prior, seen, covariance=covariance[:-1, :-1])
+        CovarianceMatching(covariance=covariance, iterations=0)(prior, seen)
+    guided = CovarianceMatching(covariance=covariance[:-1, :-1])(prior, seen)
     with pytest.raises(ValueError, match="whole event"):
         guided(torch.zeros(1, L, D, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64))

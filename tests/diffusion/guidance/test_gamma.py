@@ -19,13 +19,13 @@ def test_each_value_has_its_own_gamma(rng):
     x_t = torch.randn(5, 1, 2, dtype=torch.float64, generator=rng)
     prior = GaussianDenoiser(at([0.0, 0.0]), Diagonal(v), VPCosine())
     seen = Observations({"a": Observation(y, Identity(), Diagonal(r))})
-    found = GaussianGuidance(prior, seen, {"a": at([0.01, 1.0])})(x_t, t)
+    found = GaussianGuidance({"a": at([0.01, 1.0])})(prior, seen)(x_t, t)
     for i, gamma in enumerate((0.01, 1.0)):
         one = GaussianDenoiser(at([0.0]), Diagonal(v[i : i + 1]), VPCosine())
         alone = Observations({"a": Observation(y[:, i : i + 1], Identity(), Diagonal(r[i : i + 1]))})
-        expected = GaussianGuidance(one, alone, gamma)(x_t[..., i : i + 1], t)
+        expected = GaussianGuidance(gamma)(one, alone)(x_t[..., i : i + 1], t)
         torch.testing.assert_close(found[..., i : i + 1], expected, rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="gamma must be positive"):
-        GaussianGuidance(prior, seen, {"a": at([0.01, 0.0])})
+        GaussianGuidance({"a": at([0.01, 0.0])})(prior, seen)
     with pytest.raises(ValueError, match=r"gamma is for \['b'\]"):
-        GaussianGuidance(prior, seen, {"b": 0.1})
+        GaussianGuidance({"b": 0.1})(prior, seen)

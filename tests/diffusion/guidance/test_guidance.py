@@ -74,7 +74,7 @@ class Problem:
         return posterior(self.sigma, h, r, torch.cat([self.y[m][w].flatten() for m in self.h]))
 
     def guided(self) -> CovarianceGuidance:
-        return CovarianceGuidance(self.gaussian, self.gaussian, self.observations, self.g)
+        return CovarianceGuidance(self.gaussian, self.g)(self.gaussian, self.observations)
 
 
 @pytest.mark.parametrize("t", TIMES)
@@ -143,8 +143,8 @@ def test_single_precision_guidance_equals_double(decades, rng):
     for kind in (torch.float32, torch.float64):
         gaussian = WindowGaussian(basis.to(kind), c, 1e-3, (D,), VPCosine())
         seen = Observation(y.to(kind), Matrix(h.to(kind)), Diagonal(torch.full((2,), 0.05, dtype=kind)))
-        guided = CovarianceGuidance(
-            gaussian, gaussian, Observations({"a": seen}), {"a": (h @ basis).to(kind)}
+        guided = CovarianceGuidance(gaussian, {"a": (h @ basis).to(kind)})(
+            gaussian, Observations({"a": seen})
         )
         assert guided.vectors.dtype == kind
         found[kind] = guided(x_t.to(kind), torch.tensor(0.5, dtype=kind)).double()
@@ -155,7 +155,9 @@ def test_single_precision_guidance_equals_double(decades, rng):
 def test_each_draw_is_guided_alone(kind, rng):
     problem = Problem(rng, dense=False)
     guided = (
-        problem.guided() if kind == "covariance" else GaussianGuidance(problem.gaussian, problem.observations)
+        problem.guided()
+        if kind == "covariance"
+        else GaussianGuidance()(problem.gaussian, problem.observations)
     )
     x_t = torch.randn(5, WINDOWS, L, D, dtype=torch.float64, generator=rng)
     time = torch.tensor(0.4, dtype=torch.float64)
@@ -184,7 +186,7 @@ def test_gaussian_guidance_is_sda_formula(gamma):
     g = alpha * case.v / (alpha**2 * case.v + sigma**2)
     wide = case.r + gamma * (sigma / alpha) ** 2
     expected = g * x_t + sigma**2 / alpha * g * (case.y - g * x_t) / wide
-    found = GaussianGuidance(case.gaussian, case.observations, gamma)(x_t.reshape(-1, 1, 1, 1), time)
+    found = GaussianGuidance(gamma)(case.gaussian, case.observations)(x_t.reshape(-1, 1, 1, 1), time)
     torch.testing.assert_close(found.flatten(), expected, rtol=0, atol=1e-12)
 
 
@@ -204,7 +206,7 @@ def test_gaussian_guidance_is_finite_and_biased(gamma, bias, ratio, rng):
     and by 1.06 at gamma = 1, where the deviations are right on average (0.79 of them at SDA's); within 20 %.
     The guidance with the covariance is off by under 0.01 on it, so that the bias is not the sampler's."""
     problem = Problem(rng, dense=False)
-    found = sda_bias(GaussianGuidance(problem.gaussian, problem.observations, gamma), problem)
+    found = sda_bias(GaussianGuidance(gamma)(problem.gaussian, problem.observations), problem)
     assert found == pytest.approx((bias, ratio), rel=0.2)
     assert sda_bias(problem.guided(), problem)[0] < 0.01
 
@@ -220,7 +222,7 @@ class Broken(Denoiser):
 
 def test_guidance_that_is_not_finite_is_named_by_its_time(rng):
     problem = Problem(rng)
-    guided = CovarianceGuidance(Broken(), problem.gaussian, problem.observations, problem.g)
+    guided = CovarianceGuidance(problem.gaussian, problem.g)(Broken(), problem.observations)
     with pytest.raises(FloatingPointError, match="not finite at diffusion time 0.250"):
         guided(torch.zeros(1, WINDOWS, L, D, dtype=torch.float64), torch.tensor(0.25))
 
@@ -229,4 +231,4 @@ def test_guidance_that_is_not_finite_is_named_by_its_time(rng):
 def test_a_gamma_that_is_none_is_refused(gamma):
     case = Scalar()
     with pytest.raises(ValueError, match="gamma must be positive"):
-        GaussianGuidance(case.gaussian, case.observations, gamma)
+        GaussianGuidance(gamma)(case.gaussian, case.observations)

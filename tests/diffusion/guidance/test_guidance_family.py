@@ -19,13 +19,13 @@ from tests.diffusion.gaussian import chain, positive, posterior
 from tests.diffusion.guidance.test_moment_matching import D, L, Matrix, Problem, W, at, randn
 
 KINDS = {
-    "sda": GaussianGuidance,
-    "sda detached": lambda prior, seen: GaussianGuidance(Detached(prior), seen),
-    "dps": PosteriorSampling,
-    "pseudo-inverse": PseudoInverse,
-    "moment matching": MomentMatching,
-    "moment matching gmres": lambda prior, seen: MomentMatching(prior, seen, solver="gmres"),
-    "diagonal matching": DiagonalMatching,
+    "sda": GaussianGuidance(),
+    "sda detached": lambda prior, seen: GaussianGuidance()(Detached(prior), seen),
+    "dps": PosteriorSampling(),
+    "pseudo-inverse": PseudoInverse(),
+    "moment matching": MomentMatching(),
+    "moment matching gmres": lambda prior, seen: MomentMatching(solver="gmres")(prior, seen),
+    "diagonal matching": DiagonalMatching(),
     "exact": lambda prior, seen: prior.given(seen)[0],
 }
 
@@ -91,7 +91,7 @@ def test_dps_is_the_formula_of_its_code(rng):
     misfit = sum(torch.nan_to_num(p).square().flatten(1).sum(1) for p in parts)
     (gradient,) = torch.autograd.grad(misfit[:3].sqrt().sum(), x_t)  # grad E / sqrt(E) = 2 grad sqrt(E)
     eps = (x_t - alpha * mean) / sigma + sigma * zeta * 2 * gradient
-    found = PosteriorSampling(problem.prior, problem.observations, zeta)(x_t, t)
+    found = PosteriorSampling(zeta)(problem.prior, problem.observations)(x_t, t)
     torch.testing.assert_close(found, ((x_t - sigma * eps) / alpha).detach(), rtol=0, atol=1e-11)
 
 
@@ -104,7 +104,7 @@ def test_detached_guidance_differentiates_the_trivial_part_only(gamma, rng):
     alpha, sigma = VPCosine()(t)
     m = alpha * 0.7 / (alpha**2 * 0.7 + sigma**2) * x_t
     ratio = (sigma / alpha) ** 2
-    found = GaussianGuidance(Detached(prior), seen, gamma)(x_t, t)
+    found = GaussianGuidance(gamma)(Detached(prior), seen)(x_t, t)
     torch.testing.assert_close(found, m + ratio * (1.3 - m) / (0.2 + gamma * ratio), rtol=0, atol=1e-12)
 
 
@@ -178,7 +178,7 @@ def test_an_operator_that_breaks_is_not_passed_over(kind, rng):
 def test_zeta_that_is_none_is_refused(rng):
     problem = Problem(rng)
     with pytest.raises(ValueError, match="zeta must be positive, got 0"):
-        PosteriorSampling(problem.prior, problem.observations, 0.0)
+        PosteriorSampling(0.0)(problem.prior, problem.observations)
 
 
 class Zero(torch.nn.Module):

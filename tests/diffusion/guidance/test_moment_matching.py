@@ -73,8 +73,8 @@ def test_moment_matching_equals_the_joint_gaussian(t, schedule, solver, rng):
     """E[x | x_t, y], solver converged: condition on y first, then denoise, by dense algebra."""
     problem = Problem(rng, schedule)
     x_t = randn(5, W, L, D, rng=rng)
-    guided = MomentMatching(
-        problem.prior, problem.observations, iterations=60, tolerance=1e-14, solver=solver
+    guided = MomentMatching(iterations=60, tolerance=1e-14, solver=solver)(
+        problem.prior, problem.observations
     )
     found = guided(x_t, at(t)).flatten(2)
     for w in range(W):
@@ -86,8 +86,8 @@ def test_moment_matching_equals_the_joint_gaussian(t, schedule, solver, rng):
 def test_members_may_stand_behind_the_batch_of_the_observations(rng):
     problem, x_t = Problem(rng), randn(5, W, L, D, rng=rng)
     settings = {"iterations": 60, "tolerance": 1e-13}
-    front = MomentMatching(problem.prior, problem.observations, **settings)(x_t, at(0.4))
-    behind = MomentMatching(problem.prior, problem.observations, members=True, **settings)
+    front = MomentMatching(**settings)(problem.prior, problem.observations)(x_t, at(0.4))
+    behind = MomentMatching(**settings)(problem.prior, problem.observations, members=True)
     torch.testing.assert_close(behind(x_t.movedim(1, 0), at(0.4)), front.movedim(0, 1), rtol=0, atol=1e-11)
 
 
@@ -98,7 +98,7 @@ def test_one_time_and_one_observation_will_do(rng):
     prior = GaussianDenoiser(mean, Dense(c), VPCosine())
     seen = Observation(y, Select(torch.tensor([0, 2]), 1), Isotropic(0.1))
     x_t, t = randn(3, 6, D, rng=rng), torch.rand(3, 6, 1, generator=rng, dtype=torch.float64)
-    found = MomentMatching(prior, seen, members=True, iterations=9, tolerance=1e-13)(x_t, t)
+    found = MomentMatching(iterations=9, tolerance=1e-13)(prior, seen, members=True)(x_t, t)
     h, r = torch.eye(D, dtype=torch.float64)[[0, 2]], 0.1 * torch.eye(2, dtype=torch.float64)
     for b in range(3):
         shift, after = posterior(c, h, r, y[b] - h @ mean)
@@ -111,7 +111,7 @@ def test_sampling_gives_the_posterior(rng):
     """No chance: mean within 0.5 % of a deviation (of which 1e-3 is left at t = 1), covariance within 1 % of the
     products of deviations, for 128 steps of order 2 whose grid reaches the schedule's ends."""
     problem = Problem(rng)
-    guided = MomentMatching(problem.prior, problem.observations, iterations=40, tolerance=1e-10)
+    guided = MomentMatching(iterations=40, tolerance=1e-10)(problem.prior, problem.observations)
     sampler = Sampler(128, order=2, grid="snr", ends=(1e-9, 1e9))
     mean, covariance = law(sampler, guided, (W, L, D))
     covariance = covariance.reshape(W, L * D, W, L * D)
@@ -128,7 +128,7 @@ def test_diagonal_matching_is_exact_where_all_is_diagonal(rng):
     y, r = randn(D, rng=rng), torch.rand(D, generator=rng, dtype=torch.float64) + 0.05
     y[1] = float("nan")
     x_t = randn(5, D, rng=rng)
-    found = DiagonalMatching(prior, Observation(y, Identity(), Diagonal(r)))(x_t, at(0.4))
+    found = DiagonalMatching()(prior, Observation(y, Identity(), Diagonal(r)))(x_t, at(0.4))
     shift, c = posterior(variance.diag(), torch.eye(D).double(), r.diag(), y - mean)
     torch.testing.assert_close(
         found, denoised(c, mean + shift, x_t, *VPCosine()(at(0.4))), rtol=0, atol=1e-11
@@ -140,7 +140,7 @@ def test_diagonal_matching_sums_rows_of_the_unwhitened_matrix(rng):
     problem = Problem(rng, dense=False)
     x_t, t = randn(1, W, L, D, rng=rng), at(0.5)
     alpha, sigma = VPCosine()(t)
-    found = DiagonalMatching(problem.prior, problem.observations)(x_t, t)[0, 0].flatten()
+    found = DiagonalMatching()(problem.prior, problem.observations)(x_t, t)[0, 0].flatten()
     m = problem.prior(x_t, t)[0, 0].flatten()
     v = torch.linalg.inv(torch.linalg.inv(problem.c) + (alpha / sigma) ** 2 * torch.eye(L * D).double())
     eye = torch.eye(L, dtype=torch.float64)
@@ -156,7 +156,7 @@ def test_pseudo_inverse_is_exact_for_white_data(rng):
     mean, h, y = randn(D, rng=rng), randn(2, D, rng=rng), randn(2, rng=rng)
     prior = GaussianDenoiser(mean, Isotropic(0.7), VPCosine())
     x_t, r = randn(5, D, rng=rng), 0.1 * positive(2, rng)
-    found = PseudoInverse(prior, Observation(y, Matrix(h), Dense(r)), variance=0.7, tolerance=1e-13)
+    found = PseudoInverse(variance=0.7, tolerance=1e-13)(prior, Observation(y, Matrix(h), Dense(r)))
     shift, c = posterior(0.7 * torch.eye(D).double(), h, r, y - h @ mean)
     expected = denoised(c, mean + shift, x_t, *VPCosine()(at(0.4)))
     torch.testing.assert_close(found(x_t, at(0.4)), expected, rtol=0, atol=1e-11)
@@ -167,7 +167,7 @@ def test_moment_matching_of_a_mixture_has_the_moments_of_its_posterior(rng):
     p(x | x_t) by integration."""
     parts = [GaussianDenoiser(at([m]), Isotropic(0.04), VPCosine()) for m in (-1.0, 0.8)]
     prior = MixtureDenoiser(parts, at([0.4, 0.6]))
-    guided = MomentMatching(prior, Observation(at([0.3]), Identity(), Isotropic(0.1)), tolerance=1e-12)
+    guided = MomentMatching(tolerance=1e-12)(prior, Observation(at([0.3]), Identity(), Isotropic(0.1)))
     x = torch.linspace(-4, 4, 20001, dtype=torch.float64)
     alpha, sigma = VPCosine()(at(0.6))
     for value in (-0.5, 0.0, 0.4):
@@ -217,10 +217,10 @@ def test_settings_that_are_none_are_refused(rng):
     prior = GaussianDenoiser(at([0.0]), Isotropic(1.0), VPCosine())
     seen = Observation(at([0.0]), Identity(), Isotropic(1.0))
     with pytest.raises(ValueError, match="got 0, 0.0001 and 'cg'"):
-        MomentMatching(prior, seen, iterations=0)
+        MomentMatching(iterations=0)(prior, seen)
     with pytest.raises(ValueError, match="'lu'"):
-        MomentMatching(prior, seen, solver="lu")
+        MomentMatching(solver="lu")(prior, seen)
     with pytest.raises(ValueError, match="must be positive, got 0"):
-        PseudoInverse(prior, seen, variance=0)
+        PseudoInverse(variance=0)(prior, seen)
     with pytest.raises(TypeError, match="independent errors, got a Dense"):
-        DiagonalMatching(prior, Observation(at([0.0]), Identity(), Dense(torch.eye(1).double())))
+        DiagonalMatching()(prior, Observation(at([0.0]), Identity(), Dense(torch.eye(1).double())))

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from slams.assimilation.score.sda import TrajectorySDA
+from slams.assimilation.score.sda import SDA
 from slams.core.console import Console
 from slams.core.settings import read_tree
 from slams.diffusion.denoiser import Denoiser
@@ -124,7 +124,7 @@ def test_from_nothing_to_rows_and_again_without_work(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sda_kolmogorov, "write_pages", lambda *_: None)  # seconds of drawing
     monkeypatch.setattr("slams.papers.flows.archive.simulate", never)
-    for name in ("TrajectorySDA", "gaussian_posterior", "FlowFourDVar", "moments_of"):
+    for name in ("SDA", "gaussian_posterior", "FlowFourDVar", "moments_of"):
         monkeypatch.setattr(sda_kolmogorov, name, never)
     assert reproduce("tiny", out=out, papers=papers, console=quiet, overrides=only)
     with pytest.raises(AssertionError, match="done before"):
@@ -261,7 +261,7 @@ def test_a_draw_that_is_not_finite_names_step_and_guidance(flows, gaussian):
     make = guidance_of(
         {"kind": "covariance"}, gaussian.covariance, problem.process.system(gaussian.covariance)
     )
-    method = TrajectorySDA(Broken(), Sampler(4), event=EVENT, guidance=make)
+    method = SDA(Broken(), Sampler(4), event=EVENT, guidance=make)
     with pytest.raises(
         FloatingPointError, match=r"in step 2 of 4: .*norm of the finite part of the guidance"
     ):

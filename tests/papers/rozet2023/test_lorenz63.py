@@ -79,7 +79,7 @@ def test_from_nothing_to_rows_and_again_without_work(papers, tmp_path, monkeypat
     monkeypatch.setattr(sda_l63, "train_net", never)
     monkeypatch.setattr(sda_l63, "smoothed", never)
     with monkeypatch.context() as patch:
-        patch.setattr(sda_l63, "TrajectorySDA", never)
+        patch.setattr(sda_l63, "SDA", never)
         assert reproduce("tiny", out=out, papers=papers, console=quiet)
     assert reproduce("tiny", out=out, papers=papers, console=quiet, overrides=["size=full"])
     after = {line["method"]: line for line in table(folder / "results.csv")}

@@ -186,7 +186,7 @@ def _laplace(
     noise = torch.where(there, normal((len(draws), len(there)), like=start, rng=rng), 0.0)
     # of a draw only the anomaly is moved, with h linear from `best`, whose own misfit is not to be met again
     local = evidence.linearized(best.expand_as(draws))
-    target = noise - local.push(draws - best)
+    target = noise - local.jvp(draws - best)
     return torch.cat([best, draws + _solved(local, target, gaussian, iterations, tolerance)])
 
 
@@ -195,7 +195,7 @@ def _met(
 ) -> Tensor:  # fmt: skip
     """One Gauss-Newton step from x, under N(origin, C)."""
     local = evidence.linearized(x)
-    target = local.innovation + local.push(x - origin)
+    target = local.innovation + local.jvp(x - origin)
     return origin + _solved(local, target, gaussian, iterations, tolerance)
 
 
@@ -205,7 +205,7 @@ def _solved(
     """C G^T (G C G^T + 1)^-1 of a target."""
 
     def product(u: Tensor) -> Tensor:
-        return u + local.push(gaussian.spread(local.pull(u)))
+        return u + local.jvp(gaussian.spread(local.vjp(u)))
 
     solved = conjugate_gradients(product, target, iterations=iterations, tolerance=tolerance)
-    return gaussian.spread(local.pull(solved)).detach()
+    return gaussian.spread(local.vjp(solved)).detach()

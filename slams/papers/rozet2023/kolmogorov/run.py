@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from slams import config
-from slams.assimilation.score.sda import TrajectorySDA
+from slams.assimilation.score.sda import SDA
 from slams.core.console import Console
 from slams.core.random import fork
 from slams.core.settings import plain
@@ -230,7 +230,7 @@ def _sda(plan: FlowPlan, name: str, prior: FlowPrior, part: FlowProblem, rng: to
     part = part.with_error(settings.pop("error", 1.0))
     system = prior.system(part.process) if part.process.lattice else None
     guide = guidance_of(settings, prior.covariance(part.process.length), system)
-    method = TrajectorySDA(prior.denoiser, sampler, event=EVENT, guidance=guide, rows=plan.rows)
+    method = SDA(prior.denoiser, sampler, event=EVENT, guidance=guide, rows=plan.rows)
     samples = method.assimilate(part.observations, plan.members, rng=rng).samples
     assert samples is not None
     return samples, None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from slams import config
-from slams.assimilation.score.sda import TrajectorySDA
+from slams.assimilation.score.sda import SDA
 from slams.core.console import Console
 from slams.core.random import fork
 from slams.core.settings import plain
@@ -183,7 +183,7 @@ class _Case:
         def make() -> Drawn:
             _, covariance = moments(self.train, self.problem.process.length)
             guide = guidance_of(settings, covariance.float())
-            method = TrajectorySDA(denoiser, sampler, event=(3,), guidance=guide, rows=plan.rows)
+            method = SDA(denoiser, sampler, event=(3,), guidance=guide, rows=plan.rows)
             batches = -(-plan.replicates * plan.members // plan.rows)
             with self.console.bar(f"{self.label} {name}", batches * sampler.steps) as advance:
                 posterior = method.assimilate(

@@ -1,0 +1,115 @@
+"""Guidance: how observations pull on a denoiser. A guided denoiser is a denoiser, so every sampler takes it."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slams.diffusion.denoiser import Denoiser
+from slams.diffusion.guidance.evidence import Evidence
+from slams.observation.observation import Observation, Observations
+
+
+class Guidance:
+    """The settings of one way to condition a denoiser: called with prior and observations, it guides the prior.
+
+    A subclass states `pull`, or `__call__` where it prepares more than its settings for a record; it is then an argument
+    of `SDA` like those of the package.
+    """
+
+    def __new__(cls, *given: Any, **settings: Any) -> "Guidance":  # noqa: D102
+        if not given or not isinstance(given[0], Denoiser):
+            return super().__new__(cls)
+        warnings.warn(
+            f"{cls.__name__}(denoiser, observations, …) is now {cls.__name__}(…)(denoiser, observations): settings "
+            "first. The old form works until version 0.4.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        members = settings.pop("members", False)
+        return cls(*given[2:], **settings)(given[0], given[1], members=members)  # type: ignore[return-value]
+
+    def __call__(
+        self, prior: Denoiser, observations: Observations | Observation, *, members: bool = False
+    ) -> Denoiser:
+        """The guided denoiser, E[x | x_t, y].
+
+        Args:
+            prior: E[x | x_t].
+            observations: Values (*B, L, *O) along windows, or (*B, *O) of one time.
+            members: Whether samples are (*B, N, [L,] *S), with members behind the axes of the observations' batch,
+                instead of (N, *B, [L,] *S).
+        """
+        return Guided(self, prior, observations, members=members)
+
+    def pull(self, guided: "Guided", x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The prior's mean, and what the observations add to it.
+
+        Args:
+            guided: Prior (`denoiser`), its `schedule`, `observations` and their `evidence`.
+            x_t: Noisy samples, (*B, [L,] *S).
+            t: Diffusion time, () or (b, 1, ..., 1).
+
+        Returns:
+            E[x | x_t] and E[x | x_t, y] - E[x | x_t], each the shape of `x_t`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} states neither `pull` nor `__call__`.")
+
+
+class Guided(Denoiser):
+    """E[x | x_t, y] of a prior and observations, joined by a guidance.
+
+    Args:
+        guidance: How observations pull.
+        denoiser: The prior.
+        observations: Values (*B, L, *O) along windows, or (*B, *O).
+        members: As of `Guidance.__call__`.
+
+    Raises:
+        FloatingPointError: In sampling, if a guided mean is not finite; names time and norm of the guidance.
+    """
+
+    def __init__(
+        self,
+        guidance: Guidance,
+        denoiser: Denoiser,
+        observations: Observations | Observation,
+        *,
+        members: bool = False,
+    ) -> None:
+        super().__init__()
+        self.guidance = guidance
+        self.denoiser = denoiser
+        self.schedule = denoiser.schedule
+        self.observations = observations
+        self.evidence = Evidence(observations, members=members)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """(*B, [L,] *S), () or (b, 1, ..., 1) -> shape of `x_t`; not differentiable any further."""
+        mean, guidance = self.guidance.pull(self, x_t, t)
+        guided = (mean + guidance).detach()
+        refuse_broken(guided, guidance, t)
+        return guided
+
+
+def refuse_broken(guided: Tensor, guidance: Tensor, t: Tensor) -> None:
+    """Stops where a guided mean is not finite.
+
+    Args:
+        guided: E[x | x_t, y] (*B, *S).
+        guidance: What guidance added to the prior's mean, shape of `guided`.
+        t: Diffusion time.
+
+    Raises:
+        FloatingPointError: If a value is not finite; names the time and the largest norm of the guidance.
+    """
+    if bool(torch.isfinite(guided).all()):
+        return
+    finite = torch.isfinite(guidance)
+    largest = float(torch.where(finite, guidance, 0.0).reshape(len(guidance), -1).norm(dim=1).max())
+    raise FloatingPointError(
+        f"the guided mean is not finite at diffusion time {float(t.max()):.3f} (largest norm of the finite part "
+        f"of the guidance {largest:g}, {int((~finite).sum())} of its values not finite); check the observations "
+        "and their errors, or take more steps."
+    )
