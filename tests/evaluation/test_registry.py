@@ -54,15 +54,15 @@ def files(tmp_path):
 
 
 def test_a_metric_from_outside_is_in_the_table_of_a_bench(mae, tmp_path):
-    folder = bench(
-        "linear", methods=["EnKF"], replicates=2, cycles=10, overrides=["truth.size=4", "burn_in=2"],
-        out=tmp_path, console=Console(quiet=True),
+    table = bench(
+        "linear", methods=["EnKF"], replicates=2, cycles=10, burn_in=2, overrides=["truth.size=4"], out=tmp_path
     )  # fmt: skip
-    with open(folder / "metrics.csv", newline="") as file:
+    assert "mae" in table.lines[0]
+    with open(tmp_path / "metrics.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == "EnKF"]
     mean = {row["metric"]: float(row["value"]) for row in rows if not row["replicate"]}
     assert 0 < mean["mae"] < mean["rmse"]
-    assert '<th scope="col" class="number">mae</th>' in (folder / "report.html").read_text()
+    assert '<th scope="col" class="number">mae</th>' in (tmp_path / "report.html").read_text()
 
 
 def test_a_metric_from_outside_is_in_the_evaluation_of_a_file(mae, files):
