@@ -149,13 +149,15 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     """A plain value as the type that a setting has.
 
     Args:
-        kind: A dataclass, a tuple, sequence or mapping of types, X | None, Literal, or a plain type.
+        kind: A dataclass, a tuple, sequence or mapping of types, X | None, Literal, a plain type, or Any.
         value: What a file or an override holds.
         where: Dotted name of the setting, for messages.
 
     Raises:
         ValueError: If the value has another type.
     """
+    if kind is Any:
+        return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         assert isinstance(kind, type)
@@ -171,8 +173,7 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is a mapping, got {value!r}.")
-        inner = arguments[1]
-        return {str(k): v if inner is Any else convert(inner, v, f"{where}.{k}") for k, v in value.items()}
+        return {str(k): convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     return _plain_value(kind, value, where)
 
 
