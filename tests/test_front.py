@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,3 +81,38 @@ def test_bad_settings_of_a_twin_are_refused(settings, message):
 def test_a_class_instead_of_a_model_is_refused():
     with pytest.raises(TypeError, match=r"got the class Lorenz96; wrap a function|got the class Lorenz96"):
         slams.Twin(slams.Lorenz96, steps=5)
+
+
+def test_the_first_example_runs_as_written():
+    """The lines of README: an ETKF follows a truth seen at every second variable."""
+    twin = slams.Twin(slams.Lorenz96(), stride=2, noise=1.0, steps=200, seed=0)
+    posterior = slams.ETKF(twin.model, inflation=1.02).assimilate(twin.observations, members=32, rng=1)
+    table = slams.evaluate(posterior, twin.truth)
+    assert 0.2 < table["rmse"].value < 1.6  # without observations 3.6
+    assert "rmse" in str(table) and "ETKF" in repr(posterior)
+    dataset = posterior.to_dataset()
+    assert dict(dataset.sizes) == {"time": 201, "member": 32, "site": 40}
+    np.testing.assert_array_equal(dataset["state"].isel(member=3), posterior.samples[3])
+    np.testing.assert_allclose(dataset["time"][:3], [0, 0.05, 0.1])
+    assert dataset.attrs["method"] == "ETKF" and "'inflation': 1.02" in dataset.attrs["settings"]
+    assert (dataset.attrs["seed"], dataset.attrs["version"]) == ("1", slams.__version__)
+
+
+def test_fields_have_the_coordinates_of_their_geometry():
+    """Axes of a flow are (channel, y, x), cells one apart; replicates come first; moments have no members."""
+    flow = slams.KolmogorovFlow(16, 100.0, 0.1)
+    twin = slams.Twin(flow, steps=2, noise=0.1, replicates=2)
+    posterior = slams.FreeRun(flow).assimilate(twin.observations, 3, rng=0, keep="moments")
+    dataset = posterior.to_dataset()
+    assert dataset["mean"].dims == ("replicate", "time", "channel", "y", "x") and "state" not in dataset
+    np.testing.assert_array_equal(dataset["x"], np.arange(16))
+    assert dataset["y"].attrs["axis"] == "Y"
+    np.testing.assert_array_equal(dataset["mean"][1, 2, 0, 5, 7], posterior.mean[1, 2, 0, 5, 7])
+
+
+def test_scores_alone_have_nothing_to_label():
+    lorenz = slams.Lorenz63()
+    twin = slams.Twin(lorenz, steps=3, noise=1.0)
+    posterior = slams.FreeRun(lorenz).assimilate(twin.observations, 3, rng=0, keep="scores")
+    with pytest.raises(ValueError, match="keep='members'"):
+        posterior.to_dataset()

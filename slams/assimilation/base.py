@@ -1,13 +1,19 @@
 """The one verb, assimilate, and what it returns."""
 
 import abc
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from slams.core.random import Rng
 from slams.observation.observation import Observations
+from slams.systems.base import Dynamics
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,60 @@ class Explanation:
     influence: Tensor
 
 
+_UNITS = {"lat": "degrees_north", "lon": "degrees_east"}
+
+
 @dataclass(frozen=True)
+class Labels:
+    """What labels the arrays of a posterior.
+
+    Attributes:
+        method: Class of the method.
+        settings: Its plain settings.
+        dims: Names of the axes of a state.
+        coords: Coordinates of these axes by name, with their unit.
+        dt: Model time between two steps.
+    """
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    dims: tuple[str, ...] = ()
+    coords: Mapping[str, tuple[Tensor, str]] = field(default_factory=dict)
+    dt: float = 1.0
+
+    @classmethod
+    def of(cls, method: object, dynamics: Dynamics) -> "Labels":
+        """Labels of what a method makes of a model.
+
+        Args:
+            method: Its plain settings are the arguments of its constructor that are numbers or texts.
+            dynamics: The model; its geometry names the axes of a state.
+        """
+        given = {name: getattr(method, name, None) for name in inspect.signature(type(method)).parameters}
+        settings = {
+            name: value for name, value in given.items() if isinstance(value, (bool, int, float, str))
+        }
+        return cls(type(method).__name__, settings, *_axes(dynamics), dynamics.dt)
+
+
+def _axes(dynamics: Dynamics) -> tuple[tuple[str, ...], dict[str, tuple[Tensor, str]]]:
+    """Names and coordinates of the axes of a state."""
+    shape, geometry = tuple(dynamics.state_shape), dynamics.geometry
+    if geometry is None or len(geometry.dims) != len(shape):
+        names = ("component",) if len(shape) == 1 else tuple(f"component_{i}" for i in range(len(shape)))
+        return names, {}
+    places = geometry.points.reshape(*shape, -1)
+    spatial = len(shape) - places.shape[-1]
+    coords = {}
+    for k, name in enumerate(geometry.dims[spatial:]):
+        along = places.movedim(spatial + k, -2)[(0,) * (len(shape) - 1)]
+        coords[name] = (along[:, k], _UNITS.get(name, geometry.unit))
+    return geometry.dims, coords
+
+
+@dataclass(frozen=True, repr=False)
 class Posterior:
-    """What is believed after the observations: an ensemble of equally likely trajectories, or its moments.
+    """An ensemble of equally likely trajectories given the observations, or its moments.
 
     Attributes:
         samples: (*B, N, L, *S), or None where only less was kept.
@@ -44,6 +101,7 @@ class Posterior:
         variance: Unbiased variance of the members, (*B, L, *S), or None.
         explanations: What the analyses asked for did, by step.
         seed: Seed of the random draws: passed as `rng` it gives the same members again; of a generator its own.
+        labels: Method and axes, for `to_dataset`; None where the method has no model.
     """
 
     samples: Tensor | None
@@ -52,6 +110,28 @@ class Posterior:
     variance: Tensor | None = None
     explanations: Mapping[int, Explanation] = field(default_factory=dict)
     seed: int | None = None
+    labels: Labels | None = None
+
+    def __repr__(self) -> str:
+        kept = [name for name in ("samples", "mean", "variance") if getattr(self, name) is not None]
+        parts = [f"{name} {tuple(getattr(self, name).shape)}" for name in kept] or ["scores alone"]
+        method = f"{self.labels.method}: " if self.labels else ""
+        return f"Posterior({method}{', '.join(parts)}; seed {self.seed})"
+
+    def to_dataset(self) -> "xr.Dataset":
+        """Labelled arrays of what was kept.
+
+        Returns:
+            `state` (time, member, *state) of the members, `mean` and `variance` (time, *state) of the moments, and the
+            diagnostics (time), with (replicate) in front where there are several. The axes of a state have the names
+            and coordinates of the model's geometry, else `component`. Attributes: method, settings, seed, version.
+
+        Raises:
+            ValueError: If neither members nor moments were kept.
+        """
+        from slams.assimilation.labelled import dataset
+
+        return dataset(self)
 
     def explain(self, cycle: int) -> Explanation:
         """What the analysis of one step did.

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from slams.assimilation.base import Assimilator, Explanation, Posterior
+from slams.assimilation.base import Assimilator, Explanation, Labels, Posterior
 from slams.assimilation.checkpoint import Checkpoint
 from slams.assimilation.records import Keep, Records
 from slams.core.random import Rng, generator, settled
@@ -247,7 +247,7 @@ class Filter(Assimilator):
                 progress(k)
         if saved is not None:
             saved.save(state.tensors(records, rng))
-        return replace(records.posterior(), seed=seed)
+        return replace(records.posterior(), seed=seed, labels=Labels.of(self, self.dynamics))
 
     @property
     def _axis(self) -> int:
