@@ -94,7 +94,7 @@ def test_the_first_example_runs_as_written():
     assert dict(dataset.sizes) == {"time": 201, "member": 32, "site": 40}
     np.testing.assert_array_equal(dataset["state"].isel(member=3), posterior.samples[3])
     np.testing.assert_allclose(dataset["time"][:3], [0, 0.05, 0.1])
-    assert dataset.attrs["method"] == "ETKF" and "'inflation': 1.02" in dataset.attrs["settings"]
+    assert dataset.attrs["method"] == "ETKF" and "'inflation.factor': 1.02" in dataset.attrs["settings"]
     assert (dataset.attrs["seed"], dataset.attrs["version"]) == ("1", slams.__version__)
 
 

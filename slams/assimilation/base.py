@@ -1,12 +1,11 @@
 """The one verb, assimilate, and what it returns."""
 
 import abc
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from slams.core.random import Rng
 from slams.observation.observation import Observations
@@ -65,13 +64,19 @@ class Labels:
         """Labels of what a method makes of a model.
 
         Args:
-            method: Its plain settings are the arguments of its constructor that are numbers or texts.
+            method: Its settings are the attributes that are numbers or texts, those of its parts by dotted name.
             dynamics: The model; its geometry names the axes of a state.
         """
-        given = {name: getattr(method, name, None) for name in inspect.signature(type(method)).parameters}
-        settings = {
-            name: value for name, value in given.items() if isinstance(value, (bool, int, float, str))
-        }
+        settings: dict[str, Any] = {}
+        for name, value in vars(method).items():
+            parts = (
+                vars(value)
+                if hasattr(value, "__dict__") and not isinstance(value, nn.Module)
+                else {"": value}
+            )
+            for key, item in parts.items():
+                if isinstance(item, (bool, int, float, str)) and not name.startswith("_"):
+                    settings[f"{name}.{key}".rstrip(".")] = item
         return cls(type(method).__name__, settings, *_axes(dynamics), dynamics.dt)
 
 
@@ -131,7 +136,9 @@ class Posterior:
         """
         from slams.assimilation.labelled import dataset
 
-        return dataset(self)
+        return dataset(
+            self.samples, self.mean, self.variance, self.diagnostics, self.labels or Labels(""), self.seed
+        )
 
     def explain(self, cycle: int) -> Explanation:
         """What the analysis of one step did.

@@ -1,24 +1,44 @@
 """Posteriors as labelled arrays."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 import xarray as xr
 from torch import Tensor
 
 import slams
-from slams.assimilation.base import Labels, Posterior
 
 _AXES = {"lat": "Y", "lon": "X", "y": "Y", "x": "X"}
 
 
-def dataset(posterior: Posterior) -> xr.Dataset:
+class Axes(Protocol):
+    """What labels the arrays; see `slams.assimilation.base.Labels`."""
+
+    @property
+    def method(self) -> str: ...  # noqa: D102
+    @property
+    def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def dims(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def coords(self) -> Mapping[str, tuple[Tensor, str]]: ...  # noqa: D102
+    @property
+    def dt(self) -> float: ...  # noqa: D102
+
+
+def dataset(
+    samples: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    diagnostics: Mapping[str, Tensor],
+    labels: Axes,
+    seed: int | None,
+) -> xr.Dataset:
     """See `Posterior.to_dataset`."""
-    samples, mean, variance = posterior.samples, posterior.mean, posterior.variance
     whole = samples if samples is not None else mean if mean is not None else variance
     if whole is None:
         raise ValueError("neither members nor moments were kept; pass keep='members' or keep='moments'.")
-    labels = posterior.labels or Labels("")
     event = len(labels.dims) or 1
     dims = labels.dims or ("component",)
     front = whole.ndim - event - (2 if samples is not None else 1)
@@ -30,7 +50,7 @@ def dataset(posterior: Posterior) -> xr.Dataset:
         if value is not None:
             data[name] = ((*lead, "time", *dims), _plain(value))
     steps = whole.shape[front + (samples is not None)]
-    for name, value in posterior.diagnostics.items():
+    for name, value in diagnostics.items():
         if value.shape == (*whole.shape[:front], steps):
             data[name] = ((*lead, "time"), _plain(value))
     time = torch.arange(steps, dtype=torch.float64) * labels.dt
@@ -45,7 +65,7 @@ def dataset(posterior: Posterior) -> xr.Dataset:
     attributes = {
         "method": labels.method,
         "settings": str(dict(labels.settings)),
-        "seed": "none" if posterior.seed is None else str(posterior.seed),
+        "seed": "none" if seed is None else str(seed),
         "version": slams.__version__,
     }
     return xr.Dataset(data, coords, attributes)
