@@ -160,20 +160,6 @@ class Posterior:
         return self.explanations[cycle]
 
 
-def check_observations(observations: object) -> None:
-    """Refuses what is no `Observations`.
-
-    Raises:
-        TypeError: With what came and how to make them.
-    """
-    if not isinstance(observations, Observations):
-        raise TypeError(
-            f"observations are an Observations, values with their operator and error, got {type(observations).__name__}; "
-            "make them by Survey(operator, variance).observe(truth), or as Observations({name: Observation(values, "
-            "operator, covariance)})."
-        )
-
-
 class Assimilator(abc.ABC):
     """A prior and a rule; the data come with the call."""
 

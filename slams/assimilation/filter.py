@@ -1,43 +1,31 @@
-"""The forecast-analysis cycle, written once: loop, memory, loss of track, records, kill and resume."""
+"""The forecast-analysis cycle, written once: loop, memory, divergence, records, kill and resume."""
 
 import abc
-import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slams.assimilation.base import Assimilator, Explanation, Labels, Posterior
 from slams.assimilation.checkpoint import Checkpoint
+from slams.assimilation.checks import advanced, check_dynamics, check_observations, check_operator
+from slams.assimilation.keywords import Failure, signature_of
 from slams.assimilation.records import Keep, Records
 from slams.core.random import Rng, generator, settled
 from slams.core.renamed import old_keywords
 from slams.observation.observation import Observation, Observations
 from slams.systems.base import Dynamics
 
-Failure = Literal["stop", "replace"]
-Monitor = Callable[[int, "Belief"], dict[str, Tensor]]
+Monitor = Callable[[int, "FilterState"], dict[str, Tensor]]
 
-_HORIZON = (
+_AVERAGED = (
     50  # analyses over which the innovations are averaged: their mean then has a spread of 1/sqrt(25 O)
 )
-_LOST = 2.0  # innovations twice as large, in variance, as forecast and observation error allow
-
-
-class FilterKeywords(TypedDict, total=False):
-    """Keywords of every filter, as `Filter` states them.
-
-    Attributes:
-        failure: "stop" or "replace": what to do about members that are not finite or larger than `bound`.
-        bound: Largest credible absolute value of a state.
-    """
-
-    failure: Failure
-    bound: float
+_DIVERGED = 2.0  # innovations twice as large, in variance, as forecast and observation error allow
 
 
 @dataclass
@@ -72,7 +60,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Belief:
+class FilterState:
     """The state of a method after one step, as a monitor sees it.
 
     Attributes:
@@ -115,7 +103,7 @@ class Filter(Assimilator):
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Shows the settings that are handed on to a base class in the signature."""
         super().__init_subclass__(**keywords)
-        cls.__signature__ = inspect.Signature([*_parameters(cls)])  # type: ignore[attr-defined]
+        cls.__signature__ = signature_of(cls)  # type: ignore[attr-defined]
 
     #: Fewest members the method works with; methods that carry a mean and a covariance set it to 1.
     least = 2
@@ -125,6 +113,7 @@ class Filter(Assimilator):
     def __init__(self, dynamics: Dynamics, *, failure: Failure = "stop", bound: float = float("inf")) -> None:
         if failure not in ("stop", "replace"):
             raise ValueError(f'failure must be "stop" or "replace", got {failure!r}.')
+        check_dynamics(dynamics)
         self.dynamics = dynamics
         self.failure = failure
         self.bound = bound
@@ -147,7 +136,7 @@ class Filter(Assimilator):
 
     def forecast(self, x: Tensor, memory: Memory, *, rng: Rng = None) -> Tensor:
         """Advance the ensemble by one step of the model; overridden where more than members moves."""
-        return self.dynamics.advance(x, memory.step - 1, rng=rng)
+        return advanced(self.dynamics, x, memory.step - 1, rng)
 
     def cycle(
         self,
@@ -221,14 +210,15 @@ class Filter(Assimilator):
             rng: Generator or seed; a fresh seed, kept in the posterior, if None.
 
         Returns:
-            The ensemble and diagnostics: "innovation" as in `Memory`, "track", its mean over about 50 analyses,
-            and "lost", 1 where that exceeds 2 (more after few values): forecasts are then further from the
+            The ensemble and diagnostics: "innovation" as in `Memory`, "innovation_ratio", its mean over about 50
+            analyses, and "diverged", 1 where that exceeds 2 (more after few values): forecasts are then further from the
             observations than both spreads allow.
 
         Raises:
             ValueError: On a size, first ensemble or checkpoint that does not fit.
             FloatingPointError: On members that are not credible, if `failure` is "stop".
         """
+        check_observations(observations)
         if checkpoint is not None and rng is None:
             raise ValueError("a run with a checkpoint needs a seed or a generator of its own; pass rng=0.")
         source, seed = settled(rng)
@@ -275,33 +265,6 @@ class Filter(Assimilator):
         return x0.expand(shape)
 
 
-def settings_of(method: type[Filter]) -> dict[str, inspect.Parameter]:
-    """Settings that a filter accepts beside its dynamics, by name, those of its base classes included.
-
-    >>> from slams.assimilation import ETKF
-    >>> settings_of(ETKF)["inflation"].default
-    1.0
-    """
-    found = dict(inspect.signature(method).parameters)
-    found.pop("dynamics", None)
-    return found
-
-
-def _parameters(method: type) -> Iterable[inspect.Parameter]:
-    """Of `__init__`, and of that of the next base class as long as keywords are handed on."""
-    found: dict[str, inspect.Parameter] = {}
-    for kind in method.__mro__:
-        if "__init__" not in vars(kind):
-            continue
-        _, *own = inspect.signature(vars(kind)["__init__"]).parameters.values()
-        for parameter in own:
-            if parameter.kind is not parameter.VAR_KEYWORD:
-                found.setdefault(parameter.name, parameter)
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
-            break
-    return sorted(found.values(), key=lambda parameter: parameter.kind)
-
-
 @dataclass
 class _State:
     """Where a run stands."""
@@ -319,7 +282,7 @@ class _State:
     ) -> "_State":
         memory = Memory(observations=observations)
         x = method._check_start(observations, members, x0, rng)
-        memory.carry["track"] = torch.ones(observations.batch, dtype=x.dtype, device=x.device)
+        memory.carry["innovation_ratio"] = torch.ones(observations.batch, dtype=x.dtype, device=x.device)
         return cls(method, method.start(x, memory), memory, members)
 
     def step(self, k: int, observation: Observation | None, records: "Records", rng: torch.Generator) -> None:
@@ -330,16 +293,18 @@ class _State:
         if k > 0:
             memory.coming = observation
             self.x = method.forecast(self.x, memory, rng=rng)
-            self._mend(k, rng)  # before one spoilt member spoils the analysis of all
+            self.replace_invalid_members(k, rng)  # before one spoilt member spoils the analysis of all
         if observation is not None:
+            if not self.analyses:
+                check_operator(observation, self.x, len(method.dynamics.state_shape))
             before = method.moments(self.x, memory)[0] if explained else None
             self.x = method.analyse(self.x, observation, rng=rng, memory=memory)
             self._follow(observation)
             if before is not None:
                 records.explanations[k] = _explanation(method, self.x, memory, observation, before)
-        self._mend(k, rng)
+        self.replace_invalid_members(k, rng)
         for index, x in method.emit(k, records.steps - 1, self.x, memory):
-            records.write(index, Belief(method, x, memory, self.size, _aside(rng, index)))
+            records.write(index, FilterState(method, x, memory, self.size, _aside(rng, index)))
         records.note(k, memory.diagnostics)
         self.done = k + 1
 
@@ -349,17 +314,17 @@ class _State:
         if now is None:
             return
         self.analyses += 1
-        track = self.memory.carry["track"]
-        moved = track + (now - track) / min(self.analyses, _HORIZON)
-        track = torch.where(torch.isfinite(now), moved, track)
-        self.memory.carry["track"] = track
-        self.memory.diagnostics["track"] = track
+        ratio = self.memory.carry["innovation_ratio"]
+        moved = ratio + (now - ratio) / min(self.analyses, _AVERAGED)
+        ratio = torch.where(torch.isfinite(now), moved, ratio)
+        self.memory.carry["innovation_ratio"] = ratio
+        self.memory.diagnostics["innovation_ratio"] = ratio
         # the mean of few values exceeds 2 by chance: six standard deviations of chi-square in any case
-        count = observation.value.shape[-1] * min(self.analyses, _HORIZON)
-        limit = max(_LOST, 1 + 6 * math.sqrt(2 / count))
-        self.memory.diagnostics["lost"] = (track > limit).to(track.dtype)
+        count = observation.value.shape[-1] * min(self.analyses, _AVERAGED)
+        limit = max(_DIVERGED, 1 + 6 * math.sqrt(2 / count))
+        self.memory.diagnostics["diverged"] = (ratio > limit).to(ratio.dtype)
 
-    def _mend(self, k: int, rng: Rng) -> None:
+    def replace_invalid_members(self, k: int, rng: Rng) -> None:
         """Replace members that are not credible, or stop."""
         bound = self.method.bound
         if math.isfinite(bound):
@@ -374,10 +339,11 @@ class _State:
             return
         if self.method.failure == "stop":
             where = (~sound).any(-1).nonzero().squeeze(-1).tolist() if sound.dim() > 1 else "the only one"
+            beyond = f"not finite or larger than {bound:g} " if math.isfinite(bound) else "not finite "
             raise FloatingPointError(
-                f"{int((~sound).sum())} members of {type(self.method).__name__} are not finite or beyond "
-                f"{bound:g} at step {k} (replicates: {where}); shorten the model step, raise the inflation's "
-                'localization, or pass failure="replace".'
+                f"{int((~sound).sum())} members of {type(self.method).__name__} are {beyond}"
+                f"at step {k} (replicates: {where}); shorten the model step, localize, adjust the inflation, or pass "
+                'failure="replace".'
             )
         fresh = self.method.dynamics.initial(*sound.shape, rng=rng).to(self.x)
         order = torch.argsort((~sound).to(torch.int8), dim=-1, stable=True)  # the sound ones first
@@ -389,8 +355,8 @@ class _State:
         repaired = torch.where((count > 0).reshape(*count.shape, *(1,) * event), copies, fresh)
         self.x = torch.where(sound.reshape(shape), self.x, repaired)
         self.memory.diagnostics["replaced"] = (~sound).sum(-1).to(self.x.dtype)
-        self.memory.diagnostics["lost"] = torch.where(
-            count[..., 0] == 0, 1.0, self.memory.diagnostics.get("lost", torch.zeros(()).to(self.x))
+        self.memory.diagnostics["diverged"] = torch.where(
+            count[..., 0] == 0, 1.0, self.memory.diagnostics.get("diverged", torch.zeros(()).to(self.x))
         )
 
     def tensors(self, records: "Records", rng: torch.Generator) -> dict[str, Tensor]:

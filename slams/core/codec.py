@@ -65,7 +65,7 @@ class Codec(nn.Module, abc.ABC):
         """(*B, *Z) -> (*B, *S)."""
 
 
-class Identity(Codec):
+class IdentityCodec(Codec):
     """z = x."""
 
     def encode(self, x: Tensor) -> Tensor:  # noqa: D102

@@ -1,1 +1,8 @@
-"""What we believe: schedules, denoisers, guidance and samplers."""
+"""Diffusion models: schedules, denoisers, guidance and samplers.
+
+The names of `slams/diffusion/__init__.pyi` are imported when they are first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slams.diffusion.denoiser import Denoiser
-from slams.diffusion.guidance.base import Guidance, Guided
+from slams.diffusion.guidance.base import Guidance, GuidedDenoiser
 from slams.observation.observation import Observation, Observations
 
 Operator = Callable[[Tensor], Tensor]
@@ -151,7 +151,7 @@ class LatticeMatching(Guidance):
         Raises:
             ValueError: If there are several modalities, or values missing at an observed step.
         """
-        guided = Guided(self, prior, observations, members=members)
+        guided = GuidedDenoiser(self, prior, observations, members=members)
         if len(guided.evidence.parts) != 1:
             raise ValueError(
                 f"a lattice is one modality, got {len(guided.evidence.parts)}; use CovarianceMatching."
@@ -160,10 +160,10 @@ class LatticeMatching(Guidance):
             raise ValueError("values are missing at an observed step; use CovarianceMatching.")
         return guided
 
-    def _values(self, guided: Guided) -> Tensor:
+    def _values(self, guided: GuidedDenoiser) -> Tensor:
         return guided.evidence.parts[0].value[..., self.system.steps, :, :, :]
 
-    def pull(self, guided: Guided, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def pull(self, guided: GuidedDenoiser, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(*B, L, c, N, N), one time; see `Guidance.pull`."""
         alpha, sigma = guided.schedule(t)
         ratio = float(alpha / sigma) ** 2

@@ -1,1 +1,8 @@
-"""Plain networks: no diffusion, no data."""
+"""Plain networks: no diffusion, no data.
+
+The names of `slams/networks/__init__.pyi` are imported when they are first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -65,6 +65,11 @@ class Observation:
             ValueError: If the operator's output does not have the shape of the values.
         """
         predicted = self.operator(x)
+        if not isinstance(predicted, Tensor):
+            raise TypeError(
+                f"the operator {self.operator} returns a {type(predicted).__name__}, expected a tensor; use torch "
+                "functions, through which gradients pass."
+            )
         event = self.event
         if predicted.shape[-event:] != self.value.shape[-event:]:
             raise ValueError(

@@ -7,6 +7,7 @@ from slams.systems.flow import Flow, Gaussian
 from slams.systems.flows.kolmogorov import KolmogorovFlow
 from slams.systems.flows.quasigeostrophic import MoistQG
 from slams.systems.flows.surface_qg import SurfaceQG
+from slams.systems.function import FunctionModel
 from slams.systems.gridfilter import GridBelief, grid_filter
 from slams.systems.linear import Filtered, LinearGaussian, Smoothed
 from slams.systems.lorenz import Lorenz63, Lorenz96
@@ -21,6 +22,7 @@ __all__ = [
     "Dynamics",
     "Filtered",
     "Flow",
+    "FunctionModel",
     "Gaussian",
     "GridBelief",
     "KolmogorovFlow",

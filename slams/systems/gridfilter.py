@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slams.systems.flow import Flow
-from slams.systems.linear import Seen
+from slams.systems.linear import ObservationSequence
 
 
 class GridBelief(NamedTuple):
@@ -28,7 +28,7 @@ class GridBelief(NamedTuple):
 
 def grid_filter(  # noqa: PLR0913
     system: Flow,
-    observations: Seen,
+    observations: ObservationSequence,
     *,
     flips: float | None = None,
     low: float = -3.0,

@@ -38,7 +38,7 @@ class Smoothed(NamedTuple):
     cov: Tensor
 
 
-class Seen(Protocol):
+class ObservationSequence(Protocol):
     """What was seen along a trajectory, step by step."""
 
     steps: int
@@ -173,7 +173,7 @@ class LinearGaussian(Dynamics):
         """See `Dynamics.advance`."""
         return self(x, rng=rng, step=k)
 
-    def filter(self, observations: Seen) -> Filtered:
+    def filter(self, observations: ObservationSequence) -> Filtered:
         """Kalman filter: the exact p(x_k | y_0..k), x_0 observed too where step 0 has values.
 
         m <- M m + b, P <- M P M^T + Q; then with S = H P H^T + R and K = P H^T S^-1, m <- m + K (y - H m) and
@@ -196,7 +196,7 @@ class LinearGaussian(Dynamics):
         """
         return self._pass(observations)[0]
 
-    def smoother(self, observations: Seen) -> Smoothed:
+    def smoother(self, observations: ObservationSequence) -> Smoothed:
         """The exact p(x_k | all y), which is that of Rauch, Tung & Striebel.
 
         Computed without the inverse of a forecast covariance, which a system without noise does not have:
@@ -234,7 +234,7 @@ class LinearGaussian(Dynamics):
                 slope, weight = slope @ transition, _symmetric(transition.mT @ weight @ transition)
         return Smoothed(torch.stack(means[::-1], -2), torch.stack(covs[::-1], -3))
 
-    def _pass(self, observations: Seen) -> tuple[Filtered, list[_Update | None]]:
+    def _pass(self, observations: ObservationSequence) -> tuple[Filtered, list[_Update | None]]:
         """The way forward."""
         seen = [observations.step(k) for k in range(observations.steps)]
         shapes = [tuple(getattr(observations, "batch", ()))]  # replicates are there even if nothing was seen

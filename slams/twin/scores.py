@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slams.assimilation.filter import Belief
+from slams.assimilation.filter import FilterState
 from slams.core.renamed import RENAMED
 from slams.evaluation.metrics import metrics_of
 
@@ -54,17 +54,17 @@ class TwinScores:
         self._counted = self._calls.model
         self._clock = time.process_time()
 
-    def __call__(self, k: int, belief: Belief) -> dict[str, Tensor]:
+    def __call__(self, k: int, state: FilterState) -> dict[str, Tensor]:
         """The numbers of step k."""
         spent = time.process_time() - self._clock
         called, self._counted = self._calls.model - self._counted, self._calls.model
-        mean, variance = belief.moments()
-        numbers = self._moments(k, mean, variance, belief.x.shape[-1 - self._event])
+        mean, variance = state.moments()
+        numbers = self._moments(k, mean, variance, state.x.shape[-1 - self._event])
         numbers |= wrong_sign(mean, self._truth[k])
         share = torch.full_like(numbers["variance"], 1 / max(numbers["variance"].numel(), 1))
         numbers |= {"model_calls": called * share, "cpu_seconds": spent * share}
         if self._detail:
-            numbers |= self._compare(k, belief.members())
+            numbers |= self._compare(k, state.members())
         self._clock = time.process_time()
         return numbers
 

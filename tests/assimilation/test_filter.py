@@ -188,7 +188,7 @@ def test_ensemble_without_a_sound_member_starts_anew_and_counts_as_lost(twin):
     method.which = slice(None)
     post = method.assimilate(twin.observations, 6, rng=generator())
     assert torch.isfinite(post.samples).all()
-    assert post.diagnostics["lost"][1, 4] == 1
+    assert post.diagnostics["diverged"][1, 4] == 1
 
 
 def lorenz_track(forcing: float, inflation: float, rng) -> torch.Tensor:
@@ -201,7 +201,7 @@ def lorenz_track(forcing: float, inflation: float, rng) -> torch.Tensor:
     return (
         ETKF(model, inflation=inflation, rotate=True)
         .assimilate(observations, 20, x0=x0, keep="scores", rng=rng)
-        .diagnostics["lost"]
+        .diagnostics["diverged"]
     )
 
 

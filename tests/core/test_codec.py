@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from slams.core.codec import Identity, SeasonalStandardize
+from slams.core.codec import IdentityCodec, SeasonalStandardize
 
 DAYS, SHAPE = 400, (2, 3, 4)
 
@@ -99,4 +99,4 @@ def test_statistics_travel_with_the_weights(rng):
 
 def test_identity_is_the_identity(rng):
     x = torch.randn(3, generator=rng)
-    assert torch.equal(Identity().decode(Identity().encode(x)), x)
+    assert torch.equal(IdentityCodec().decode(IdentityCodec().encode(x)), x)

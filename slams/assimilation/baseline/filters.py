@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.ensemble.kalman import Departures
-from slams.assimilation.filter import Filter, FilterKeywords, Memory
+from slams.assimilation.filter import Filter, Memory
+from slams.assimilation.keywords import FilterKeywords
 from slams.assimilation.variational.linearized import (
     GaussianFilter,
     as_matrix,

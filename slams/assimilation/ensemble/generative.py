@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.ensemble.local import LocalizationKeywords
-from slams.assimilation.ensemble.pseudo import Generator, Told
+from slams.assimilation.ensemble.pseudo import Generator, ObservationConditioned
 from slams.assimilation.filter import Memory
 from slams.core.random import Rng
 from slams.observation.observation import Observation
@@ -21,7 +21,7 @@ from slams.systems.base import Dynamics
 _SETTLED = 10  # analyses before an estimate of the model's error is believed
 
 
-class GenerativeEnKF(Told):
+class GenerativeEnKF(ObservationConditioned):
     """LETKF with a pseudo-ensemble as its second opinion and as a measure of the model's error.
 
     Beside its members x_i the filter carries pseudo-members g_j, drawn after each analysis from p(g | y_k, y_{k-1}, ...)
@@ -57,7 +57,7 @@ class GenerativeEnKF(Told):
         dynamics: The model, of states (d).
         generator: Draws members given observations of single sites, with the errors that it was trained with.
         draws: Pseudo-members.
-        window: See `Told`.
+        window: See `ObservationConditioned`.
         trust: Weight of the pseudo-members' forecast over what their variance says; 0 for none.
         horizon: Analyses over which u is averaged; 0 for none.
         gain: Factor on u.
@@ -116,7 +116,9 @@ class GenerativeEnKF(Told):
         if not self.asks:
             return x
         memory.carry["pseudo"] = x[..., torch.arange(self.draws, device=x.device) % x.shape[-2], :].clone()
-        memory.carry["told"] = torch.zeros_like(x[..., 0, 0])  # 1 where the pseudo-members come from draws
+        memory.carry["conditioned"] = torch.zeros_like(
+            x[..., 0, 0]
+        )  # 1 where the pseudo-members come from draws
         return super().start(x, memory)
 
     def forecast(self, x: Tensor, memory: Memory, *, rng: Rng = None) -> Tensor:
@@ -134,7 +136,7 @@ class GenerativeEnKF(Told):
         x, pseudo = both[..., :size, :], both[..., size:, :]
         sound = (pseudo.abs() < self.bound).all(-1).all(-1)
         carry["pseudo"] = torch.where(sound[..., None, None], pseudo, carry["pseudo"])
-        carry["told"] = carry["told"] * sound
+        carry["conditioned"] = carry["conditioned"] * sound
         self._shift(memory)
         return x
 
@@ -147,7 +149,7 @@ class GenerativeEnKF(Told):
             self.start(forecast, memory)
         merged = forecast
         if self.trust:
-            trust = self.trust * memory.carry["told"]
+            trust = self.trust * memory.carry["conditioned"]
             merged, memory.diagnostics["trusted"] = merge(forecast, memory.carry["pseudo"], trust)
         analysis = super().analyse(merged, observation, rng=rng, memory=memory)
         seen = observation.seen.any(-1).expand(forecast.shape[:-2])
@@ -173,11 +175,11 @@ class GenerativeEnKF(Told):
         fresh = sound & seen
         if self.horizon:
             missed = (members - carry["pseudo"]).mean(-2) / carry["age"].clamp(min=1).unsqueeze(-1)
-            known = fresh & (carry["told"] > 0) & (carry["age"] > 0)
+            known = fresh & (carry["conditioned"] > 0) & (carry["age"] > 0)
             sample = missed + self._error(memory)
             Mean.get("draws", memory).told(sample, known, self.horizon).put("draws", memory)
         carry["pseudo"] = torch.where(fresh[..., None, None], members, carry["pseudo"])
-        carry["told"] = torch.maximum(carry["told"], fresh.to(analysis))
+        carry["conditioned"] = torch.maximum(carry["conditioned"], fresh.to(analysis))
 
     def _error(self, memory: Memory) -> Tensor:
         """The model's error in one step as it is believed, (*B, d)."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slams.assimilation.filter import FilterKeywords, Memory
+from slams.assimilation.filter import Memory
+from slams.assimilation.keywords import FilterKeywords
 from slams.core.random import Rng, normal
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.ensemble.inflation import Inflation, random_rotation, reflect, uniform_orthogonal
-from slams.assimilation.filter import Filter, FilterKeywords, Memory
+from slams.assimilation.filter import Filter, Memory
+from slams.assimilation.keywords import FilterKeywords
 from slams.core.random import Rng, generator, normal
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics

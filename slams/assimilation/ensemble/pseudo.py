@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.ensemble.local import LETKF, LocalizationKeywords, Near
-from slams.assimilation.filter import Failure, Memory
+from slams.assimilation.filter import Memory
+from slams.assimilation.keywords import Failure
 from slams.core.random import Rng
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -27,7 +28,7 @@ class Generator(Protocol):
         """Members (*B, N, d) given values (*B, m, d), newest first, where `seen`; x may be passed over."""
 
 
-class Told(LETKF):
+class ObservationConditioned(LETKF):
     """What filters with a generator share: the window of past observations, and draws that are checked.
 
     Args:
@@ -124,7 +125,7 @@ class Told(LETKF):
         return members, sound
 
 
-class PseudoEnKF(Told):
+class PseudoEnKF(ObservationConditioned):
     """One forecast, corrected by the analysis of a pseudo-ensemble: the published form, done right.
 
     At every analysis the generator draws members from the observations before the newest, which are the prior of a LETKF
@@ -141,7 +142,7 @@ class PseudoEnKF(Told):
         dynamics: The model, of states (d).
         generator: See `GenerativeEnKF`.
         draws: Members of the pseudo-ensemble.
-        window: See `Told`.
+        window: See `ObservationConditioned`.
         blend: Share of the analysis, in (0, 1].
         localization: See `LocalizationKeywords`.
         radius: See `LocalizationKeywords`.
@@ -190,7 +191,7 @@ class PseudoEnKF(Told):
         if not inflation > 0:
             raise ValueError(f"inflation must be positive, got {inflation}; 1 inflates nothing.")
         self.blend = blend
-        self.stretch = inflation
+        self.anomaly_factor = inflation
 
     def forecast(self, x: Tensor, memory: Memory, *, rng: Rng = None) -> Tensor:
         """See `Filter.forecast`."""
@@ -209,7 +210,7 @@ class PseudoEnKF(Told):
         seen = self._note(observation, memory)
         members, sound = self._drawn(forecast, memory, rng, newest=False)
         members = torch.where(sound[..., None, None], members, 0.0)
-        members = members.mean(-2, keepdim=True).lerp(members, self.stretch)
+        members = members.mean(-2, keepdim=True).lerp(members, self.anomaly_factor)
         # its innovation is that of the pseudo-ensemble: the forecasts have no spread of their own
         analysed = super().analyse(members, observation, rng=rng, memory=memory)
         innovation = memory.diagnostics["innovation"]

@@ -13,7 +13,8 @@ from slams.assimilation.ensemble.kalman import (
     perturbed_update,
     square_root_update,
 )
-from slams.assimilation.filter import Filter, FilterKeywords, Memory
+from slams.assimilation.filter import Filter, Memory
+from slams.assimilation.keywords import FilterKeywords
 from slams.core.random import Rng, generator
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics

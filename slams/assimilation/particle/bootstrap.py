@@ -10,7 +10,8 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from slams.assimilation.filter import Filter, FilterKeywords, Memory
+from slams.assimilation.filter import Filter, Memory
+from slams.assimilation.keywords import FilterKeywords
 from slams.assimilation.variational.linearized import chi2, deterministic, whitened_residual
 from slams.core.random import Rng, generator, normal, uniform
 from slams.observation.observation import Observation

@@ -30,7 +30,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Score:
+class FittedScore:
     """What an estimate says of a forecast.
 
     Attributes:
@@ -57,7 +57,7 @@ class EnsembleScore(Protocol):
     def draws(self) -> bool:
         """Whether members are draws of p, so that those of p p(y | x)^beta come from weighting them."""
 
-    def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> Score:
+    def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> FittedScore:
         """Estimate from members.
 
         Args:
@@ -99,7 +99,7 @@ class KernelScore:
                 f"the kernel's width must be positive, and below 1 if kernels shrink; got {self.width}. None chooses it."
             )
 
-    def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> Score:
+    def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> FittedScore:
         """See `EnsembleScore.fit`; diagnostic "kernel", b."""
         b = self._width(z)
         # kernels that do not shrink widen the mixture beyond N(0, 1)
@@ -118,7 +118,7 @@ class KernelScore:
             density = (most + total.log()).squeeze(-1) - 0.5 * (factor * x.square()).sum(-1)
             return density, factor * ((shares @ points) / total - x)
 
-        return Score(lambda x: both(x)[1], lambda x: both(x)[0], both, diagnostics={"kernel": b})
+        return FittedScore(lambda x: both(x)[1], lambda x: both(x)[0], both, diagnostics={"kernel": b})
 
     def _width(self, z: Tensor) -> Tensor:
         """b, (*B)."""
@@ -128,13 +128,13 @@ class KernelScore:
         return widths[leave_one_out(z, widths).argmax(-1)]
 
 
-def _gaussian(b: Tensor) -> Score:
+def _gaussian(b: Tensor) -> FittedScore:
     """N(0, 1) in working coordinates."""
 
     def density(x: Tensor) -> Tensor:
         return -0.5 * x.square().sum(-1)
 
-    return Score(torch.neg, density, lambda x: (density(x), -x), diagnostics={"kernel": b})
+    return FittedScore(torch.neg, density, lambda x: (density(x), -x), diagnostics={"kernel": b})
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,10 @@ class GivenScore:
     log_prob: Callable[[Tensor], Tensor] | None = None
     draws: bool = True
 
-    def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> Score:
+    def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> FittedScore:
         """See `EnsembleScore.fit`."""
         density = self.log_prob
-        return Score(
+        return FittedScore(
             lambda x: self.of(frame.state(x)) @ frame.W.mT,
             None if density is None else lambda x: density(frame.state(x)),
         )
@@ -166,9 +166,9 @@ class NoScore:
 
     draws = False
 
-    def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> Score:
+    def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> FittedScore:
         """See `EnsembleScore.fit`."""
-        return Score(torch.zeros_like, lambda x: torch.zeros_like(x[..., 0]), precision=0.0)
+        return FittedScore(torch.zeros_like, lambda x: torch.zeros_like(x[..., 0]), precision=0.0)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class NetworkScore:
         ):
             raise ValueError(f"needs a positive noise and rate, and counts of at least 1, got {self}.")
 
-    def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> Score:
+    def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> FittedScore:
         """See `EnsembleScore.fit`.
 
         Diagnostics: "training_loss", in units of that of f = 0, "trained", 0 or 1, and "network_calls", inputs passed
@@ -241,7 +241,7 @@ class NetworkScore:
             calls.add_(z.shape[-2])
             return self._score(kept, z @ turn) @ turn.mT
 
-        return Score(score, ready=sound, diagnostics=diagnostics)
+        return FittedScore(score, ready=sound, diagnostics=diagnostics)
 
     def _shapes(self, size: int) -> dict[str, tuple[int, int]]:
         """Rows and columns of each weight; biases have one row."""

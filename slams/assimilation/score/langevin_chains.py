@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slams.assimilation.score.ensemble_score import Frame, Score
+from slams.assimilation.score.ensemble_score import FittedScore, Frame
 from slams.assimilation.score.likelihood import Likelihood
 from slams.core.random import Rng, normal, uniform
 
@@ -66,7 +66,7 @@ class Tempering:
             raise ValueError(f"needs spread in (0, 1), counts of at least 1 and a positive step, got {self}.")
 
     def run(
-        self, x: Tensor, target: "Target", carry: dict[str, Tensor], rng: Rng
+        self, x: Tensor, target: "ChainTarget", carry: dict[str, Tensor], rng: Rng
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Members (*B, N, r) to draws of the posterior, and diagnostics (*B)."""
         beta, h = torch.zeros_like(x[..., 0, 0]), carry.get("step", torch.full_like(x[..., 0, 0], self.step))
@@ -176,7 +176,7 @@ class Ridge:
     clip: float = 10.0
 
     def run(
-        self, x: Tensor, target: "Target", carry: dict[str, Tensor], rng: Rng
+        self, x: Tensor, target: "ChainTarget", carry: dict[str, Tensor], rng: Rng
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Tempering.run`; works in the span of the ensemble."""
         frame, h = target.frame, self.step
@@ -200,7 +200,7 @@ class Ridge:
 
 
 @dataclass(frozen=True)
-class Target:
+class ChainTarget:
     """Prior, likelihood and the curvature of the Gaussian posterior, in working coordinates.
 
     Attributes:
@@ -211,7 +211,7 @@ class Target:
         draws: Whether members are draws of the prior.
     """
 
-    prior: Score
+    prior: FittedScore
     likelihood: "FrameLikelihood"
     frame: Frame
     slopes: Tensor

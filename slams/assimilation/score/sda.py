@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slams.assimilation.base import Assimilator, Posterior, check_observations
+from slams.assimilation.base import Assimilator, Posterior
+from slams.assimilation.checks import check_observations
 from slams.core.random import Rng, generator, normal, settled
 from slams.core.renamed import old_keywords
 from slams.diffusion.denoiser import Denoiser

@@ -12,7 +12,7 @@ from slams.assimilation.filter import Memory
 from slams.assimilation.score.ensemble_mixture import coordinates
 from slams.assimilation.score.ensemble_score import EnsembleScore, Frame, KernelScore, NetworkScore, NoScore
 from slams.assimilation.score.ensf import refuse_collapsed
-from slams.assimilation.score.langevin_chains import FrameLikelihood, Ridge, Target, Tempering
+from slams.assimilation.score.langevin_chains import ChainTarget, FrameLikelihood, Ridge, Tempering
 from slams.assimilation.score.likelihood import Likelihood
 from slams.core.random import Rng
 from slams.observation.observation import Observation
@@ -107,7 +107,7 @@ class SSLS(EnsembleKalman):
         likelihood = FrameLikelihood(
             Likelihood(observation, self.dynamics.state_shape, frame.mean, unit), frame
         )
-        target = Target(prior, likelihood, frame, slopes, self.score.draws)
+        target = ChainTarget(prior, likelihood, frame, slopes, self.score.draws)
         after, diagnostics = self.chain.run(z, target, memory.carry, rng)
         memory.diagnostics |= diagnostics | prior.diagnostics
         moved = torch.ones_like(z[..., 0, 0], dtype=torch.bool) if prior.ready is None else prior.ready

@@ -6,7 +6,8 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from slams.assimilation.filter import FilterKeywords, Memory
+from slams.assimilation.filter import Memory
+from slams.assimilation.keywords import FilterKeywords
 from slams.assimilation.variational.linearized import (
     GaussianFilter,
     as_matrix,

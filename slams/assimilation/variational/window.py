@@ -20,7 +20,7 @@ from slams.systems.base import Dynamics
 
 
 @dataclass(frozen=True)
-class Window:
+class FittedWindow:
     """The smoothed states of one window.
 
     Attributes:
@@ -108,7 +108,7 @@ class WindowProblem:
         """J, (*B, M, K) -> (*B, M)."""
         return cost(control, self.residual(control))
 
-    def solve(self, *, iterations: int = 10, solver: Solver = "auto", spread: bool = True) -> Window:
+    def solve(self, *, iterations: int = 10, solver: Solver = "auto", spread: bool = True) -> FittedWindow:
         """Minimise J; see `gauss_newton`.
 
         Args:
@@ -122,7 +122,7 @@ class WindowProblem:
         minimum = gauss_newton(self.residual, self.origin(), iterations=iterations, solver=solver)
         states = torch.cat(self.trajectory(minimum.control.unsqueeze(-2)), -1 - self.event)
         covariance = self._covariance(minimum.control) if spread else None
-        return Window(states, covariance, minimum.cost)
+        return FittedWindow(states, covariance, minimum.cost)
 
     def _covariance(self, control: Tensor) -> Tensor:
         """P_k = D_k (I + G^T G)^-1 D_k^T with D_k = dx_k/dc, (*B, L, d, d)."""
@@ -148,7 +148,7 @@ def weak_constraint(
     iterations: int = 10,
     solver: Solver = "auto",
     spread: bool = True,
-) -> Window:
+) -> FittedWindow:
     """4D-Var over one window, which all observations fill: the smoother's mean on linear models.
 
     Args:

@@ -41,9 +41,9 @@ class Guidance:
             members: Whether samples are (*B, N, [L,] *S), with members behind the axes of the observations' batch,
                 instead of (N, *B, [L,] *S).
         """
-        return Guided(self, prior, observations, members=members)
+        return GuidedDenoiser(self, prior, observations, members=members)
 
-    def pull(self, guided: "Guided", x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def pull(self, guided: "GuidedDenoiser", x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The prior's mean, and what the observations add to it.
 
         Args:
@@ -57,7 +57,7 @@ class Guidance:
         raise NotImplementedError(f"{type(self).__name__} states neither `pull` nor `__call__`.")
 
 
-class Guided(Denoiser):
+class GuidedDenoiser(Denoiser):
     """E[x | x_t, y] of a prior and observations, joined by a guidance.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from slams.diffusion.guidance.base import Guidance, Guided
+from slams.diffusion.guidance.base import Guidance, GuidedDenoiser
 from slams.diffusion.guidance.krylov import conjugate_gradients
 
 
@@ -99,7 +99,7 @@ class CovarianceMatching(Guidance):
     def _form(self) -> EventCovariance:
         return DenseCovariance(self.covariance) if isinstance(self.covariance, Tensor) else self.covariance
 
-    def pull(self, guided: Guided, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def pull(self, guided: GuidedDenoiser, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """See `Guidance.pull`."""
         alpha, sigma = guided.schedule(t)
         with torch.no_grad():

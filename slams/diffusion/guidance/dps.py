@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slams.diffusion.guidance.base import Guidance, Guided
+from slams.diffusion.guidance.base import Guidance, GuidedDenoiser
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class PosteriorSampling(Guidance):
         if self.zeta <= 0:
             raise ValueError(f"zeta must be positive, got {self.zeta}.")
 
-    def pull(self, guided: Guided, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def pull(self, guided: GuidedDenoiser, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """See `Guidance.pull`."""
         alpha, sigma = guided.schedule(t)
         with torch.enable_grad():

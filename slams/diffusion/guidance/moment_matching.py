@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slams.diffusion.denoiser import Denoiser
-from slams.diffusion.guidance.base import Guidance, Guided
+from slams.diffusion.guidance.base import Guidance, GuidedDenoiser
 from slams.diffusion.guidance.evidence import Linearized
 from slams.diffusion.guidance.krylov import Product, conjugate_gradients, gmres
 from slams.observation.observation import Observation, Observations
@@ -26,7 +26,7 @@ class Matched(Guidance):
     is an empty row. Any operators and errors will do.
     """
 
-    def pull(self, guided: Guided, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def pull(self, guided: GuidedDenoiser, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """See `Guidance.pull`."""
         alpha, sigma = guided.schedule(t)
         with torch.enable_grad():
@@ -42,7 +42,9 @@ class Matched(Guidance):
             return mean.detach(), covariance_product(local.vjp(solved))
 
     @abc.abstractmethod
-    def solve(self, local: Linearized, covariance_product: Product, guided: Guided, t: Tensor) -> Tensor:
+    def solve(
+        self, local: Linearized, covariance_product: Product, guided: GuidedDenoiser, t: Tensor
+    ) -> Tensor:
         """(G V G^T + 1)^-1 of the whitened innovation, or what stands for it, (*B, n).
 
         Args:
@@ -81,7 +83,9 @@ class MomentMatching(Matched):
                 f"{self.tolerance} and {self.solver!r}."
             )
 
-    def solve(self, local: Linearized, covariance_product: Product, guided: Guided, t: Tensor) -> Tensor:
+    def solve(
+        self, local: Linearized, covariance_product: Product, guided: GuidedDenoiser, t: Tensor
+    ) -> Tensor:
         """See `Matched.solve`."""
 
         def product(u: Tensor) -> Tensor:
@@ -106,11 +110,13 @@ class DiagonalMatching(Matched):
         self, prior: Denoiser, observations: Observations | Observation, *, members: bool = False
     ) -> Denoiser:
         """See `Guidance.__call__`."""
-        guided = Guided(self, prior, observations, members=members)
+        guided = GuidedDenoiser(self, prior, observations, members=members)
         _ = guided.evidence.std  # refuses correlated errors here rather than in sampling
         return guided
 
-    def solve(self, local: Linearized, covariance_product: Product, guided: Guided, t: Tensor) -> Tensor:
+    def solve(
+        self, local: Linearized, covariance_product: Product, guided: GuidedDenoiser, t: Tensor
+    ) -> Tensor:
         """See `Matched.solve`; rows are summed in the units of the values, not in whitened ones."""
         std = guided.evidence.std.expand_as(local.innovation)
         sums = local.jvp(covariance_product(local.vjp(std))) / std
@@ -144,7 +150,9 @@ class PseudoInverse(Matched):
         if self.variance <= 0:
             raise ValueError(f"the variance of the data must be positive, got {self.variance}.")
 
-    def solve(self, local: Linearized, covariance_product: Product, guided: Guided, t: Tensor) -> Tensor:
+    def solve(
+        self, local: Linearized, covariance_product: Product, guided: GuidedDenoiser, t: Tensor
+    ) -> Tensor:
         """See `Matched.solve`."""
         alpha, sigma = guided.schedule(t)
         width = self.variance * sigma**2 / (alpha**2 * self.variance + sigma**2)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slams.core.covariance import Diagonal
 from slams.diffusion.denoiser import Denoiser, WindowGaussian
-from slams.diffusion.guidance.base import Guidance, Guided
+from slams.diffusion.guidance.base import Guidance, GuidedDenoiser
 from slams.diffusion.trajectory import MarkovBlanket
 from slams.observation.observation import Observation, Observations
 
@@ -220,7 +220,7 @@ class GaussianGuidance(Guidance):
         if not isinstance(observations, Observations) or members:
             raise TypeError("GaussianGuidance takes Observations along windows, with members in front.")
         self._widths(observations)
-        return Guided(self, prior, observations)
+        return GuidedDenoiser(self, prior, observations)
 
     def _widths(self, observations: Observations) -> dict[str, float | Tensor]:
         given = self.gamma if isinstance(self.gamma, Mapping) else dict.fromkeys(observations, self.gamma)
@@ -229,7 +229,7 @@ class GaussianGuidance(Guidance):
             raise ValueError(f"gamma is for {sorted(widths)}, but {sorted(observations)} were observed.")
         return widths
 
-    def pull(self, guided: Guided, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def pull(self, guided: GuidedDenoiser, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """See `Guidance.pull`."""
         assert isinstance(guided.observations, Observations)
         alpha, sigma = guided.schedule(t)

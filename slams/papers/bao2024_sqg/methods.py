@@ -14,7 +14,7 @@ from torch import Tensor
 from slams import assimilation
 from slams.assimilation.base import Posterior
 from slams.assimilation.baseline.filters import FreeRun
-from slams.assimilation.filter import Belief, Filter, Memory
+from slams.assimilation.filter import Filter, FilterState, Memory
 from slams.core.geometry.torus import energy_spectrum
 from slams.core.random import Rng, fork, normal
 from slams.core.renamed import renamed
@@ -162,10 +162,10 @@ class LidScores(TwinScores):
         super().__init__(problem.truth, event=3, calls=calls)
         self._system = problem.system
 
-    def __call__(self, k: int, belief: Belief) -> dict[str, Tensor]:
+    def __call__(self, k: int, state: FilterState) -> dict[str, Tensor]:
         """The numbers of step k."""
-        numbers = super().__call__(k, belief)
-        y, members = self._truth[k], belief.members()
+        numbers = super().__call__(k, state)
+        y, members = self._truth[k], state.members()
         mean, size = members.mean(-4), members.shape[-4]
         ahead = members.movedim(-4, 0)
         fields = {

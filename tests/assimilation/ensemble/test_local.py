@@ -6,7 +6,7 @@ import torch
 from slams.assimilation.ensemble.inflation import random_rotation
 from slams.assimilation.ensemble.kalman import ETKF
 from slams.assimilation.ensemble.local import EAKF, LETKF, Domains, Reach, local_update, serial_update
-from slams.assimilation.filter import settings_of
+from slams.assimilation.keywords import settings_of
 from slams.assimilation.score.ensf import EnSF
 from slams.core.covariance import Dense, Diagonal
 from slams.core.geometry.localization import Localization, half_width

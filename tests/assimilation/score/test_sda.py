@@ -7,7 +7,7 @@ from torch import nn
 from slams.assimilation.baseline.gaussian import ClosedFormGaussian
 from slams.assimilation.score.latent import Latent
 from slams.assimilation.score.sda import SDA
-from slams.core.codec import Identity
+from slams.core.codec import IdentityCodec
 from slams.core.covariance import Dense, Diagonal
 from slams.diffusion.denoiser import WindowGaussian
 from slams.diffusion.guidance.sda import (
@@ -112,7 +112,7 @@ def test_a_day_is_told_of_a_trajectory_only_as_far_as_it_correlates(rng):
 
 
 def test_latent_with_identities_is_the_bare_method(rng):
-    problem, same = Problem(rng), Identity()
+    problem, same = Problem(rng), IdentityCodec()
     wrapped = Latent(problem.sda(), dict.fromkeys(problem.g, same.decode), same.decode)
     found, bare = (
         method.assimilate(problem.one(0), 5, rng=torch.Generator().manual_seed(3)).samples

@@ -100,7 +100,7 @@ def test_innovations_of_a_calibrated_filter_have_unit_variance(linear, rng):
     posterior = EKF(linear).assimilate(observations, 1, x0=x0, keep="scores")
     mean = posterior.diagnostics["innovation"].mean()
     assert abs(mean - 1) <= 6 * (2 / (64 * 41 * 2)) ** 0.5 * 2**0.5  # sqrt(2): the two values correlate
-    assert not posterior.diagnostics["lost"][:, -1].any()
+    assert not posterior.diagnostics["diverged"][:, -1].any()
 
 
 def test_a_first_covariance_that_cannot_be_known_is_refused(rng):

@@ -1,0 +1,77 @@
+"""FunctionModel: any function of states as a model."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slams.core.geometry.places import Geometry
+from slams.core.random import Rng, generator
+from slams.systems.base import Dynamics
+
+
+class FunctionModel(Dynamics):
+    """x_{k+1} = f(x_k) for a function f of the user's.
+
+    Args:
+        step: f: (*B, *S) -> (*B, *S), or a function of one state (*S) if not `batched`. It is given a generator if it has
+            a keyword `rng`.
+        state_shape: *S.
+        dt: Model time between two states.
+        initial: States (n, *S) from which first ones are drawn, or a function of `*shape` and `rng` that draws
+            (*shape, *S); without it pass `x0=` to `assimilate`.
+        numpy: Whether f takes and returns NumPy arrays, through which no gradients pass.
+        batched: Whether f takes leading axes.
+        geometry: Where the variables are, for a localization radius.
+
+    >>> decay = FunctionModel(lambda x: 0.9 * x, (2,), initial=torch.ones(1, 2))
+    >>> decay(decay.initial(3, rng=0))[0]
+    tensor([0.9000, 0.9000])
+    """
+
+    def __init__(
+        self,
+        step: Callable[..., Any],
+        state_shape: Sequence[int],
+        dt: float = 1.0,
+        *,
+        initial: Tensor | Callable[..., Tensor] | None = None,
+        numpy: bool = False,
+        batched: bool = True,
+        geometry: Geometry | None = None,
+    ) -> None:
+        super().__init__()
+        self.step, self.state_shape, self.dt = step, tuple(state_shape), float(dt)
+        self.numpy, self.batched, self.geometry = numpy, batched, geometry
+        self._initial = initial
+        self._draws = "rng" in inspect.signature(step).parameters
+
+    def initial(self, *shape: int, rng: Rng = None) -> Tensor:
+        """See `Dynamics.initial`.
+
+        Raises:
+            ValueError: If the model has no start.
+        """
+        source = generator(rng, "initial")
+        if self._initial is None:
+            raise ValueError(
+                "this model does not state where it starts; pass initial= to FunctionModel, or x0= to assimilate."
+            )
+        if not isinstance(self._initial, Tensor):
+            return self._initial(*shape, rng=source)
+        index = torch.randint(len(self._initial), shape, generator=source, device=source.device)
+        return self._initial[index.to(self._initial.device)]
+
+    def forward(self, x: Tensor, *, rng: Rng = None) -> Tensor:
+        """See `Dynamics.forward`."""
+        settings = {"rng": generator(rng, "model noise")} if self._draws else {}
+        given = x.detach().cpu().numpy().copy() if self.numpy else x
+        if self.batched:
+            after = self.step(given, **settings)
+        else:
+            flat = given.reshape(-1, *self.state_shape)
+            rows = [torch.as_tensor(self.step(state, **settings)) for state in flat]
+            after = torch.stack(rows).reshape(x.shape)
+        return torch.as_tensor(after, dtype=x.dtype, device=x.device) if self.numpy else after
