@@ -211,7 +211,7 @@ def main() -> None:
 
 def accurate(steps: int) -> Sampler:
     """Second order, steps even in log SNR up to where the posterior is resolved."""
-    return Sampler(steps, order=2, grid="snr", ends=(2e-3, 300.0))
+    return Sampler(steps, order=2, time_grid="snr", ends=(2e-3, 300.0))
 
 
 if __name__ == "__main__":

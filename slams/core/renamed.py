@@ -7,6 +7,12 @@ from typing import Any, ParamSpec, TypeVar
 
 # Where a name is used -> old name -> new name. The one table of all renamed keywords, keys and columns.
 RENAMED: dict[str, dict[str, str]] = {
+    "sampler setting": {
+        "grid": "time_grid",
+        "stir": "noise_averaging",
+        "stirred": "averaging_range",
+        "stretch": "max_step_ratio",
+    },
     "method setting": {"size": "members"},
     "setting of a study": {
         "grid": "size",

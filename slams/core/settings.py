@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from slams.core.renamed import renamed
+
 _SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
@@ -130,6 +132,7 @@ def build(cls: type, tree: Any, where: str = "", *, kind: str = "key") -> Any:
     """
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where[:-1] or 'the tree'} holds settings of its own, got {tree!r}.")
+    tree = renamed(cls.RENAMED, tree) if hasattr(cls, "RENAMED") else tree
     kinds = typing.get_type_hints(cls)
     fields = [field for field in dataclasses.fields(cls) if field.init]
     known_settings(tree, [field.name for field in fields], where, kind=kind)

@@ -75,7 +75,7 @@ class PseudoEnsemble:
         self.depth = depth
         self.mode = mode
         self.source = source
-        self.sampler = Sampler(steps, eta, order=2, grid="snr", ends=(0.1, 60.0), stretch=1.0)
+        self.sampler = Sampler(steps, eta, order=2, time_grid="snr", ends=(0.1, 60.0), max_step_ratio=1.0)
 
     @property
     def evaluations(self) -> int:

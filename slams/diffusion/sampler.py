@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from slams.core.random import Rng, normal
+from slams.core.renamed import old_keywords
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.schedule import Schedule
 
@@ -27,9 +28,9 @@ class Sampler:
     lambda = log(alpha / sigma): order 2 extrapolates it from this and the last evaluation, m + (m - m') / (2 r), r the
     ratio of the last to this step; order 3 integrates the parabola through the last three against exp(lambda). Heun's
     method asks twice a step and averages eps (order 2 without a memory); the exponential one lets the mean vary along a
-    line in lambda instead, which does not overshoot where a step is long, as the first one of the grid "snr" is.
+    line in lambda instead, which does not overshoot where a step is long, as the first one of the time grid "snr" is.
 
-    With `stir` = d, the evaluation of a step that ends within the ratios `stirred` also makes a Langevin step, for free:
+    With `noise_averaging` = d, the evaluation of a step that ends within `averaging_range` also makes a Langevin step:
 
         x_s = alpha_s m + (1 - d) sigma_s eps + sqrt(d / 2) sigma_s (w + w'),
 
@@ -38,8 +39,8 @@ class Sampler:
     noise they have reached, whatever it did wrong at higher noise. Steps beyond are of the given order: where noise is
     less than the narrowest direction, nothing would mend what order 1 takes from its width. With the exact denoiser of
     a random walk as noisy and as long as SDA's Lorenz-63 (192 increments), log p of draws is 15 nats too low after 64
-    steps with four corrections of tau = 0.25, 5 too high after 96 steps of order 1, stirred or not, and 0.8 too high
-    after 96 stirred up to a ratio of 150.
+    steps with four corrections of tau = 0.25, 5 too high after 96 steps of order 1 with or without averaged
+    noise, and 0.8 too high after 96 with it up to a ratio of 150.
 
     Attributes:
         steps: Number of steps on the way from t = 1 to 0.
@@ -47,22 +48,23 @@ class Sampler:
         corrections: Langevin corrections after each step, of size tau / mean(eps^2) of each sample. They add noise of
             their own: on white noise the variance tends to 1 + tau / 2.
         tau: Size of a correction relative to the score.
-        stir: d in [0, 1]; goes with no other noise that order or method forbid.
-        stirred: alpha / sigma between which steps are stirred.
+        noise_averaging: d in [0, 1]; goes with no other noise that order or method forbid.
+        averaging_range: alpha / sigma between which steps average noise.
         order: 1, 2 or 3.
-        grid: Times evenly spaced in "time" (the published choice), or in log("snr") between the ratios `ends`, where
+        time_grid: Times evenly spaced in "time" (the published choice), or in log("snr") between the ratios `ends`, where
             the narrow directions of a posterior are resolved: of a posterior 0.1 wide, 24 steps of the first kind keep
             69 % of the width, 24 of the second with order 2 keep 105 %.
-        ends: alpha / sigma between which the grid "snr" is even, cut to what the schedule has; a posterior of width w
-            needs the second well above 1 / w.
+        ends: alpha / sigma between which the time grid "snr" is even, cut to what the schedule has; a posterior of width
+            w needs the second well above 1 / w.
         method: "multistep", or two evaluations a step: "heun" or "exponential" (order 2).
-        stretch: How many times the length of the last step order 2 carries its line on. On the grid "snr" the jump to
-            t = 0 is many times as long as the steps before, and would magnify the noise of the last one.
+        max_step_ratio: How many times the length of the last step order 2 carries its line on. On the time grid
+            "snr" the jump to t = 0 is many times as long as the steps before, and would magnify the noise of the last.
         batch: Number of leading axes that count samples: sizes of corrections are one for each entry of them.
 
     Raises:
-        ValueError: If `steps` is below 1, `stir` not in [0, 1], the order, the grid or the method unknown, or a higher
-            order is asked for with noise that it does not go with: all but eta with the multistep method of order 2.
+        ValueError: If `steps` is below 1, `noise_averaging` not in [0, 1], the order, the time grid or the method
+            unknown, or a higher order is asked for with noise that it does not go with: all but eta with the multistep
+            method of order 2.
 
     Source:
         Song et al. (2021), arXiv:2010.02502, eq. 12 and 16; orders 2 and 3 after Lu et al. (2022), arXiv:2211.01095,
@@ -72,25 +74,27 @@ class Sampler:
         doi:10.1093/amrx/abs010, eq. 1.6.
     """
 
+    RENAMED: ClassVar = "sampler setting"
+
     steps: int = 64
     eta: float = 0.0
     corrections: int = 0
     tau: float = 0.5
-    stir: float = 0.0
-    stirred: tuple[float, float] = (0.0, math.inf)
+    noise_averaging: float = 0.0
+    averaging_range: tuple[float, float] = (0.0, math.inf)
     order: int = 1
-    grid: Literal["time", "snr"] = "time"
+    time_grid: Literal["time", "snr"] = "time"
     ends: tuple[float, float] = (0.05, 60.0)
     method: Literal["multistep", "heun", "exponential"] = "multistep"
-    stretch: float = math.inf
+    max_step_ratio: float = math.inf
     batch: int = 1
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}.")
-        if self.order not in (1, 2, 3) or self.grid not in ("time", "snr"):
+        if self.order not in (1, 2, 3) or self.time_grid not in ("time", "snr"):
             raise ValueError(
-                f"order is 1, 2 or 3 and grid 'time' or 'snr', got {self.order} and {self.grid!r}."
+                f"order is 1, 2 or 3 and time_grid 'time' or 'snr', got {self.order} and {self.time_grid!r}."
             )
         twice = self.method != "multistep"
         if self.method not in ("multistep", "heun", "exponential") or (twice and self.order == 3):
@@ -104,10 +108,10 @@ class Sampler:
                 f"order {max(self.order, 2)} by {self.method!r} draws without fresh noise, but for eta with the "
                 "multistep method of order 2; set eta and corrections to 0, or order to 1."
             )
-        if not 0 <= self.stir <= 1 or (self.stir and (twice or self.eta)):
+        if not 0 <= self.noise_averaging <= 1 or (self.noise_averaging and (twice or self.eta)):
             raise ValueError(
-                f"stir is in [0, 1] and goes with method 'multistep' and eta = 0; got {self.stir}, {self.method!r} and "
-                f"{self.eta}."
+                f"noise_averaging is in [0, 1] and goes with method 'multistep' and eta = 0; got "
+                f"{self.noise_averaging}, {self.method!r} and {self.eta}."
             )
         if not 0 < self.ends[0] < self.ends[1] or self.tau <= 0 or self.batch < 1:
             raise ValueError(
@@ -174,8 +178,10 @@ class Sampler:
         Source:
             Song et al. (2021), arXiv:2010.02502, section 4.3.
         """
-        if self.eta or self.corrections or self.stir:
-            raise ValueError("noise cannot be undone: set eta, corrections and stir to 0 to invert.")
+        if self.eta or self.corrections or self.noise_averaging:
+            raise ValueError(
+                "noise cannot be undone: set eta, corrections and noise_averaging to 0 to invert."
+            )
         times = self._times(denoiser.schedule, depth).flip(0).to(x)
         return self._along(denoiser, denoiser.schedule(times[0])[0] * x, times, None)
 
@@ -189,14 +195,16 @@ class Sampler:
     ) -> Tensor:
         """x carried from the first of `times` to the last."""
         past: list[tuple[Tensor, Tensor]] = []
-        last = normal(x.shape, like=x, rng=rng) if self.stir else x
+        last = normal(x.shape, like=x, rng=rng) if self.noise_averaging else x
         for i in range(self.steps):
             before = x
             try:
                 at = _Step.of(denoiser, x, times[i], times[i + 1], i == self.steps - 1)
-                if self._stirs(at):
+                if self._averages(at):
                     fresh = normal(x.shape, like=x, rng=rng)
-                    rest = (1 - self.stir) * at.eps + (self.stir / 2) ** 0.5 * (last + fresh)
+                    rest = (1 - self.noise_averaging) * at.eps + (self.noise_averaging / 2) ** 0.5 * (
+                        last + fresh
+                    )
                     x, last = at.alpha_s * at.mean + at.sigma_s * rest, fresh
                     past.clear()
                 else:
@@ -214,9 +222,9 @@ class Sampler:
                 progress(1)
         return x
 
-    def _stirs(self, at: "_Step") -> bool:
-        low, high = self.stirred
-        return self.stir > 0 and not at.last and low <= float(at.alpha_s / at.sigma_s) <= high
+    def _averages(self, at: "_Step") -> bool:
+        low, high = self.averaging_range
+        return self.noise_averaging > 0 and not at.last and low <= float(at.alpha_s / at.sigma_s) <= high
 
     def _step(self, denoiser: Denoiser, at: "_Step", past: list[tuple[Tensor, Tensor]], rng: Rng) -> Tensor:
         """x at the end of a step; `past` holds means and strides in lambda, latest first."""
@@ -234,7 +242,7 @@ class Sampler:
         if self.order > 1:
             past.insert(0, (at.mean, ((at.alpha_s * at.sigma) / (at.sigma_s * at.alpha)).log()))
             del past[self.order :]
-            x = _multistep(at, past, kept, self.stretch)
+            x = _multistep(at, past, kept, self.max_step_ratio)
         else:
             x = at.alpha_s * at.mean + kept * at.eps
         return x + fresh * normal(x.shape, like=x, rng=rng) if noisy else x
@@ -246,7 +254,7 @@ class Sampler:
         alpha, sigma = schedule(torch.tensor([start, 0.0], dtype=torch.float64))
         noisiest, cleanest = (alpha / sigma).tolist()
         low, high = max(self.ends[0], noisiest), min(self.ends[1], cleanest)
-        if self.grid == "time" or self.steps == 1 or low >= high:
+        if self.time_grid == "time" or self.steps == 1 or low >= high:
             return torch.linspace(start, 0, self.steps + 1, dtype=torch.float64)
         # a grid that reaches the schedule's own end has no jump left to make there
         count = self.steps if high < cleanest else self.steps + 1
@@ -260,6 +268,9 @@ class Sampler:
         event = tuple(range(self.batch, x.ndim))
         delta = self.tau / eps.square().mean(event, keepdim=True).clamp(min=1e-12)
         return x - sigma * (delta * eps + (2 * delta).sqrt() * normal(x.shape, like=x, rng=rng))
+
+
+Sampler.__init__ = old_keywords(Sampler.RENAMED)(Sampler.__init__)  # type: ignore[method-assign]
 
 
 class _Step(NamedTuple):
@@ -295,7 +306,7 @@ def _heun(at: _Step, ahead: Tensor, *, exponential: bool) -> Tensor:
     return at.alpha_s * (at.x / at.alpha + (at.sigma_s / at.alpha_s - at.sigma / at.alpha) * slope)
 
 
-def _multistep(at: _Step, past: list[tuple[Tensor, Tensor]], kept: Tensor, stretch: float) -> Tensor:
+def _multistep(at: _Step, past: list[tuple[Tensor, Tensor]], kept: Tensor, max_step_ratio: float) -> Tensor:
     """The mean extrapolated from up to three evaluations, by a line or a parabola, beside `kept` of the noise."""
     mean, stride = past[0]
     # a parabola carried over a much longer step than those it was laid through is worse than a line
@@ -303,7 +314,7 @@ def _multistep(at: _Step, past: list[tuple[Tensor, Tensor]], kept: Tensor, stret
         return at.sigma_s / at.sigma * (at.x + at.alpha * _parabola(past))
     ahead = mean
     if len(past) > 1:
-        ahead = mean + (mean - past[1][0]) * (stride / past[1][1]).clamp(max=stretch) / 2
+        ahead = mean + (mean - past[1][0]) * (stride / past[1][1]).clamp(max=max_step_ratio) / 2
     return kept / at.sigma * at.x + (at.alpha_s - at.alpha * kept / at.sigma) * ahead
 
 

@@ -116,7 +116,7 @@ def test_states_come_back_from_noise_and_faster_with_more_steps(depth):
     x = torch.randn(1, 50, SITES, dtype=torch.float64, generator=fork(2, "x"))
     errors = []
     for steps in (32, 64, 128):
-        sampler = Sampler(steps, order=2, grid="snr", ends=(1e-3, 1e3))
+        sampler = Sampler(steps, order=2, time_grid="snr", ends=(1e-3, 1e3))
         back = sampler.onward(belief, sampler.invert(belief, x, depth=depth), depth=depth)
         errors.append(float((back - x).square().mean().sqrt()))
     assert errors[-1] < 2e-3
@@ -135,7 +135,7 @@ def test_inversion_reaches_white_noise():
     gaussian = Normal(torch.zeros(SITES, dtype=torch.float64), PRIOR)
     x = torch.randn(20_000, SITES, dtype=torch.float64, generator=fork(3, "x"))
     x = x @ torch.linalg.cholesky(PRIOR).T
-    noise = Sampler(64, order=2, grid="snr").invert(gaussian, x)
+    noise = Sampler(64, order=2, time_grid="snr").invert(gaussian, x)
     check_moments(noise, torch.zeros(SITES, dtype=torch.float64), torch.eye(SITES, dtype=torch.float64), 0.02)
 
 
@@ -231,8 +231,8 @@ def test_second_order_with_noise_is_nearer_than_first_with_the_same_steps():
     bound on what it carries on magnifies the noise of the last step in the jump to t = 0."""
     narrow = Normal(torch.zeros(1, dtype=torch.float64), 0.01 * torch.eye(1, dtype=torch.float64))
     noise = torch.randn(40_000, 1, dtype=torch.float64, generator=fork(11, "x"))
-    wide = {"first": Sampler(12, 0.3, grid="snr"), "bounded": ensemble(steps=12, eta=0.3).sampler}
-    wide["unbounded"] = Sampler(12, 0.3, order=2, grid="snr")
+    wide = {"first": Sampler(12, 0.3, time_grid="snr"), "bounded": ensemble(steps=12, eta=0.3).sampler}
+    wide["unbounded"] = Sampler(12, 0.3, order=2, time_grid="snr")
     off = {k: abs(float(one(narrow, noise, rng=fork(11, "w")).std()) / 0.1 - 1) for k, one in wide.items()}
     assert off["bounded"] < 0.035 < 0.08 < min(off["first"], off["unbounded"])
 

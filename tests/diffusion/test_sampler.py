@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from slams.core.covariance import Diagonal
+from slams.core.settings import build
 from slams.diffusion.denoiser import Denoiser, WindowGaussian
 from slams.diffusion.exact.gaussian import GaussianDenoiser
 from slams.diffusion.exact.mixture import MixtureDenoiser
@@ -136,7 +137,7 @@ def test_order_of_convergence_to_the_flow_of_a_gaussian(kind, schedule):
     way, because the flow begins and ends where the mean no longer changes: their own is 3 (next test)."""
     settings, low, high = KINDS[kind]
     errors = [
-        flow_error(Sampler(n, grid="snr", ends=ENDS, **settings), schedule).abs() for n in (64, 128, 256)
+        flow_error(Sampler(n, time_grid="snr", ends=ENDS, **settings), schedule).abs() for n in (64, 128, 256)
     ]
     for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
         slope = (coarse / fine).log2()
@@ -178,7 +179,9 @@ def test_order_of_convergence_to_the_flow_of_a_mixture(kind, low):
     exact = quantile(cumulative(noise, 1.0), lambda x: cumulative(x, 0.0))
     settings = KINDS[kind][0]
     errors = [
-        (Sampler(n, grid="snr", ends=ENDS, **settings)(mixture, noise[:, None])[:, 0] - exact).abs().mean()
+        (Sampler(n, time_grid="snr", ends=ENDS, **settings)(mixture, noise[:, None])[:, 0] - exact)
+        .abs()
+        .mean()
         for n in (64, 256)
     ]
     assert float((errors[0] / errors[1]).log2() / 2) > low
@@ -201,7 +204,7 @@ def test_how_much_of_a_narrow_posterior_is_kept(evaluations, grid, kind):
     """Of a deviation of 0.1, at that many evaluations of the denoiser; a record to 1 %."""
     settings = KINDS[kind][0]
     steps = evaluations // 2 if kind == "exponential" else evaluations
-    sampler = Sampler(steps, grid=grid, **settings)
+    sampler = Sampler(steps, time_grid=grid, **settings)
     assert sampler.evaluations == evaluations
     found = 1 + float(flow_error(sampler, VPCosine())[0])
     assert abs(found - WIDTHS[evaluations, grid, kind]) < 0.01
@@ -273,7 +276,7 @@ def test_corrections_have_one_size_for_each_sample_of_any_batch(rng):
 def test_draws_of_a_batch_do_not_depend_on_each_other(kind, rng):
     gaussian = diagonal(torch.tensor([0.5, 1.0, 0.2], dtype=torch.float64), VPCosine())
     noise = torch.randn(2, 4, 3, dtype=torch.float64, generator=rng)
-    sampler = Sampler(12, grid="snr", **KINDS[kind][0])
+    sampler = Sampler(12, time_grid="snr", **KINDS[kind][0])
     alone = torch.stack([torch.stack([sampler(gaussian, row[None])[0] for row in part]) for part in noise])
     torch.testing.assert_close(sampler(gaussian, noise), alone, rtol=0, atol=1e-12)
 
@@ -284,7 +287,7 @@ def test_a_schedule_that_ends_without_noise_ends_in_the_mean(rng):
     noise = torch.randn(4, 2, dtype=torch.float64, generator=rng)
     for settings, _, _ in KINDS.values():
         for grid in ("time", "snr"):
-            assert bool(torch.isfinite(Sampler(8, grid=grid, **settings)(gaussian, noise)).all())
+            assert bool(torch.isfinite(Sampler(8, time_grid=grid, **settings)(gaussian, noise)).all())
 
 
 @pytest.mark.parametrize("stir", [0.3, 1.0])
@@ -296,7 +299,7 @@ def test_stirring_keeps_the_variance_at_any_size(stir, rng):
     still = VarianceExploding(1.0, 1.0001)
     gaussian = GaussianDenoiser(torch.zeros(1, dtype=torch.float64), Diagonal(v * one[0]), still)
     noise = torch.randn(n, 1, dtype=torch.float64, generator=rng)
-    draws = Sampler(80, stir=stir)(gaussian, noise, rng=rng)
+    draws = Sampler(80, noise_averaging=stir)(gaussian, noise, rng=rng)
     assert abs(float(draws.var()) / (v + 1) - 1) < 6 * (2 / n) ** 0.5
 
 
@@ -308,8 +311,8 @@ def test_stirring_forgets_where_draws_started(rng):
         torch.zeros(1, dtype=torch.float64), Diagonal(torch.full((1,), v, dtype=torch.float64)), VPCosine()
     )
     noise = torch.randn(n, 1, dtype=torch.float64, generator=rng) / 2
-    grid = {"grid": "snr", "ends": (0.4, 300.0)}
-    stirred = Sampler(96, stir=1.0, **grid)(gaussian, noise, rng=rng).var() / v
+    grid = {"time_grid": "snr", "ends": (0.4, 300.0)}
+    stirred = Sampler(96, noise_averaging=1.0, **grid)(gaussian, noise, rng=rng).var() / v
     plain = Sampler(96, **grid)(gaussian, noise).var() / v
     assert abs(float(stirred) - 1) < 6 * (2 / n) ** 0.5 + 0.02
     assert float(plain) < 0.3
@@ -326,10 +329,10 @@ def test_a_stirred_walk_has_the_increments_of_the_prior(rng):
     noise = torch.randn(n, length, dtype=torch.float64, generator=rng)
 
     def moved(**settings):
-        x = Sampler(64, grid="snr", **settings)(walk, noise, rng=rng)
+        x = Sampler(64, time_grid="snr", **settings)(walk, noise, rng=rng)
         return float(((x[:, 1:] - keep * x[:, :-1]) / step).square().mean())
 
-    stirred = moved(stir=1.0, stirred=(0.0, 40.0), order=2, ends=(0.05, 300.0))
+    stirred = moved(noise_averaging=1.0, averaging_range=(0.0, 40.0), order=2, ends=(0.05, 300.0))
     assert abs(stirred - 1) < 6 * (2 / (n * (length - 1))) ** 0.5 + 0.01
     assert moved(corrections=4, tau=0.25, ends=(0.02, 400.0)) > 1.1
 
@@ -338,8 +341,8 @@ def test_a_stirred_walk_has_the_increments_of_the_prior(rng):
     "settings",
     [
         {"order": 4},
-        {"stir": 1.5},
-        {"stir": 0.5, "eta": 1.0},
+        {"noise_averaging": 1.5},
+        {"noise_averaging": 0.5, "eta": 1.0},
         {"method": "rk4"},
         {"ends": (2.0, 1.0)},
         {"tau": -1.0},
@@ -350,3 +353,15 @@ def test_a_stirred_walk_has_the_increments_of_the_prior(rng):
 def test_settings_that_are_none_are_refused(settings):
     with pytest.raises(ValueError, match="got|set eta"):
         Sampler(8, **settings)
+
+
+def test_earlier_names_of_settings_warn_and_mean_the_same():
+    with pytest.warns(FutureWarning, match="'time_grid'"):
+        old = Sampler(8, grid="snr", stir=0.5, stirred=(0.1, 2.0), stretch=3.0)
+    assert old == Sampler(
+        8, time_grid="snr", noise_averaging=0.5, averaging_range=(0.1, 2.0), max_step_ratio=3.0
+    )
+    with pytest.warns(FutureWarning, match="'time_grid'"):
+        assert build(Sampler, {"steps": 8, "grid": "snr"}) == Sampler(8, time_grid="snr")
+    with pytest.raises(TypeError, match="tiem_grid"):
+        Sampler(8, tiem_grid="snr")

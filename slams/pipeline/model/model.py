@@ -131,7 +131,12 @@ class Model:
         """The assimilation method with this prior and the recipe's settings."""
         a = self.recipe.assimilation
         sampler = Sampler(
-            a.steps, a.eta, a.corrections, a.tau, order=a.order, grid="snr" if a.grid == "snr" else "time"
+            a.steps,
+            a.eta,
+            a.corrections,
+            a.tau,
+            order=a.order,
+            time_grid="snr" if a.grid == "snr" else "time",
         )
         operators = {name: operator.to(self.device) for name, operator in self.jacobians().items()}
         operators["latent"] = self.prior.gaussian.basis

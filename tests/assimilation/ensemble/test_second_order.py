@@ -21,7 +21,7 @@ def flow(variance: torch.Tensor) -> torch.Tensor:
 def error(steps: int, order: int, variance: torch.Tensor = VARIANCES) -> torch.Tensor:
     """Relative error of the sampler's linear map in directions of the variances; no chance is involved."""
     one = torch.ones(1, 1, dtype=torch.float64)
-    sampler = Sampler(steps, order=order, grid="snr")
+    sampler = Sampler(steps, order=order, time_grid="snr")
     gaussians = [WindowGaussian(one, v * one, 1e-3, (1,), VPCosine()) for v in variance]
     return torch.stack([sampler(g, one[None]).squeeze() for g in gaussians]) / flow(variance) - 1
 
@@ -55,7 +55,7 @@ def test_a_posterior_a_tenth_wide_is_kept_as_the_documentation_says():
 def test_the_map_of_a_window_is_that_of_its_principal_directions(rng):
     """Within 2 % of deviations, so 4 % of the covariance's entries relative to the deviations."""
     gaussian, sigma = prior(2, (4,), 4, rng)
-    mean, covariance = law(Sampler(24, order=2, grid="snr"), gaussian, (2, 4))
+    mean, covariance = law(Sampler(24, order=2, time_grid="snr"), gaussian, (2, 4))
     assert bool((mean == 0).all())
     scale = sigma.diagonal().sqrt()
     assert float(((covariance - sigma) / (scale[:, None] * scale)).abs().max()) < 0.04

@@ -60,7 +60,7 @@ class Problem:
         )
 
     def sda(self, steps: int = 24, **settings) -> SDA:
-        return SDA(self.gaussian, Sampler(order=2, grid="snr", steps=steps), **settings)
+        return SDA(self.gaussian, Sampler(order=2, time_grid="snr", steps=steps), **settings)
 
 
 def test_with_an_exact_prior_draws_have_the_mean_and_the_spread_of_the_closed_form(rng):
@@ -183,7 +183,7 @@ def test_jacobians_given_by_name_are_taken_and_others_derived(rng):
 
 def test_the_older_forms_warn_and_give_the_same_draws(rng):
     problem = Problem(rng)
-    sampler, seen = Sampler(order=2, grid="snr", steps=6), problem.one(0)
+    sampler, seen = Sampler(order=2, time_grid="snr", steps=6), problem.one(0)
     new = SDA(problem.gaussian, sampler, guidance=CovarianceGuidance(problem.gaussian, problem.g))
     published = SDA(problem.gaussian, sampler, guidance=GaussianGuidance(0.3))
     uncorrelated = Observations({"b": seen["b"]})

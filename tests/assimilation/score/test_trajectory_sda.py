@@ -16,7 +16,7 @@ from slams.observation.operators import Select
 from tests.diffusion.gaussian import positive
 
 L, D, R = 4, 2, 3
-SAMPLER = Sampler(steps=48, order=2, grid="snr", ends=(0.01, 300.0))
+SAMPLER = Sampler(steps=48, order=2, time_grid="snr", ends=(0.01, 300.0))
 
 
 class Difference(torch.nn.Module):

@@ -212,7 +212,7 @@ def test_sampling_a_bimodal_posterior_gives_both_modes_their_weights(rng):
     prior = MixtureDenoiser(parts, torch.tensor([0.5, 0.5], dtype=torch.float64))
     after, _ = prior.given(Observation(at([0.1]), Identity(), Isotropic(0.3)))
     noise = randn(20000, 1, rng=rng)
-    draws = Sampler(64, order=2, grid="snr")(after, noise)
+    draws = Sampler(64, order=2, time_grid="snr")(after, noise)
     x = torch.linspace(-3, 3, 20001, dtype=torch.float64)
     density = sum((-0.5 * (x - m) ** 2 / 0.01).exp() for m in (-1, 1)) * (-0.5 * (0.1 - x) ** 2 / 0.3).exp()
     left = float(torch.trapezoid(density[x < 0], x[x < 0]) / torch.trapezoid(density, x))

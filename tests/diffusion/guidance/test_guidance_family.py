@@ -143,7 +143,7 @@ def test_bias_under_an_exact_prior(kind, rng):
     noise and its mirror image, so that the mean of an affine map has no error of chance. Deviations of 1000 such
     pairs are known to 2 %, and those of these 1000 are 1.4 % too large; DPS sees no error covariance."""
     half = randn(1000, 24, 1, rng=rng)
-    found = bias(kind, Sampler(64, order=2, grid="snr"), torch.cat([half, -half]))
+    found = bias(kind, Sampler(64, order=2, time_grid="snr"), torch.cat([half, -half]))
     assert found == pytest.approx(RECORD[kind], rel=0.05, abs=2e-3)
 
 

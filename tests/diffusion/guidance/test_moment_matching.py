@@ -112,7 +112,7 @@ def test_sampling_gives_the_posterior(rng):
     products of deviations, for 128 steps of order 2 whose grid reaches the schedule's ends."""
     problem = Problem(rng)
     guided = MomentMatching(iterations=40, tolerance=1e-10)(problem.prior, problem.observations)
-    sampler = Sampler(128, order=2, grid="snr", ends=(1e-9, 1e9))
+    sampler = Sampler(128, order=2, time_grid="snr", ends=(1e-9, 1e9))
     mean, covariance = law(sampler, guided, (W, L, D))
     covariance = covariance.reshape(W, L * D, W, L * D)
     for w in range(W):

@@ -61,7 +61,7 @@ PLAN = {
         },
     },
     "nets": {"none": {"hidden": [], "order": 1, "lags": 5}},
-    "samplers": {"fast": {"steps": 3, "order": 2, "grid": "snr"}},
+    "samplers": {"fast": {"steps": 3, "order": 2, "time_grid": "snr"}},
     "guidances": {
         "covariance": {"kind": "covariance", "iterations": 4},
         "sda": {"kind": "sda", "gamma": 0.1},
