@@ -22,12 +22,12 @@ def run(
     Args:
         path: File of the plan.
         folder: Folder of the results.
-        overrides: See `read_plan`.
-        console: Where progress is shown.
+        overrides: Overrides of the plan, see `read_plan`.
+        console: Console for the progress.
         train: Whether to train the generator anew, into the folder, instead of using shipped weights.
 
     Returns:
-        Verdicts of all cells, see `judge_cell`.
+        Verdicts of all cells, from `judge_cell`.
 
     Raises:
         ValueError: If a cell, a size or a setting is unknown (the nearest is named).
@@ -59,7 +59,7 @@ def run(
 
 
 def _weights(own: Path, train: bool, console: Console) -> Path | None:
-    """Weights that were trained into the folder; None for those that are shipped."""
+    """Weights trained into the folder; None for the shipped ones."""
     if train:
         train_generator(own, GeneratorSettings(), console)
     return own / FILE if (own / FILE).exists() else None

@@ -161,7 +161,7 @@ def test_what_a_guidance_costs_is_counted(kind, cost):
 
 
 @pytest.mark.parametrize(
-    "override, told",
+    "override, message",
     [
         ("replicats=3", "replicates"),
         ("runs=[local2 / fast / sda]", "local1"),
@@ -170,8 +170,8 @@ def test_what_a_guidance_costs_is_counted(kind, cost):
         ("nets.local1.widht=3", "widht"),
     ],
 )
-def test_what_is_unknown_is_told(papers, override, told):
-    with pytest.raises(ValueError, match=told):
+def test_unknown_names_are_reported(papers, override, message):
+    with pytest.raises(ValueError, match=message):
         read_plan(papers / "rozet2023" / "lorenz63" / "tiny2023_l63.yaml", [override])
 
 
