@@ -49,7 +49,7 @@ def error_figure(plan: ModelErrorPlan, found: Found) -> Figure:
     return figure
 
 
-def gain_figure(plan: ModelErrorPlan, found: Found) -> Figure:
+def model_error_figure(plan: ModelErrorPlan, found: Found) -> Figure:
     """Estimated model error along the run, beside the true one."""
     forcings = sorted({cell.forcing for cell in plan.chosen})
     strides = len({cell.stride for cell in plan.chosen})

@@ -6,7 +6,7 @@ from pathlib import Path
 from slams.core.console import Console
 from slams.evaluation.figures.style import save_figure
 from slams.evaluation.tables import console_table
-from slams.papers.asahi2023_l96.figures import error_figure, gain_figure
+from slams.papers.asahi2023_l96.figures import error_figure, model_error_figure
 from slams.papers.asahi2023_l96.plan import METRIC, read_plan
 from slams.papers.asahi2023_l96.problem import judge_cell, run_cell, won
 from slams.papers.table import Verdict, show, write_rows
@@ -45,7 +45,7 @@ def run(
         verdicts += won(plan, found)
         write_rows(folder / "rows.csv", verdicts)
     save_figure(error_figure(plan, found), folder / "error.png")
-    save_figure(gain_figure(plan, found), folder / "gain.png")
+    save_figure(model_error_figure(plan, found), folder / "gain.png")
     lines = [
         {"cell": name} | {label: f"{float(r.scores[METRIC].mean()):.3f}" for label, r in results.items()}
         for name, results in found.items()
