@@ -182,10 +182,10 @@ def _obtain(
             found: dict[Path, None] = {}
             for year in years or []:
                 try:
-                    some = archive.obtain([year], base, folder, **options | {"offline": True})
+                    obtained = archive.obtain([year], base, folder, **options | {"offline": True})
                 except (FetchError, ValueError):
                     continue
-                found.update(dict.fromkeys(some))
+                found.update(dict.fromkeys(obtained))
             return list(found), error
 
 

@@ -71,20 +71,20 @@ class Verdict:
         return self.status != "INFO"
 
 
-def judge(bar: Bar, numbers: Numbers, *, tested: float | None = None, held: bool = True) -> Verdict:
+def judge(bar: Bar, numbers: Numbers, *, tested: float | None = None, applies: bool = True) -> Verdict:
     """Verdict on a number.
 
     Args:
         bar: Bounds on the number.
         numbers: Value and 95 % interval.
         tested: Number to test against the bounds, such as an end of the interval; the value if None.
-        held: Whether the bounds apply.
+        applies: Whether the bounds apply.
 
     >>> judge(Bar("ETKF", "rmse", high=0.2), (0.19, 0.18, 0.2)).status
     'PASS'
     """
     number = numbers[0] if tested is None else tested
-    free = not held or (math.isnan(bar.low) and math.isnan(bar.high))
+    free = not applies or (math.isnan(bar.low) and math.isnan(bar.high))
     status = "INFO" if free else "PASS" if bar.low <= number <= bar.high else "FAIL"
     return Verdict(bar.row, bar.metric, bar.published, bar.low, bar.high, *numbers, status)
 

@@ -205,7 +205,7 @@ def run(
         every: Steps between two saves.
         label: Label in tables; the name if empty.
         plain: The experiment as plain values, for the result.
-        progress: Called with every step done.
+        progress: Callback after every step.
 
     Returns:
         Scores of each truth, over all and by lid ("rmse_lower", "rmse_upper").
@@ -251,14 +251,14 @@ def scores_of(posterior: Posterior, scored: Sequence[int], deviation: float) -> 
         (~(numbers["squared_error"][..., list(scored)].sqrt() < DIVERGED * deviation)).float().mean(-1)
     )
     for lid in LIDS:
-        here = {
+        selected = {
             key: numbers[f"{key}_{lid}"][..., list(scored)].mean(-1)
             for key in ("squared_error", "crps", "covered")
         }
         spread = numbers[f"predictive_variance_{lid}"][..., list(scored)].mean(-1).sqrt()
-        rmse = here["squared_error"].sqrt()
+        rmse = selected["squared_error"].sqrt()
         scores |= {f"rmse_{lid}": rmse, f"spread_{lid}": spread, f"spread_skill_{lid}": spread / rmse}
-        scores |= {f"crps_{lid}": here["crps"], f"coverage90_{lid}": here["covered"]}
+        scores |= {f"crps_{lid}": selected["crps"], f"coverage90_{lid}": selected["covered"]}
     return scores
 
 
@@ -269,7 +269,7 @@ def spectrum(posterior: Posterior, name: str, scored: Sequence[int]) -> Tensor:
 
 
 def truth_spectrum(problem: SQGProblem) -> Tensor:
-    """The same of the truths, (shells)."""
+    """Kinetic energy of the truths by wavenumber, (shells) [m^2/s^2]."""
     shells = energy_spectrum(problem.system.velocity(problem.truth[:, problem.burn_in :: 5]))
     return shells.mean((0, 1, 2)) if shells.ndim == 4 else shells.flatten(0, -2).mean(0)
 

@@ -91,8 +91,8 @@ def table_rows(result: Result, label: str) -> list[Row]:
     origin = "trivial" if label in TRIVIAL else "published" if "published" in label else "plan"
     rows: list[Row] = rows_of(result, origin)
     for lid in LIDS:
-        here = replace(result, scores={key: result.scores[f"{key}_{lid}"] for key in BY_LID})
-        rows += [{**row, "level": lid} for row in rows_of(here, origin) if row["metric"] in BY_LID]
+        of_lid = replace(result, scores={key: result.scores[f"{key}_{lid}"] for key in BY_LID})
+        rows += [{**row, "level": lid} for row in rows_of(of_lid, origin) if row["metric"] in BY_LID]
     return rows
 
 

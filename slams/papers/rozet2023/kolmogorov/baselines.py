@@ -44,7 +44,7 @@ def interpolated(problem: FlowProblem, mean: Tensor) -> Tensor:
     """Linear interpolation of the observations in space and time: (R, L, 2, N, N).
 
     It is the anomaly from the mean flow (2, N, N) that is interpolated; where nothing is near, as outside of a box, it
-    is 0. Before the first and after the last observed step the nearest is held. A vorticity seen through a saturating
+    is 0. Before the first and after the last observed step it is constant. A vorticity observed through a saturating
     sensor is taken back through it, interpolated, and turned into the velocity that has it.
     """
     steps = problem.process.steps

@@ -119,7 +119,7 @@ def again(draw: Tensor, solved: Tensor, error: Tensor, persistence: Tensor, apar
     axis = figure.add_subplot(grid[:, len(shown) :])
     steps = np.arange(1, len(error) + 1)
     axis.plot(steps, error.numpy(), "o-", color=COLOURS[0], label="draw against solver")
-    axis.plot(steps, persistence.numpy(), "o-", color=COLOURS[1], label="first state held")
+    axis.plot(steps, persistence.numpy(), "o-", color=COLOURS[1], label="persistence")
     axis.axhline(apart, color=BLACK, linestyle="--", linewidth=1.0, label="unrelated states")
     axis.legend(frameon=False, fontsize=8)
     dress(axis, "state", "root mean square difference of velocity", "")

@@ -195,7 +195,7 @@ def _observation(value: Tensor, process: FlowProcess) -> Observation:
 
 
 def _event(process: FlowProcess, count: int, like: Tensor) -> Observations:
-    """The same value at all that is observed."""
+    """Observations of a hypothetical event, with one value throughout."""
     shape = process.operator(like.new_zeros(1, process.length, *EVENT)).shape[1:]
     value = like.new_full((count, *shape), torch.nan)
     value[:, process.steps] = float(process.value)  # type: ignore[arg-type]

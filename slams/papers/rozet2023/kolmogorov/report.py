@@ -41,18 +41,20 @@ def judge_process(plan: FlowPlan, label: str, found: Found) -> list[Verdict]:
     process, verdicts = plan.processes[label], []
     for name in (n for n in plan.runs if n in found):
         own, row = found[name].scores, f"{label} {name}"
-        held = plan.judged and name == plan.main and process.value is None
+        applies = plan.judged and name == plan.main and process.value is None
         low, high = (1 - _BAND) * process.std, (1 + _BAND) * process.std
         bar = Bar(row, "residual", low, high, published=plan.residual.get(label, math.nan))
-        verdicts.append(judge(bar, bootstrap(lambda s: s["misfit"].mean(-1).sqrt(), own), held=held))
+        verdicts.append(judge(bar, bootstrap(lambda s: s["misfit"].mean(-1).sqrt(), own), applies=applies))
         if process.value is not None:
             continue
         error = own["squared_error"].sqrt()
         for rival in (r for r in ("interpolation", "climatology") if r in found):
             gain = mean_interval((error - found[rival].scores["squared_error"].sqrt()).tolist())
-            verdicts.append(judge(Bar(row, f"rmse_minus_{rival}", high=0.0), gain, tested=gain[2], held=held))
+            verdicts.append(
+                judge(Bar(row, f"rmse_minus_{rival}", high=0.0), gain, tested=gain[2], applies=applies)
+            )
         ratio = bootstrap(lambda s: (s["variance"].mean(-1) / s["squared_error"].mean(-1)).sqrt(), own)
-        verdicts.append(judge(Bar(row, "spread_skill", *_SPREAD_SKILL), ratio, held=held))
+        verdicts.append(judge(Bar(row, "spread_skill", *_SPREAD_SKILL), ratio, applies=applies))
         verdicts.append(info(row, "rmse", *root(own)))
         verdicts.append(info(row, "crps", *mean_interval(own["crps"].tolist())))
     return verdicts
