@@ -12,7 +12,7 @@ _TRUST: dict[str, Any] = {
     "action": "append",
     "default": [],
     "metavar": "PACKAGE",
-    "help": "package that may be imported for a network of your own (. allows the working folder)",
+    "help": "trusted package of a network of your own (. is the working folder)",
 }
 
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after `slams`; those of the process if None.
 
     Returns:
-        Exit code: 0, or 1 on an error that has been told, 130 if interrupted.
+        Exit code: 0, 1 after a reported error, 130 if interrupted.
     """
     parser = _parser()
     parsed, extra = parser.parse_known_args(arguments)
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"slams: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("slams: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        print("slams: interrupted; the same command resumes.", file=sys.stderr)
         return 130
 
 
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--observations", action="append", required=True, metavar="[NAME=]FILE")
     add.add_argument("--out", required=True, metavar="PATH", help="analysis to write, .nc or .zarr")
     add.add_argument("--members", type=int, help="ensemble size (default: the recipe's)")
-    add.add_argument("--modalities", help="use only these, separated by commas")
+    add.add_argument("--modalities", help="names of the modalities to use, separated by commas")
     add.add_argument("--dates", metavar="A..B", help="first and last day")
     add.add_argument("--seed", type=int, default=0)
     add.add_argument("--baselines", action="store_true", help="write the baselines' analyses too")
@@ -93,23 +93,25 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     """The commands on real data."""
     from slams.data.archives import SOURCES
 
-    add = commands.add_parser("data", help="fetch and process real data, say what is there, verify it")
+    add = commands.add_parser("data", help="fetch and process real data, report its status, verify it")
     actions = add.add_subparsers(required=True, metavar="SOURCE|status|verify")
     for name, source in SOURCES.items():
         add = actions.add_parser(name, help=source.text, description=source.text)
         add.add_argument(
-            "--years", metavar="A-B", help="such as 2000-2015,2020 (default: those of slams/config.py)"
+            "--years", metavar="A-B", help="years such as 2000-2015,2020 (default: those of slams/config.py)"
         )
         add.add_argument(
             "--source", metavar="URL|DIR", help="mirror or local folder (default: slams/config.py)"
         )
         add.add_argument("--out", metavar="DIR", help="folder of the store (default: slams/config.py)")
-        add.add_argument("--jobs", type=int, default=4, metavar="N", help="downloads at a time (default: 4)")
         add.add_argument(
-            "--offline", action="store_true", help="use only what is there, and say what is missing"
+            "--jobs", type=int, default=4, metavar="N", help="simultaneous downloads (default: 4)"
         )
+        add.add_argument("--offline", action="store_true", help="use local files only, and list missing ones")
         add.add_argument(
-            "--scheduler", metavar="ADDRESS", help="of a dask.distributed scheduler that processes"
+            "--scheduler",
+            metavar="ADDRESS",
+            help="address of a dask.distributed scheduler for the processing",
         )
         add.add_argument(
             "--grid", default="1.5deg", help="1.5deg (ERA5's 121 x 240) or 1.5deg-published (120 x 240)"
@@ -118,7 +120,7 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
             add.add_argument(f"--{option}", metavar="a,b", help=text)
         add.set_defaults(run=_prepare, what=name)
     for name, text in (
-        ("status", "what is there: years, gaps, sizes, units, ranges, and a figure of coverage"),
+        ("status", "list the data: years, gaps, sizes, units, ranges, and a figure of coverage"),
         ("verify", "read everything: checksums, headers, axes, times, ranges; 1 on a fault"),
     ):
         add = actions.add_parser(name, help=text, description=text)
@@ -137,7 +139,7 @@ def _add_twins(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     override = "overrides of the set-up such as truth.forcing=11 model.forcing=8"
     add = commands.add_parser("bench", help="compare methods on a simulated truth")
     add.add_argument("system", metavar="SYSTEM", help=systems)
-    add.add_argument("--methods", help="separated by commas (default: a usual selection)")
+    add.add_argument("--methods", help="names separated by commas (default: a usual selection)")
     add.add_argument("--replicates", type=int, help="independent truths (default: 16)")
     add.add_argument("--cycles", type=int, help="scored analyses of each (default: 2000)")
     add.add_argument("--settings", dest="tuned", metavar="FILE.yaml", help="settings written by slams tune")
@@ -153,7 +155,11 @@ def _add_twins(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add.set_defaults(run=_tune)
     add = commands.add_parser("frontier", help="accuracy against cost, and which method to use when")
     add.add_argument(
-        "folders", nargs="*", default=[], metavar="FOLDER", help="results of slams bench, or above some"
+        "folders",
+        nargs="*",
+        default=[],
+        metavar="FOLDER",
+        help="results of slams bench, or folders above such",
     )
     add.add_argument(
         "--run",
@@ -169,11 +175,11 @@ def _add_twins(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add.set_defaults(run=_frontier)
     add = commands.add_parser("reproduce", help="published tables beside ours, row by row; 1 if a row fails")
     add.add_argument(
-        "name", metavar="NAME", help="a paper such as sakov2008_l96, or how the names of some begin"
+        "name", metavar="NAME", help="a paper such as sakov2008_l96, or the beginning of several names"
     )
     add.add_argument("--out", metavar="DIR", help="folder of the results (default: logs/reproduce)")
     add.add_argument(
-        "--train", action="store_true", help="train a paper's nets anew instead of using the shipped ones"
+        "--train", action="store_true", help="train a paper's networks anew instead of using the shipped ones"
     )
     add.add_argument("settings", nargs="*", default=[], metavar="key=value", help=override)
     add.set_defaults(run=_reproduce)

@@ -40,27 +40,27 @@ def prepare(
     stations: Sequence[str] | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Fetch what isn't there of a source, and process what is new.
+    """Fetch missing files of a source, and process new ones.
 
     Args:
-        source: A name of `slams.data.archives.SOURCES`.
-        years: Such as "2000-2015,2020"; None takes those of slams/config.py from an address, all from a folder.
+        source: Name in `slams.data.archives.SOURCES`.
+        years: Years such as "2000-2015,2020"; None takes those of slams/config.py from an address, all from a folder.
         base: Address of a mirror or a local folder; None takes the source's own.
         out: Folder of the store; None takes the source's own.
-        jobs: Downloads at a time.
-        offline: Use only what is there.
+        jobs: Number of simultaneous downloads.
+        offline: Whether to use local files only.
         scheduler: Address of a running dask.distributed scheduler that processes.
         grid: Name of the grid.
-        variables: Those wanted; None takes all of the source.
+        variables: Names of the variables; None takes all of the source.
         stations: Names of weather stations, as Integrated Surface Database has them.
-        console: Where progress is shown.
+        console: Console for the progress.
 
     Returns:
-        The folder.
+        The folder of the store.
 
     Raises:
-        FetchError: If files can't be had; what is there is processed nevertheless.
-        ValueError: If years, variables or files are at fault.
+        FetchError: If downloads fail; the available files are processed nevertheless.
+        ValueError: If years, variables or files are invalid.
     """
     console = console or Console()
     archive = REGISTRY[source]
@@ -109,7 +109,7 @@ def _process(
 
 
 def _check_years(found: Sequence[Processed], source: str) -> None:
-    """Refuse to call a run complete that lacks years somebody asked for by name."""
+    """Raise an error if years requested by name are missing."""
     lacking = {done.variable: done.absent for done in found if done.absent}
     if lacking:
         years = "; ".join(f"{name}: {', '.join(map(str, absent))}" for name, absent in lacking.items())
@@ -148,7 +148,7 @@ def _variables(archive: Archive, variables: Sequence[str] | None) -> tuple[str, 
 def _holding(
     archive: Archive, paths: Sequence[Path], names: Sequence[str], *, chosen: bool
 ) -> dict[str, list[Path]]:
-    """Files of each variable; one that nobody asked for may be in none."""
+    """Files of each variable; variables not requested by name may be missing."""
     found: dict[str, list[Path]] = {}
     lacking: list[ValueError] = []
     for name in names:
@@ -174,7 +174,7 @@ def _obtain(
     folder: Path,
     options: dict[str, Any],
 ) -> tuple[list[Path], FetchError | None]:
-    """Paths that are there, and what went wrong with the others."""
+    """Available paths, and the errors of the others."""
     with download_bars() as progress:
         try:
             return archive.obtain(years or [], base, folder, progress=progress, **options), None
@@ -182,10 +182,10 @@ def _obtain(
             found: dict[Path, None] = {}
             for year in years or []:
                 try:
-                    some = archive.obtain([year], base, folder, **options | {"offline": True})
+                    obtained = archive.obtain([year], base, folder, **options | {"offline": True})
                 except (FetchError, ValueError):
                     continue
-                found.update(dict.fromkeys(some))
+                found.update(dict.fromkeys(obtained))
             return list(found), error
 
 
@@ -212,16 +212,16 @@ def _days(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
 def show_status(
     folder: str | Path | None, *, as_json: bool = False, figure: str | Path | None = None, console: Console
 ) -> int:
-    """List what a data folder holds, and draw its years.
+    """List the contents of a data folder, and draw its years.
 
     Args:
         folder: The folder; None takes that of slams/config.py.
-        as_json: Print JSON instead of a table.
+        as_json: Whether to print JSON instead of a table.
         figure: Picture to write; None takes FOLDER/coverage.png, and none with JSON.
-        console: Where it is printed.
+        console: Console for the output.
 
     Returns:
-        1 if something is at fault, otherwise 0.
+        Exit code: 1 if the folder has faults, otherwise 0.
     """
     root = Path(folder) if folder is not None else config.DATA_DIR
     found = status(root)
@@ -238,15 +238,15 @@ def show_status(
 
 
 def show_verify(folder: str | Path | None, *, as_json: bool = False, console: Console) -> int:
-    """Read everything in a data folder and list what is wrong.
+    """Read all files of a data folder and list the faults.
 
     Args:
         folder: The folder; None takes that of slams/config.py.
-        as_json: Print JSON instead of lines.
-        console: Where it is printed.
+        as_json: Whether to print JSON instead of lines.
+        console: Console for the output.
 
     Returns:
-        1 if something is at fault, otherwise 0.
+        Exit code: 1 if the folder has faults, otherwise 0.
     """
     root = Path(folder) if folder is not None else config.DATA_DIR
     # of an archive of daily files, thousands: they go by on one line of a terminal
@@ -268,10 +268,10 @@ def coverage(stores: Sequence[StoreStatus]) -> Figure:
     """Share of the days of each year that each store has.
 
     Args:
-        stores: What is there.
+        stores: Stores of the folder.
 
     Returns:
-        The figure.
+        The coverage figure.
     """
     first = min(min(store.years) for store in stores)
     last = max(max(store.years) for store in stores)
@@ -285,7 +285,7 @@ def coverage(stores: Sequence[StoreStatus]) -> Figure:
         )
         for store in stores
     }
-    figure = coverage_by_modality(years, shares, title="Share of the days of each year (grey: none)")
+    figure = coverage_by_modality(years, shares, title="Fraction of days with data in each year (grey: none)")
     figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 

@@ -1,4 +1,4 @@
-"""Posterior and truth to numbers and pictures: how well."""
+"""Scores and figures of posteriors against the truth."""
 
 from slams.evaluation.evaluate import MetricResult, ScoreTable, evaluate
 from slams.evaluation.metrics import (

@@ -14,7 +14,7 @@ from slams.evaluation.tables import as_text, text
 
 
 class Forecast(Protocol):
-    """What `evaluate` reads of a posterior: members, or mean and variance where members were not kept."""
+    """Protocol of a posterior for `evaluate`: members, or mean and variance where members were not kept."""
 
     samples: Tensor | None
     mean: Tensor | None
@@ -40,7 +40,7 @@ class ScoreTable(Mapping[str, MetricResult]):
     """Scores by name, in a table that prints itself.
 
     Args:
-        results: By name of the metric.
+        results: Results by name of the metric.
     """
 
     def __init__(self, results: Mapping[str, MetricResult]) -> None:
@@ -57,7 +57,7 @@ class ScoreTable(Mapping[str, MetricResult]):
         return iter(self._results)
 
     def __len__(self) -> int:
-        """How many metrics there are."""
+        """Number of metrics."""
         return len(self._results)
 
     def rows(self) -> list[dict[str, str]]:
@@ -102,18 +102,18 @@ def evaluate(
     Gaussian form are then left out.
 
     Args:
-        posterior: What `assimilate` returned, or its members (*B, N, L, *S).
-        truth: (*B, L, *S).
-        metrics: What to compute, metrics or their names; all of `METRICS` that twin experiments have, if None.
-        burn_in: Steps left out at the beginning.
-        batch: Number of axes *B of replicates; that of a posterior is known if None, members have 0.
-        weights: Of the points (areas), broadcasting to *S; equal if None.
+        posterior: Posterior of `assimilate`, or its members (*B, N, L, *S).
+        truth: Truth, (*B, L, *S).
+        metrics: Metrics or their names; all of `METRICS` that twin experiments have, if None.
+        burn_in: Number of unscored steps at the beginning.
+        batch: Number of axes *B of replicates; inferred from a posterior if None, 0 for members.
+        weights: Weights of the points (areas), broadcasting to *S; equal if None.
 
     Returns:
         Scores by name, each the mean of those of the replicates.
 
     Raises:
-        ValueError: If shapes disagree, the truth is not finite, the burn-in leaves nothing, nothing was kept of the
+        ValueError: If shapes disagree, the truth is not finite, the burn-in covers all steps, nothing was kept of the
             posterior, or a metric's name is unknown.
         TypeError: If `posterior` is neither a tensor nor has samples or mean.
 
@@ -169,7 +169,7 @@ def _kept(posterior: Forecast | Tensor) -> tuple[Tensor | None, tuple[Tensor, ..
 
 
 def _replicate_axes(posterior: Forecast | Tensor, samples: Tensor | None, truth: Tensor) -> int:
-    """Number of axes *B, which the diagnostics (*B, L) of a posterior tell, else the shapes of its members."""
+    """Number of axes *B, from the diagnostics (*B, L) of a posterior, else from the shapes of its members."""
     if isinstance(posterior, Tensor):
         return 0
     diagnostics = getattr(posterior, "diagnostics", {})

@@ -1,4 +1,4 @@
-"""Accuracy against cost: what nothing beats in both, and what can't be told from the best."""
+"""Accuracy against cost: Pareto-optimal methods, and methods tied with the best."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy.stats
 
-ALARM = 0.05  # chance that the truly best method is called worse than another
+ALARM = 0.05  # probability that the truly best method is called worse than another
 
 Errors = Mapping[int, float]  # by seed of the truth
 
 
 def pareto(costs: Sequence[float], errors: Sequence[float]) -> list[bool]:
-    """Whether nothing has at most this cost and at most this error, and less of one.
+    """Pareto optimality: whether no other has at most this cost and error, and less of one.
 
-    What isn't finite is never on the frontier; of equals all are.
+    Non-finite values are never on the frontier; of equals all are.
 
     Args:
-        costs: One a method.
-        errors: One a method.
+        costs: Cost of each method.
+        errors: Error of each method.
 
     >>> pareto([1, 2, 3, 2], [3.0, 1.0, 2.0, 1.0])
     [True, True, False, True]
@@ -43,16 +43,16 @@ def mean_error(errors: Errors) -> float:
 
 
 def tied_with_best(methods: Mapping[str, Errors], *, alarm: float = ALARM) -> set[str]:
-    """Methods whose error isn't told from the smallest, that one among them.
+    """Methods whose error is not significantly larger than the smallest, the best included.
 
     Of K methods, one is worse if its error, minus that of the method of smallest mean, exceeds t standard errors of
-    their paired difference over the truths both have seen; t is the (1 - alarm / (K - 1)) quantile of Student's law. So
-    the chance to leave out the method that is best in truth is at most `alarm`, whatever K. Methods without two
+    their paired difference over their common truths; t is the (1 - alarm / (K - 1)) quantile of Student's law. So
+    the probability of excluding the truly best method is at most `alarm` for any K. Methods without two
     truths in common are compared unpaired, by Welch's test; one of a single truth is never called tied.
 
     Args:
-        methods: By method its errors by seed.
-        alarm: Chance of a false alarm.
+        methods: Errors by seed, by method.
+        alarm: Probability of a false alarm.
 
     Source:
         Hsu (1981), doi:10.1214/aos/1176345582, with Bonferroni's bound for the joint law.
@@ -73,9 +73,9 @@ def worse(one: Errors, other: Errors, alarm: float) -> bool:
     """Whether the first mean error is larger than the second, at one-sided level `alarm`.
 
     Args:
-        one: By seed.
-        other: By seed.
-        alarm: Chance to say so of equals.
+        one: First errors by seed.
+        other: Second errors by seed.
+        alarm: Probability of a false alarm for equal means.
     """
     if not math.isfinite(mean_error(one)):
         return True

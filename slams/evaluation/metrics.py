@@ -1,4 +1,4 @@
-"""Metrics: a statistic of every point, how its mean is finished, and the one registry of all of them.
+"""Metrics: a statistic of every point, a function of its mean, and the registry of all of them.
 
 A metric added to `METRICS` (or by `register`) is computed and named wherever scores are: `evaluate`, the windows of
 a run, the steps of a twin experiment, metrics.csv, tables, figures and reports.
@@ -34,15 +34,15 @@ class Metric:
         statistic: Members (N, *E) and truth (*E) to numbers of the shape of the truth, whatever the order of the
             members at each point; None for a metric `of` others, and for one that a twin experiment measures itself,
             such as its cost.
-        finish: Applied to the mean of the statistic over points and times, or to the values of the metrics in `of`.
+        finish: Function of the mean of the statistic over points and times, or of the values of the metrics in `of`.
         gaussian: The statistic of a normal: mean, standard deviation and truth, (*E) each, to (*E).
         of: Metrics that this one is a function of.
         key: Name of the statistic among sums of windows and diagnostics of steps; `name` if empty.
         label: Name on axes; `name` if empty.
         dimensional: Whether it has the unit of the variable.
         better: "lower", "higher", or the value of a perfect ensemble, such as 0.9 for a coverage.
-        scope: Where it is computed: for "fields" verified in windows, in "twin" experiments, or both.
-        shown: How prominently: on the "console" and in the report, in the main table of the "report", among its
+        scope: Scope of the metric: "fields" verified in windows, "twin" experiments, or both.
+        shown: Prominence: on the "console" and in the report, in the main table of the "report", among its
             "further" tables, or in the "file" alone.
         pooled: Whether the statistic compares samples: it takes the weights of the points (n) as third argument
             besides members (N, n) and truth (n), and returns one number.
@@ -114,7 +114,7 @@ def fair_crps(samples: Tensor, truth: Tensor) -> Tensor:
 
     Args:
         samples: Members x, (N, *E).
-        truth: y, (*E).
+        truth: Truth y, (*E).
 
     Returns:
         (*E).
@@ -151,8 +151,8 @@ def covered(samples: Tensor, truth: Tensor) -> Tensor:
     """1 where the truth lies between the 5 % and 95 % quantiles (linear) of the members, else 0.
 
     Args:
-        samples: (N, *E).
-        truth: (*E).
+        samples: Members, (N, *E).
+        truth: Truth, (*E).
 
     Returns:
         (*E); NaN for a single member.
@@ -262,7 +262,7 @@ def register(metric: Metric) -> Metric:
     """Add a metric to `METRICS`, so that every table, file and figure has it.
 
     Args:
-        metric: Its name and key must be free.
+        metric: Metric with a new name and key.
 
     Returns:
         The metric.
@@ -293,12 +293,12 @@ def named(metric: str | Metric) -> Metric:
 
 
 def metrics_of(scope: Literal["fields", "twin"]) -> list[Metric]:
-    """The metrics that are computed there, in order."""
+    """The metrics of a scope, in order."""
     return [metric for metric in METRICS.values() if metric.scope in ("all", scope)]
 
 
 def shown(names: Iterable[str], *places: str) -> list[str]:
-    """Those of the names that are shown in one of the places, each once; unknown ones are in every report."""
+    """Names shown in one of the places, without duplicates; unknown ones are in every report."""
     return [
         name
         for name in dict.fromkeys(names)

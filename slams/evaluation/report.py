@@ -21,7 +21,7 @@ from slams.evaluation.tables import columns, is_numeric, text
 
 @dataclass(frozen=True)
 class Fact:
-    """One tile of the glance: a number, what it is, and whether it is as hoped (None: neither)."""
+    """One tile of the summary: a number, its label, and whether it is good (None: neutral)."""
 
     label: str
     value: str
@@ -74,13 +74,13 @@ def write_report(
     *,
     subtitle: str = "",
 ) -> None:
-    """Writes the page, whole or not at all.
+    """Write the page atomically.
 
     Args:
-        path: The .html file.
+        path: Path of the .html file.
         title: Title of the page.
-        summary: The glance at the top: facts, or label to value.
-        sections: What follows, listed in the table of contents.
+        summary: Tiles at the top: facts, or values by label.
+        sections: Sections, listed in the table of contents.
         subtitle: A line below the title; the date of writing if empty.
     """
     facts = [Fact(*item) for item in summary.items()] if isinstance(summary, Mapping) else list(summary)
@@ -128,12 +128,12 @@ def _anchors(titles: Sequence[str]) -> list[str]:
 
 
 def _fact(fact: Fact) -> str:
-    """One tile; the mark says in words what the colour says."""
-    mark = {True: '<span class="mark">✓</span>', False: '<span class="mark">✗</span>', None: ""}[fact.good]
+    """HTML of one tile; a symbol repeats the meaning of the colour."""
+    symbol = {True: '<span class="mark">✓</span>', False: '<span class="mark">✗</span>', None: ""}[fact.good]
     kind = {True: "good", False: "bad", None: ""}[fact.good]
     return (
         f'<div class="fact {kind}"><div class="label">{html.escape(fact.label)}</div>'
-        f'<div class="value">{html.escape(fact.value)}{mark}</div>'
+        f'<div class="value">{html.escape(fact.value)}{symbol}</div>'
         f'<div class="note">{html.escape(fact.note)}</div></div>'
     )
 

@@ -55,7 +55,7 @@ class _Series:
 
 
 class Scores:
-    """Gathers statistics per window and turns them into scores with 95 % intervals.
+    """Scores with 95 % intervals from statistics of windows.
 
     A score is a function of sums over windows, so its interval is the percentile bootstrap of the windows
     (which must be far enough apart to be independent): the same resamples for every method of equal n.
@@ -81,18 +81,18 @@ class Scores:
         part: str = "all",
         levels: Sequence[float | str] | None = None,
     ) -> None:
-        """Adds one window.
+        """Add one window.
 
         Args:
-            method: Who made the forecast.
-            variable: What was forecast.
+            method: Name of the method.
+            variable: Name of the variable.
             window: Name of the window (its first date); methods are paired by it.
-            statistics: From `window_statistics` or `gaussian_window_statistics`.
-            part: Which part of the cells the statistics are about.
+            statistics: Statistics of `window_statistics` or `gaussian_window_statistics`.
+            part: Name of the part of the cells.
             levels: Names of the channels; 0, 1, … if None. A single channel is reported as level "all" only.
 
         Raises:
-            ValueError: If the window is there already, or its levels or members differ from the earlier
+            ValueError: If the window was added before, or its levels or members differ from the earlier
                 windows'.
         """
         channels = len(statistics["weight"])
@@ -116,7 +116,7 @@ class Scores:
         series.windows[window] = {name: value.detach().cpu().double() for name, value in statistics.items()}
 
     def pack(self) -> tuple[dict[str, Tensor], list[list[Any]]]:
-        """Everything gathered, as tensors (windows, ...) and, for what they are about, lists that JSON can hold.
+        """All statistics as tensors (windows, ...), and their labels as JSON lists.
 
         Names of windows have to be text.
         """
@@ -129,7 +129,7 @@ class Scores:
         return tensors, index
 
     def unpack(self, tensors: Mapping[str, Tensor], index: Sequence[Sequence[Any]]) -> None:
-        """Add what `pack` gave, to the last bit."""
+        """Add the output of `pack`, bit for bit."""
         for number, (method, variable, part, levels, windows) in enumerate(index):
             own = {k.partition(".")[2]: x for k, x in tensors.items() if k.startswith(f"{number}.")}
             own = renamed("window statistic", own)
@@ -192,13 +192,13 @@ class Scores:
     def flatness(
         self, method: str, *, variable: str, part: str = "all", level: float | str = "all"
     ) -> tuple[float, float, float]:
-        """How far from flat the rank histogram is.
+        """Flatness of the rank histogram.
 
         Args:
-            method: Who made the forecast.
-            variable: What was forecast.
-            part: Which part of the cells.
-            level: Which level; all pooled if "all".
+            method: Name of the method.
+            variable: Name of the variable.
+            part: Name of the part of the cells.
+            level: Name of the level; all pooled if "all".
 
         Returns:
             χ², its p-value, and the number of independent truths both rest on (see `effective_count`).
@@ -223,18 +223,18 @@ class Scores:
         part: str = "all",
         level: float | str = "all",
     ) -> Gain:
-        """By how much method `a` is better than `b`, window by window.
+        """Relative gain of method `a` over `b`, paired by window.
 
         The gain of a window is 1 - score_a / score_b; its mean gets a 95 % interval by Student's t and
         another by the bootstrap.
 
         Args:
-            a: The method that should gain.
-            b: The one it is compared with.
-            metric: A score that is better when lower, such as rmse, crps or w1.
-            variable: What was forecast.
-            part: Which part of the cells.
-            level: Which level, or "all".
+            a: Name of the tested method.
+            b: Name of the reference method.
+            metric: Name of a score that is better when lower, such as rmse, crps or w1.
+            variable: Name of the variable.
+            part: Name of the part of the cells.
+            level: Name of the level, or "all".
 
         Returns:
             The gain; intervals are NaN with fewer than two windows.
@@ -258,7 +258,7 @@ class Scores:
         return Gain(mean, lower, upper, float(resampled[0]), float(resampled[1]), n)
 
     def _check_pairs(self, a: str, b: str, variable: str, part: str, level: float | str) -> None:
-        """Refuses a comparison on different cells, which could favour whoever leaves out the hard ones."""
+        """Raise an error for a comparison on different cells, which would favour omission of difficult ones."""
         weights = []
         for method in (a, b):
             total = self._sums(method, variable, part, level)["weight"]
@@ -294,7 +294,7 @@ class Scores:
         return {name: each[:, column] for name, each in series.stacked().items()}
 
     def _draws(self, count: int) -> Tensor:
-        """How often each of `count` windows occurs in each resample (resamples, count)."""
+        """Number of occurrences of each of `count` windows in each resample, (resamples, count)."""
         rng = torch.Generator().manual_seed(self.seed)
         chosen = torch.randint(count, (self.resamples, count), generator=rng)
         draws = torch.zeros(self.resamples, count, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Rows of scores as files and tables: metrics.csv, Markdown, the console, the wide form people read."""
+"""Rows of scores as files and tables: metrics.csv, Markdown, the console, wide tables."""
 
 import csv
 import io
@@ -21,11 +21,11 @@ _NUMBERS = ("value", "lower", "upper")
 
 
 def write_metrics(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes metrics.csv, whole or not at all; an interval that doesn't exist is an empty cell.
+    """Write metrics.csv atomically; a missing interval is an empty cell.
 
     Args:
-        path: The file.
-        rows: One a score, with exactly the columns method, variable, level, part, metric, value, lower,
+        path: Path of the file.
+        rows: Rows, one per score, with exactly the columns method, variable, level, part, metric, value, lower,
             upper, n.
 
     Raises:
@@ -44,10 +44,10 @@ def write_metrics(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads metrics.csv back into rows; an empty interval is NaN.
+    """Read the rows of metrics.csv; an empty interval is NaN.
 
     Args:
-        path: The file.
+        path: Path of the file.
 
     Raises:
         ValueError: If the file has other columns.
@@ -78,14 +78,14 @@ def wide(
     metrics: Sequence[str] | None = None,
     interval: bool = True,
 ) -> list[dict[str, str]]:
-    """One line a method, one column a metric, best RMSE first: what people compare.
+    """Wide table: one line per method, one column per metric, best RMSE first.
 
     Args:
         rows: Rows of metrics.csv.
-        variable: Which variable.
-        part: Which part of the cells.
-        level: Which level.
-        metrics: Which metrics, in this order, those nobody has left out; if None all that are shown in reports.
+        variable: Name of the variable.
+        part: Name of the part of the cells.
+        level: Name of the level.
+        metrics: Names of the metrics, in this order, without those that no row has; all in reports if None.
         interval: Whether to print the 95 % intervals.
 
     Returns:
@@ -120,9 +120,9 @@ def scores_by_method(
 
     Args:
         rows: Rows of metrics.csv.
-        metric: Its name.
-        methods: Which, in this order; all if None.
-        where: Columns that have to have a value, such as variable="t".
+        metric: Name of the metric.
+        methods: Names of the methods, in this order; all if None.
+        where: Required values of columns, such as variable="t".
     """
     found = {
         str(row["method"]): (float(row["value"]), float(row["lower"]), float(row["upper"]))
@@ -158,7 +158,7 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def is_numeric(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
-    """Whether a column begins with a number wherever it has anything, and should stand right-aligned."""
+    """Whether all non-empty cells of a column begin with a number, for right alignment."""
     cells = [text(row.get(column)) for row in rows]
     cells = [cell.lstrip("−-+") for cell in cells if cell != "–"]
     return bool(cells) and all(cell[:1].isdigit() or cell[:1] == "∞" for cell in cells)
@@ -187,9 +187,9 @@ def console_table(
     """Rows as a table for `rich.print`.
 
     Args:
-        rows: One mapping a line; an interval stands below its score, so four of them fit in 80 characters.
+        rows: Rows, one mapping each; an interval stands below its score, so four of them fit in 80 characters.
         title: Title above the table.
-        wrap: Whether words may be broken where there is too little room; else only columns of numbers shrink.
+        wrap: Whether to break words in narrow tables; else only columns of numbers shrink.
     """
     table = RichTable(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0)

@@ -1,4 +1,4 @@
-"""The distance between two samples of vectors as the least work of moving one onto the other."""
+"""Optimal transport distance between two samples of vectors."""
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -12,8 +12,8 @@ def earth_mover(x: Tensor, y: Tensor) -> float:
     slowly the more dimensions they have: compare only distances of one size.
 
     Args:
-        x: (N, *S); axes behind the first are flattened.
-        y: (N, *S).
+        x: First sample, (N, *S); axes behind the first are flattened.
+        y: Second sample, (N, *S).
 
     Returns:
         The mean distance under the best pairing [unit of the values].

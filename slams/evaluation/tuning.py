@@ -1,4 +1,4 @@
-"""Choice of settings by trials: the space that is searched, what is tried next, and the trials on disk."""
+"""Choice of settings by trials: search space, proposals, and the trials on disk."""
 
 import json
 import math
@@ -17,12 +17,12 @@ from slams.core.stages import same
 
 Trial = dict[str, Any]
 
-_EXPLORED = 0.5  # share of the budget that looks everywhere; the rest looks around the best so far
+_EXPLORED = 0.5  # fraction of the budget for global search; the rest is for local search around the best
 
 
 @dataclass(frozen=True)
 class Range:
-    """Where a setting may lie; "log" for factors, "integer" for counts."""
+    """Range of a setting; "log" for factors, "integer" for counts."""
 
     low: float
     high: float
@@ -48,14 +48,14 @@ Space = Mapping[str, Range]
 
 
 class TrialLog:
-    """Every trial so far, by name, on disk if a file is given.
+    """All trials by name, on disk if a file is given.
 
     Args:
         path: JSON file of the trials; None keeps them in memory.
         setup: Plain values that the scores depend on.
 
     Raises:
-        ValueError: If the file is of another set-up, with what differs.
+        ValueError: If the file is of another set-up (the differences are named).
     """
 
     def __init__(self, path: Path | None, setup: Mapping[str, Any]) -> None:
@@ -99,14 +99,14 @@ def search(
     """Spend a budget of trials, those of the log included, and return them.
 
     Args:
-        log: Of the trials.
-        name: Under which they are logged.
-        space: Settings that are searched; without any there is one trial.
+        log: Log of the trials.
+        name: Name of the trials in the log.
+        space: Ranges of the searched settings; a single trial if empty.
         start: Settings of the first trial.
-        score: Of settings; the smallest is the best.
+        score: Score of settings; the smallest is the best.
         budget: Number of trials.
-        usual: Where the search is centred for settings that the best trial does not have.
-        advance: Called with the number of new trials and the best score.
+        usual: Centre of the search for settings missing in the best trial.
+        advance: Callback with the number of new trials and the best score.
 
     Returns:
         At most `budget` trials, in order.
@@ -129,20 +129,20 @@ def proposal(
     *,
     usual: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The settings to try next, a function of the trials so far alone.
+    """Settings of the next trial, a function of the earlier trials alone.
 
     The first trial is the start. Half of the budget is spread evenly over the space (a Halton sequence); the rest
     are normal draws around the best trial, whose width falls from a quarter to a fortieth of the space.
 
     Args:
-        space: Settings that are searched.
-        start: Settings of the first trial, and of those that are not searched.
-        trials: So far.
+        space: Ranges of the searched settings.
+        start: Settings of the first trial, with those that are not searched.
+        trials: Earlier trials.
         budget: Number of all trials.
-        usual: Where the search is centred for settings that the best trial does not have; the middle if None.
+        usual: Centre of the search for settings missing in the best trial; the middle if None.
 
     Returns:
-        Settings.
+        Settings of the next trial.
     """
     count = len(trials)
     if count == 0 or not space:

@@ -53,13 +53,13 @@ def window_statistics(
         )
     if samples.shape[0] == 0:
         raise ValueError("samples have no members; give at least one.")
-    some = torch.isnan(samples).any(0)
+    missing = torch.isnan(samples).any(0)
     every = torch.isnan(samples).all(0)
     scored, weight = _scored(truth, weights, part)
     scored = scored & ~every
-    if bool((some & scored).any()):
+    if bool((missing & scored).any()):
         raise ValueError(
-            f"{int((some & scored).sum())} scored cells have some, not all, members missing; a diverged "
+            f"{int((missing & scored).sum())} scored cells have some, not all, members missing; a diverged "
             "member must not be dropped silently: repair the ensemble, or exclude these cells with `part`."
         )
 
@@ -130,7 +130,7 @@ def _sums(form: str, forecast: tuple[Tensor, ...], y: Tensor, w: Tensor) -> Stat
 
 
 def _scored(truth: Tensor, weights: Tensor, part: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Where to score and with what weight, both of the shape of the truth."""
+    """Mask and weights of the scored cells, both of the shape of the truth."""
     try:
         weight = torch.broadcast_to(weights.to(truth.device), truth.shape)
         part = (
@@ -159,7 +159,7 @@ def _by_channel(
     scored: Tensor,
     channel_axis: int,
 ) -> Statistics:
-    """Applies `sums` to the scored cells of each channel, in float64 so that windows add exactly."""
+    """Apply `sums` to the scored cells of each channel, in float64 so that windows add exactly."""
     axis = channel_axis - truth.dim() + 1 if channel_axis >= 0 else channel_axis
     if not 1 - truth.dim() <= axis < 0:
         raise ValueError(
@@ -167,10 +167,10 @@ def _by_channel(
         )
     columns = []
     for c in range(truth.shape[axis]):
-        here = scored.select(axis, c)
-        cells = tuple(f.select(axis, c)[..., here].double() for f in forecasts)
+        selected = scored.select(axis, c)
+        cells = tuple(f.select(axis, c)[..., selected].double() for f in forecasts)
         columns.append(
-            sums(cells, truth.select(axis, c)[here].double(), weight.select(axis, c)[here].double())
+            sums(cells, truth.select(axis, c)[selected].double(), weight.select(axis, c)[selected].double())
         )
     return {name: torch.stack([column[name] for column in columns]) for name in columns[0]}
 
@@ -193,7 +193,7 @@ def _gaussian_ranks(mean: Tensor, std: Tensor, truth: Tensor, weights: Tensor) -
 
 
 def effective_count(ranks: Tensor) -> float:
-    """How many independent truths a rank histogram is worth, from how much it varies between windows.
+    """Effective number of independent truths of a rank histogram, from its variance between windows.
 
     With n windows of weight w_i, p the pooled shares of the ranks and r_i the rank's sums in window i,
 
@@ -206,7 +206,7 @@ def effective_count(ranks: Tensor) -> float:
         ranks: Weight at each rank in each window (n, R); windows far enough apart to be independent.
 
     Returns:
-        n_eff; n where the windows cannot tell, because there is one, or because they all agree.
+        n_eff; n for a single window or equal histograms in all windows.
 
     Raises:
         ValueError: If the shape is another or there is no weight.
@@ -231,14 +231,14 @@ def effective_count(ranks: Tensor) -> float:
 
 
 def rank_flatness(counts: Tensor, independent: float | None = None) -> tuple[float, float]:
-    """Chi-square distance of a rank histogram from a flat one, and how probable a larger one is by chance.
+    """Chi-square statistic of a rank histogram against a flat one, and its p-value.
 
     χ² = Σ_r (c_r - e)² / e with e the mean count; under calibration it has as many degrees of freedom as
     members.
 
     Args:
         counts: Counts or weights per rank (R).
-        independent: How many independent truths the counts stand for; cells of one field are not independent,
+        independent: Number of independent truths behind the counts; cells of one field are not independent,
             so their number overstates the evidence (see `effective_count`). The sum of the counts if None.
 
     Returns:

@@ -1,4 +1,4 @@
-"""`slams reproduce`: each published row beside ours, inside a stated band or not."""
+"""`slams reproduce`: published rows beside ours, judged by a stated band."""
 
 import importlib
 import math
@@ -41,19 +41,19 @@ class PaperRow:
     """One row of a paper's table.
 
     Attributes:
-        row: Its name.
-        method: Ours.
-        settings: Its settings, `members` among them.
-        metric: A score of ours.
+        row: Name of the row.
+        method: Name of our method.
+        settings: Settings of the method, `members` among them.
+        metric: Name of the compared score.
         published: The paper's number.
-        measured: By an independent code.
-        seeds: Truths behind `measured`.
-        relative: Share of `measured` that half the band is at least.
-        setup: What differs from the paper's set-up in this row.
-        at_most: What our number must not exceed, in place of a band.
+        measured: Number from an independent code.
+        seeds: Number of truths behind `measured`.
+        relative: Least half-width of the band as a fraction of `measured`.
+        setup: Overrides of the paper's set-up in this row.
+        at_most: Upper bound on our number, in place of a band.
         rival: An earlier row of the same set-up; truth by truth our number less `factor` times the rival's must be 0 or
             less on average.
-        factor: On the rival's number.
+        factor: Factor on the rival's number.
     """
 
     row: str
@@ -75,12 +75,12 @@ class Paper:
     """A table to be reproduced.
 
     Attributes:
-        title: What it is.
+        title: Title of the table.
         source: Reference.
         setup: Settings of the twin experiment.
         rows: Rows of the table.
         detail: Whether each set-up leaves metrics.csv and a report with scores of the whole ensemble.
-        name: Stem of its file.
+        name: Stem of the file.
     """
 
     title: str
@@ -92,7 +92,7 @@ class Paper:
 
     @property
     def detailed(self) -> bool:
-        """Whether more than errors of the mean is asked for, which are cheaper."""
+        """Whether scores beyond errors of the mean, which are cheaper, are needed."""
         return self.detail or any(row.metric in ("crps", "coverage90") for row in self.rows)
 
 
@@ -105,21 +105,21 @@ def reproduce(
     papers: Path = PAPERS,
     train: bool = False,
 ) -> bool:
-    """Run all papers whose name begins so, and judge every row.
+    """Run all papers whose name begins with `name`, and judge every row.
 
     Args:
-        name: Stem of a file in `papers`, or how some begin.
-        out: Folder of the results; logs/reproduce if None. The same call goes on where it stopped.
-        overrides: Of the set-ups, such as "cycles=200".
-        console: Where progress is shown.
+        name: Stem of a file in `papers`, or the beginning of several.
+        out: Folder of the results; logs/reproduce if None. The same call resumes an interrupted run.
+        overrides: Overrides of the set-ups, such as "cycles=200".
+        console: Console for the progress.
         papers: Folder of the YAML files.
-        train: Train the nets of a paper anew instead of using those that are shipped.
+        train: Whether to train the networks of a paper anew instead of using the shipped weights.
 
     Returns:
         Whether no row fell outside its band.
 
     Raises:
-        ValueError: If no paper is called so (the nearest is named).
+        ValueError: If no paper has this name (the nearest is named).
     """
     console = console or Console()
     known = sorted(papers.rglob("*.yaml"), key=lambda path: path.stem)
@@ -153,19 +153,19 @@ def read_paper(path: Path) -> Paper:
             if row.rival and row.rival not in [other.row for other in paper.rows[:i]]:
                 raise ValueError(f"the rival of {row.row} must be a row above it, got {row.rival!r}.")
         if len({row.row for row in paper.rows}) < len(paper.rows):
-            raise ValueError("two rows have one name; rows.csv could not tell them apart.")
+            raise ValueError("two rows have one name, which rows.csv needs to be unique; rename one.")
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
     return paper
 
 
 def verdicts_of(row: PaperRow, result: Result, rival: Result | None = None) -> list[Verdict]:
-    """Our number in the row's band or not, against its rival's, and, where a truth was lost, how many.
+    """Verdicts on a row: our number in its band, against its rival's, and the number of diverged truths.
 
     A row that was measured on at least three truths must come out within max(0.02, 3 combined standard errors) of
     what was measured, the scatter over its truths taken to be that over ours; with `relative`, within max(0.02, that
     share) of it. Others must lie between published and measured, widened by 0.03. With `at_most` there is no band but
-    that. A row with none of these is shown and not judged. Where a truth is lost, and for particle filters, our number
+    that. A row with none of these is shown and not judged. Where a run diverges, and for particle filters, our number
     is the median over truths, whose standard error is 1.25 times that of the mean.
 
     Args:
@@ -174,8 +174,8 @@ def verdicts_of(row: PaperRow, result: Result, rival: Result | None = None) -> l
         rival: Result of the row's rival, on the same truths.
     """
     values = result.scores[row.metric]
-    count, lost = len(values), int(result.scores["divergence_rate"].sum())
-    robust = lost > 0 or (row.method != EXACT and entry(row.method).kind == "particle")
+    count, diverged = len(values), int(result.scores["divergence_rate"].sum())
+    robust = diverged > 0 or (row.method != EXACT and entry(row.method).kind == "particle")
     middle = median_interval if robust else mean_interval
     known = [x for x in (row.measured, row.published) if x is not None]
     low, high = math.nan, math.nan
@@ -190,17 +190,17 @@ def verdicts_of(row: PaperRow, result: Result, rival: Result | None = None) -> l
         apart = middle((values - row.factor * rival.scores[row.metric]).tolist())
         verdicts.append(judge(Bar(label, row.metric, high=0.0), apart))
     if robust:
-        verdicts.append(info(row.row, "lost", lost / count))
+        verdicts.append(info(row.row, "lost", diverged / count))
     return verdicts
 
 
 def band(row: PaperRow, scatter: float, count: int) -> tuple[float, float]:
-    """Where our number must lie.
+    """Bounds on our number.
 
     Args:
-        row: Of the paper.
-        scatter: Standard deviation over truths.
-        count: Our truths.
+        row: Row of the paper.
+        scatter: Standard deviation of our number over truths.
+        count: Number of our truths.
 
     Raises:
         ValueError: If the row has no number to compare with.
@@ -259,7 +259,7 @@ def _reproduce(path: Path, folder: Path, overrides: Sequence[str], console: Cons
 
 @dataclass(frozen=True)
 class _Part:
-    """One set-up of a paper and what ran on it."""
+    """One set-up of a paper and the results on it."""
 
     runner: Runner
     results: dict[str, Result] = field(default_factory=dict)
@@ -291,7 +291,7 @@ def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scatter(values: torch.Tensor, robust: bool) -> float:
-    """Standard deviation over truths; from the median distance to the median where some are lost."""
+    """Standard deviation over truths; from the median distance to the median where some diverged."""
     if len(values) < 2:
         return math.nan
     if not robust:

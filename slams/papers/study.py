@@ -1,4 +1,4 @@
-"""What all studies do alike: read a plan, simulate pieces of an archive, train a network and find its weights."""
+"""Common parts of all studies: plans, simulated archives, training and weights."""
 
 import hashlib
 import math
@@ -25,12 +25,12 @@ WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 def read_study(cls: type[P], path: Path, overrides: Sequence[str] = ()) -> P:
-    """A study's plan from its file, at the size that is asked for.
+    """A study's plan from its file, at the requested size.
 
     Args:
         cls: Dataclass of the plan.
-        path: YAML file; what differs in each size is under `sizes`.
-        overrides: Such as "size=full" or "archive.count=8".
+        path: YAML file, with the overrides of each size under `sizes`.
+        overrides: Overrides such as "size=full" or "archive.count=8".
 
     Raises:
         ValueError: If a key is unknown (the nearest is named), is lacking, or a value has the wrong type.
@@ -68,15 +68,15 @@ def simulated(
     folder: Path, settings: Any, pieces: Mapping[str, Callable[[], Tensor]], *, title: str,
     console: Console | None = None, version: int = 1,
 ) -> list[Tensor]:  # fmt: skip
-    """Simulated pieces of an archive, each in a file of its own; a killed run goes on with its next piece.
+    """Simulated pieces of an archive, one file each; an interrupted run resumes with the next piece.
 
     Args:
-        folder: Of the archive.
-        settings: All that its numbers depend on.
-        pieces: By name, what simulates each.
-        title: Of the progress bar.
-        console: Where progress is shown.
-        version: Of the simulation; raised where its numbers change.
+        folder: Folder of the archive.
+        settings: Plain values that the numbers depend on.
+        pieces: Functions that simulate each piece, by name.
+        title: Title of the progress bar.
+        console: Console for the progress.
+        version: Version of the simulation; raised where its numbers change.
 
     Returns:
         One tensor a piece.
@@ -115,10 +115,10 @@ def finite(x: Tensor, message: str) -> Tensor:
 
 
 def at_least(settings: Any, **least: float) -> None:
-    """Refuse numbers that are too small.
+    """Raise an error for numbers below their bounds.
 
     Raises:
-        ValueError: Which names the setting, its bound and its value.
+        ValueError: If a number is below its bound.
     """
     for name, bound in least.items():
         value = getattr(settings, name)
@@ -130,16 +130,16 @@ def train_denoiser(
     denoiser: nn.Module, loss: Callable[..., Tensor], validate: Callable[..., float], net: Any, *,
     name: str, checkpoint: Path | None, console: Console | None,
 ) -> History:  # fmt: skip
-    """Train a denoiser; a killed run goes on from its checkpoint.
+    """Train a denoiser; an interrupted run resumes from its checkpoint.
 
     Args:
-        denoiser: See `fit`.
-        loss: See `fit`.
-        validate: See `fit`.
+        denoiser: Denoiser to train in place, as for `fit`.
+        loss: Training loss, as for `fit`.
+        validate: Validation loss, as for `fit`.
         net: Settings `steps`, `batch`, `learning_rate`, `ema` and `seed` of the training.
-        name: For messages and random numbers.
+        name: Name in messages and in the seeds of random draws.
         checkpoint: File of the resume state.
-        console: Where progress is shown.
+        console: Console for the progress.
     """
     every = max(net.steps // 20, 1)
     settings = FitSettings(
@@ -159,7 +159,7 @@ def train_denoiser(
 
 
 def stratified_times(schedule: Schedule, low: float, high: float, rows: int, rng: torch.Generator) -> Tensor:
-    """Times even in log(sigma / alpha) from `low` to `high`, one in each of `rows` intervals, (rows)."""
+    """Times uniform in log(sigma / alpha) from `low` to `high`, one in each of `rows` intervals, (rows)."""
     place = (torch.arange(rows) + torch.rand(rows, generator=rng)) / rows
     return schedule.time(torch.exp(-(low + (high - low) * place)))
 
@@ -171,18 +171,18 @@ def load_denoiser(
 
     Args:
         path: File of weights.
-        make: Builds the denoiser from tensors and the settings of its network, the fact "net".
+        make: Function that builds the denoiser from tensors and the fact "net", the settings of its network.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds other weights than its settings ask for.
+        ValueError: If the weights do not fit the settings in the file.
     """
     tensors, facts = read_tensors(path, remedy="train it with --train, or check the path")
     try:
         denoiser = make(tensors, facts["net"])
     except (KeyError, TypeError, RuntimeError, IndexError) as error:
         raise ValueError(
-            f"{path} does not hold the weights that its settings ask for ({error}); restore it or train again."
+            f"{path} holds weights that do not fit its settings ({error}); restore it or train again."
         ) from error
     return denoiser.eval(), facts
 
@@ -190,14 +190,14 @@ def load_denoiser(
 def weights_file(
     own: Path, shipped: Path, train: bool, same: Callable[[Any], bool], make: Callable[[], None]
 ) -> tuple[Path, str]:
-    """Trained weights of the results' folder, else shipped ones, else made here, and their fingerprint.
+    """Trained weights of the results' folder, else shipped ones, else newly trained, and their fingerprint.
 
     Args:
         own: File in the folder of the results.
         shipped: File in the package.
-        train: Whether shipped ones are not used.
-        same: Whether a file's facts are those of the training that is asked for.
-        make: Trains and writes `own`.
+        train: Whether to ignore shipped weights.
+        same: Predicate on a file's facts, true for weights of the requested training.
+        make: Function that trains and writes `own`.
     """
     path = own if train or own.exists() else shipped
     if not path.exists() or (train and not same(read_facts(path))):

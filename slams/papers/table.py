@@ -1,4 +1,4 @@
-"""Rows of a study: published bounds, verdicts, rows.csv and the table on the terminal."""
+"""Rows of a study: published bounds, verdicts, rows.csv and the console table."""
 
 import csv
 import math
@@ -22,10 +22,10 @@ class Bar:
 
     Attributes:
         row: Name of the run; of a verdict, name of the row.
-        metric: Score.
-        low: Least value that passes; NaN, as `high`, for a row that is shown and not judged.
+        metric: Name of the score.
+        low: Lower bound on the score; NaN, as `high`, for a row without a verdict.
         high: Largest value that passes.
-        against: Run with which the score is compared, replicate by replicate; none if empty.
+        against: Name of the run for a comparison, replicate by replicate; none if empty.
         published: The paper's number.
         case: Part of the study that holds the run, such as an experiment.
     """
@@ -44,15 +44,15 @@ class Verdict:
     """A row of rows.csv.
 
     Attributes:
-        row: Name.
-        metric: Score.
+        row: Name of the row.
+        metric: Name of the score.
         expected: Published or measured number.
         low: Least value that passes.
         high: Largest value that passes.
         value: Our number.
         lower: Lower end of its 95 % interval.
         upper: Upper end.
-        status: Begins with PASS or FAIL, or is INFO where nothing is judged.
+        status: Verdict, beginning with PASS or FAIL; INFO without bounds.
     """
 
     row: str
@@ -71,37 +71,37 @@ class Verdict:
         return self.status != "INFO"
 
 
-def judge(bar: Bar, numbers: Numbers, *, tested: float | None = None, held: bool = True) -> Verdict:
-    """The verdict on a number.
+def judge(bar: Bar, numbers: Numbers, *, tested: float | None = None, applies: bool = True) -> Verdict:
+    """Verdict on a number.
 
     Args:
-        bar: Bounds.
+        bar: Bounds on the number.
         numbers: Value and 95 % interval.
-        tested: Number that must lie within the bounds, such as an end of the interval; the value if None.
-        held: Whether the bounds are applied.
+        tested: Number to test against the bounds, such as an end of the interval; the value if None.
+        applies: Whether the bounds apply.
 
     >>> judge(Bar("ETKF", "rmse", high=0.2), (0.19, 0.18, 0.2)).status
     'PASS'
     """
     number = numbers[0] if tested is None else tested
-    free = not held or (math.isnan(bar.low) and math.isnan(bar.high))
+    free = not applies or (math.isnan(bar.low) and math.isnan(bar.high))
     status = "INFO" if free else "PASS" if bar.low <= number <= bar.high else "FAIL"
     return Verdict(bar.row, bar.metric, bar.published, bar.low, bar.high, *numbers, status)
 
 
 def info(row: str, metric: str, value: float, lower: float = math.nan, upper: float = math.nan) -> Verdict:
-    """A number that is shown and not judged."""
+    """Row of a number without a verdict."""
     return judge(Bar(row, metric, math.nan, math.nan), (value, lower, upper))
 
 
 def write_rows(path: Path, verdicts: Sequence[Verdict]) -> None:
-    """Write rows.csv, whole or not at all."""
+    """Write rows.csv atomically."""
     lines = [{column: getattr(verdict, column) for column in COLUMNS} for verdict in verdicts]
     write_lines(path, [{key: _text(value) for key, value in line.items()} for line in lines], COLUMNS)
 
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Write lines of one kind as CSV, whole or not at all; without lines and columns nothing is written."""
+    """Write lines of one kind as CSV, atomically; without lines and columns nothing is written."""
     columns = columns or list(lines[0] if lines else ())
     if not columns:
         return
@@ -131,7 +131,7 @@ def line(verdict: Verdict) -> dict[str, str]:
 def show(
     console: Console, verdicts: Sequence[Verdict], folder: Path, *, title: str = "bars", every: bool = False
 ) -> None:
-    """The judged rows on the terminal, with `every` also the others, and how many passed."""
+    """Print the judged rows, with `every` also the others, and the number that passed."""
     judged = [verdict for verdict in verdicts if verdict.judged]
     lines = [line(verdict) for verdict in (verdicts if every else judged)]
     if lines:
@@ -140,7 +140,7 @@ def show(
 
 
 def passed(verdicts: Sequence[Verdict]) -> int:
-    """How many rows passed."""
+    """Number of rows that passed, in words."""
     return sum(verdict.status.startswith("PASS") for verdict in verdicts)
 
 

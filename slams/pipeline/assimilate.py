@@ -1,4 +1,4 @@
-"""A trained run on files that training never saw: `slams assimilate`."""
+"""Assimilation of new files by a trained run: `slams assimilate`."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -36,12 +36,12 @@ _BATCH = 8  # short runs drawn together
 
 @dataclass
 class Record:
-    """What was observed, on every day that any of the files has.
+    """Observations on all days that any of the files has.
 
     Attributes:
-        dates: datetime64[D], (T).
+        dates: Dates (T), datetime64[D].
         values: Anomalies (T, *S) as the files have them, NaN where missing.
-        seen: The same without what is withheld.
+        seen: Values without the withheld ones.
     """
 
     dates: np.ndarray
@@ -73,26 +73,26 @@ def assimilate(
         observations: Files, as FILE or NAME=FILE.
         out: Analysis to write, .nc or .zarr.
         members: Ensemble size; the recipe's if None.
-        modalities: Use only these.
+        modalities: Names of the modalities to use.
         dates: First and last day as "A..B"; all if None.
-        seed: Of all draws.
-        baselines: Whether to write the baselines' analyses too.
+        seed: Seed of all random draws.
+        baselines: Whether to write the baselines' analyses, too.
         overrides: Settings of a trained run: device=…, assimilation.KEY=…, withhold.NAME=[…] (stations, numbered from 0
             in the order of the training file), data.modalities.NAME.error_std=….
-        console: Where progress is shown.
+        console: Console for the progress.
 
     Returns:
         The path of the analysis.
 
     Raises:
         FileNotFoundError: If the run or a file isn't there.
-        ValueError: If a setting, a file, a variable or the dates are wrong; what to do is said.
+        ValueError: If a setting, a file, a variable or the dates are invalid.
     """
     console = console or Console()
     target, folder = Path(out).expanduser(), Path(run).expanduser()
     if target.suffix not in (".nc", ".zarr"):
         raise ValueError(f"an analysis is written as .nc or .zarr, got {str(out)!r}.")
-    _span(dates)  # a wrong one is refused before the weights are read
+    _span(dates)  # an invalid one raises before the weights are read
     model = Model.load(folder)
     model = Model(model.codec, model.prior, configure(model.recipe, overrides, members))
     model.on(computing_device(model.recipe.device))
@@ -119,17 +119,17 @@ def analyse(
     """The analysis of every day of the observations, laid out as an analysis file.
 
     Args:
-        model: Of the run, with the settings of this analysis.
-        folder: Of the run.
-        sources: Where each modality is.
+        model: Model of the run, with the settings of this analysis.
+        folder: Folder of the run.
+        sources: Files of each modality.
         dates: First and last day as "A..B"; all if None.
-        seed: Seed of all draws.
-        baselines: Whether the baselines' analyses are groups of the tree too.
-        console: Where progress is shown.
+        seed: Seed of all random draws.
+        baselines: Whether to add the baselines' analyses as groups.
+        console: Console for the progress.
 
     Raises:
         FileNotFoundError: If the baselines are wanted and the run has none.
-        ValueError: If a file or the dates are wrong.
+        ValueError: If a file or the dates are invalid.
     """
     fitted = load_baselines(model, folder / FILE_NAME) if baselines else None
     console.say(f"observed: {', '.join(sources)}")
@@ -150,7 +150,7 @@ def analyse(
 
 
 def _about(recipe: Recipe, sources: Mapping[str, FileSource]) -> dict[str, Any]:
-    """What was observed, for the attributes of the file."""
+    """Observed modalities and files, for the attributes of the file."""
     about: dict[str, Any] = {
         name: {"files": [Path(f).name for f in source.files], "variable": source.variable}
         for name, source in sources.items()
@@ -164,17 +164,17 @@ def _about(recipe: Recipe, sources: Mapping[str, FileSource]) -> dict[str, Any]:
 
 
 def configure(recipe: Recipe, overrides: Sequence[str] = (), members: int | None = None) -> Recipe:
-    """A trained run's recipe with those settings changed that may still change.
+    """Override the settings of a trained run's recipe that training does not fix.
 
-    Stations are withheld only if that is asked for here, whatever the run did in its own test.
+    Stations are withheld only by these overrides, not by the settings of the run's own test.
 
     Args:
-        recipe: Of the run.
-        overrides: As of `assimilate`.
+        recipe: Recipe of the run.
+        overrides: Overrides as of `assimilate`.
         members: Ensemble size, if not None.
 
     Raises:
-        ValueError: If a setting is fixed by training, is unknown or has a wrong value.
+        ValueError: If a setting is fixed by training, unknown, or has an invalid value.
     """
     tree = to_tree(recipe)
     tree["experiment"]["withhold"] = {}
@@ -184,8 +184,8 @@ def configure(recipe: Recipe, overrides: Sequence[str] = (), members: int | None
         key = setting.partition("=")[0]
         if not _SETTABLE.fullmatch(key):
             raise ValueError(
-                f"{key!r} cannot be set for a trained run; device, assimilation.KEY, withhold.NAME and "
-                "data.modalities.NAME.error_std can."
+                f"{key!r} is not adjustable in a trained run; device, assimilation.KEY, withhold.NAME and "
+                "data.modalities.NAME.error_std are."
             )
         name = key.split(".")[2] if key.count(".") > 1 else None
         if name is not None and name not in tree["data"]["modalities"]:
@@ -204,12 +204,12 @@ def read_record(
     """Read observations onto the points of the training and join them on all days that any has.
 
     Args:
-        model: Trained.
-        sources: Where each modality is.
-        span: First and last day wanted.
+        model: Trained model.
+        sources: Files of each modality.
+        span: First and last day.
 
     Raises:
-        ValueError: If there is no day, or nothing but missing values; if stations to withhold aren't there.
+        ValueError: If no day is in the span, all values are missing, or a station to withhold does not exist.
     """
     recipe = model.recipe
     files = {}
@@ -229,9 +229,9 @@ def read_record(
     values = {}
     for name, (have, x) in files.items():
         whole = torch.full((len(dates), *x.shape[1:]), torch.nan)
-        here = np.isin(have, dates)
-        whole[torch.from_numpy(np.searchsorted(dates, have[here]))] = x[
-            torch.from_numpy(np.flatnonzero(here))
+        requested = np.isin(have, dates)
+        whole[torch.from_numpy(np.searchsorted(dates, have[requested]))] = x[
+            torch.from_numpy(np.flatnonzero(requested))
         ]
         values[name] = model.codec.anomaly(name, whole, phase)
     seen = {name: thinned(recipe, name, x.clone()) for name, x in values.items()}
@@ -276,12 +276,12 @@ def _span(dates: str | None) -> tuple[np.datetime64, np.datetime64] | None:
 def sources_of(
     recipe: Recipe, observations: Sequence[str], modalities: Sequence[str] | None = None
 ) -> dict[str, FileSource]:
-    """Where each observed modality is.
+    """Files of each observed modality.
 
     Args:
-        recipe: Of the run.
+        recipe: Recipe of the run.
         observations: Files, as FILE or NAME=FILE.
-        modalities: Names of those to use; None for the observation modalities that the files hold.
+        modalities: Names of the modalities to use; None for the observation modalities that the files hold.
 
     Raises:
         FileNotFoundError: If a file is not there.
@@ -311,7 +311,7 @@ def sources_of(
 
 
 def _longest(model: Model) -> int:
-    """Days of a segment that memory has room for."""
+    """Largest number of days of a segment that fits in memory."""
     length = model.recipe.prior.window
     values = model.recipe.assimilation.members * length * torch.Size(model.prior.gaussian.event).numel()
     return max(10 * length, _VALUES // values)
@@ -320,7 +320,7 @@ def _longest(model: Model) -> int:
 def _analyse(
     model: Model, record: Record, segments: Sequence[Segment], seed: int, console: Console
 ) -> dict[str, Tensor]:
-    """Physical members (N, T, *S) of the states and of what was observed."""
+    """Physical members (N, T, *S) of the states and of the observed modalities."""
     count, days = model.recipe.assimilation.members, len(record.dates)
     phase, names = phase_of(record.dates), list(dict.fromkeys([*model.states, *record.seen]))
     found = {n: torch.empty(count, days, *model.layouts[n].shape) for n in names}
@@ -343,7 +343,7 @@ def _analyse(
 
 
 def _shown(model: Model, record: Record) -> dict[str, Tensor]:
-    """What was seen as it is, (T, *S): nothing of a modality that was seen through an operator."""
+    """Values observed cell by cell, (T, *S); all NaN for a modality observed through an operator."""
     return {n: torch.full_like(x, torch.nan) if n in model.operators else x for n, x in record.seen.items()}
 
 
@@ -354,9 +354,7 @@ def _baseline_groups(
     groups: dict[str, dict[str, Tensor]] = {}
     ignored = ClosedForm(model, fitted).unknown(record.seen)
     if ignored:
-        console.say(
-            f"baseline_gaussian: knows nothing of {', '.join(ignored)}, which no set of the recipe has"
-        )
+        console.say(f"baseline_gaussian: ignores {', '.join(ignored)}, which no set of the recipe has")
     with console.bar("baselines", len(segments) * model.recipe.assimilation.steps + 1) as advance:
         # the order of the groups in the files of earlier versions
         for baseline in sorted(BASELINES, key=lambda each: (each.observes, not each.pairs)):
@@ -366,7 +364,7 @@ def _baseline_groups(
                 members = members_of(model, method, moments, record.dates, seed)
                 groups[f"baseline_{baseline.name}"] = members
             elif baseline.outlives:
-                console.say(f"baseline_{baseline.name}: left out, it has no fit for what was observed")
+                console.say(f"baseline_{baseline.name}: omitted, it has no fit for these observations")
         groups["baseline_prior"] = prior(model, segments, record.dates, seed, _counter(advance))
         again = reconstruction(model, record.values, record.dates)
         advance(1, "")

@@ -33,10 +33,10 @@ class AnalysedVariable:
 
     Attributes:
         name: Modality.
-        layout: Where its values are.
-        transform: What the model saw; the file holds values before it.
+        layout: Layout of its values.
+        transform: Transform before the model; the file holds values before it.
         methods: Members (time, member, ...) by method, still on disk.
-        observed: Which values were observed (time, ...), if any were.
+        observed: Mask of observed values (time, ...), if any were.
         observation: Observed values (time, ...), NaN elsewhere, if the file has them.
     """
 
@@ -51,16 +51,16 @@ class AnalysedVariable:
 def evaluate(
     analysis: str | Path, truths: Sequence[str], report_dir: str | Path, console: Console | None = None
 ) -> Path:
-    """Score every variable of which the truth is given.
+    """Score every variable with a given truth.
 
     Everything is scored in the unit of the analysis file, rain too, although the model sees its logarithm.
     Windows of the intervals are stretches of 15 days.
 
     Args:
-        analysis: From `slams assimilate` or a run, .nc or .zarr.
+        analysis: Analysis file of `slams assimilate` or a run, .nc or .zarr.
         truths: Files, as FILE or NAME=FILE with the name of a modality.
         report_dir: Folder for metrics.csv, report.html and figures/.
-        console: Where progress is shown.
+        console: Console for the progress.
 
     Returns:
         The path of the report.
@@ -79,7 +79,7 @@ class AnalysisScores(PrintedTable):
     Attributes:
         rows: Rows of metrics.csv.
         views: Each scored variable, for figures.
-        page: The report, if one was asked for.
+        page: Path of the report, if requested.
     """
 
     rows: list[dict[str, Any]]
@@ -112,13 +112,13 @@ def scored(
     report: str | Path | None = None,
     console: Console,
 ) -> AnalysisScores:
-    """Scores of every variable of which the truth is given; raises as `evaluate`.
+    """Scores of every variable with a given truth; raises as `evaluate`.
 
     Args:
-        analysis: From `slams assimilate` or a run, .nc or .zarr.
+        analysis: Analysis file of `slams assimilate` or a run, .nc or .zarr.
         truths: Files, as FILE or NAME=FILE with the name of a modality.
         report: Folder for metrics.csv, report.html and figures/; none is written if None.
-        console: Where progress is shown.
+        console: Console for the progress.
     """
     with open_analysis(analysis) as tree:
         targets = targets_of(tree)
@@ -200,17 +200,17 @@ def open_analysis(path: str | Path) -> xr.DataTree:
         name for name, array in tree.to_dataset().data_vars.items() if {"time", "member"} <= set(array.dims)
     ]
     if not members or "recipe" not in tree.attrs:
-        held = ", ".join(map(str, tree.data_vars)) or "no variable"
+        found_variables = ", ".join(map(str, tree.data_vars)) or "no variable"
         tree.close()
         raise ValueError(
             f"{found} is no analysis: expected variables with dims (time, member, ...) and the attribute "
-            f"`recipe`, found {held}; give the file that `slams assimilate` wrote."
+            f"`recipe`, found {found_variables}; give the file that `slams assimilate` wrote."
         )
     return tree
 
 
 def targets_of(tree: xr.DataTree) -> dict[str, AnalysedVariable]:
-    """The variables of an analysis by modality: states with every method, and what was observed."""
+    """The variables of an analysis by modality: states with every method, and observations."""
     targets: dict[str, AnalysedVariable] = {}
     for array in tree.to_dataset().data_vars.values():
         target = _target(array, str(array.attrs.get("source_modality", array.name)))
@@ -272,7 +272,7 @@ def _truth(
 
 
 def _masks(target: AnalysedVariable, truth: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
-    """What was observed and what was withheld, where any of it can be verified."""
+    """Masks of observed and withheld values, where any of them have a truth."""
     if target.observed is None:
         return {}
     seen, verifiable = _tensor(target.observed.isel(time=rows), target.layout), torch.isfinite(truth)
@@ -296,7 +296,7 @@ def blocks(days: np.ndarray) -> list[tuple[str, slice]]:
 def _observations(
     targets: Mapping[str, AnalysedVariable], target: AnalysedVariable, rows: np.ndarray
 ) -> tuple[Layout, Tensor] | None:
-    """What was observed of the same quantity, for maps: its own values, else stations, else a grid."""
+    """Observations of the same quantity, for maps: its own values, else stations, else a grid."""
     alike = [
         other
         for other in targets.values()

@@ -27,9 +27,9 @@ def open_run(folder: str | Path, *, trust: Collection[str] = (), device: str = "
     """Open a trained run.
 
     Args:
-        folder: Of the run, as `slams train` wrote it; it may have been moved.
+        folder: Folder of `slams train`; it may have been moved.
         trust: Packages that may be imported for a network of the user's own; "." allows the working folder.
-        device: "auto", "cpu" or "cuda".
+        device: Device: "auto", "cpu" or "cuda".
 
     Returns:
         The run.
@@ -49,14 +49,14 @@ class Run:
     """A trained run.
 
     Args:
-        folder: Where it is.
+        folder: Folder of the run.
         model: Codec and learnt prior.
-        device: Where networks compute.
+        device: Device of the networks.
 
     Attributes:
-        recipe: Its settings.
-        modalities: Names of what may be observed or analysed.
-        states: Names of what is analysed.
+        recipe: Recipe of the run.
+        modalities: Names of the modalities.
+        states: Names of the state variables.
     """
 
     def __init__(self, folder: Path, model: Model, device: str = "auto") -> None:
@@ -89,11 +89,11 @@ class Run:
             observations: Paths, "NAME=PATH", Datasets, DataArrays, or any of these by modality. Any subset of the
                 modalities will do; a variable is matched by the modality's name, else by its name in the recipe.
             members: Ensemble size N; the recipe's if None.
-            modalities: Use only these; a state variable is read only if it is named.
+            modalities: Names of the modalities to use; a state variable is read only if it is named.
             dates: First and last day as "1997-12-01..1998-02-28"; all if None.
-            seed: Seed of all draws; None for a fresh one, kept in the attribute "seed".
-            baselines: Whether the baselines' analyses are groups of the result too.
-            progress: Whether progress is shown.
+            seed: Seed of all random draws; None for a fresh one, kept in the attribute "seed".
+            baselines: Whether to add the baselines' analyses as groups.
+            progress: Whether to show progress.
             **settings: Settings of a trained run with their dots as two underscores, such as assimilation__steps=12 or
                 withhold__stations=[1, 3].
 
@@ -104,7 +104,7 @@ class Run:
         Raises:
             FileNotFoundError: If a file is not there.
             TypeError: If the observations are of another type.
-            ValueError: If a name, setting, variable or date is wrong.
+            ValueError: If a name, setting, variable or date is invalid.
         """
         overrides = [f"{key.replace('__', '.')}={_yaml(value)}" for key, value in settings.items()]
         recipe = configure(self.recipe, [*overrides, f"device={self._device}"], members)
@@ -123,10 +123,10 @@ class Run:
         """Score an analysis against the truth, in the unit of the analysis.
 
         Args:
-            analysis: Of `assimilate`, or the path of an analysis file.
+            analysis: Analysis of `assimilate`, or the path of an analysis file.
             truth: Paths, "NAME=PATH", Datasets, DataArrays, or any of these by modality.
             report: Folder for metrics.csv, report.html and figures/; none is written if None.
-            progress: Whether progress is shown.
+            progress: Whether to show progress.
 
         Returns:
             A table that prints itself; `.rows` and `.to_dataframe()` hold all numbers.
@@ -154,7 +154,7 @@ def _yaml(value: Any) -> Any:
 
 @contextmanager
 def _as_files(given: Given, what: str) -> Iterator[list[str]]:
-    """[NAME=]PATH of everything given; labelled arrays pass through a file, so that all inputs enter by one door."""
+    """[NAME=]PATH of all inputs; labelled arrays are written to temporary files."""
     items: list[tuple[str | None, Any]]
     if isinstance(given, Mapping) and not isinstance(given, (xr.Dataset, xr.DataTree)):
         items = list(given.items())

@@ -15,7 +15,7 @@ from slams.training.fit import FitSettings
 
 @dataclass(frozen=True)
 class PlanetRecipe:
-    """The synthetic archive to make before reading: years simulated, into which folder."""
+    """Settings of a synthetic archive to simulate first: years and folder."""
 
     years: tuple[int, ...] = ()
     folder: str = "data/planet"
@@ -23,15 +23,15 @@ class PlanetRecipe:
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """What is read, and how it is divided.
+    """Data of a run: modalities and parts.
 
     Attributes:
-        modalities: By name, the arguments of `slams.data.files.modality.Modality`.
+        modalities: Arguments of `slams.data.files.modality.Modality` by name.
         train, validation, test: First and last day of each part, inclusive.
         store: Folder of the stores made from the files.
         harmonics: Yearly harmonics of the seasonal mean; 0 is a constant.
         direct: For each state variable, the modalities that measure that same quantity (for interpolation).
-        match: Which record belongs to a state: the one whose span of time ends ("end") or starts ("start") with the
+        match: Rule for the record of a state: the one whose span of time ends ("end") or starts ("start") with the
             state's, or the one with its date ("date"), as always where files state no span.
     """
 
@@ -50,13 +50,13 @@ class LatentRecipe:
     """The shared latent.
 
     Attributes:
-        kind: "grid" (a coarser one), "vector", "published" (that autoencoder, on the whole grid) or "pixel" (no latent).
-        channels: Of the latent; "pixel" has those of the states.
-        patch: Cells of a side that become one, of "grid".
+        kind: Kind of latent: "grid" (coarser), "vector", "published" (that autoencoder, full grid) or "pixel" (none).
+        channels: Number of channels of the latent; "pixel" has those of the states.
+        patch: Cells along a side of a patch of "grid".
         hidden: Width of the corrections, of "grid" and "vector".
         scales: Weight of each modality in components and loss, of "grid" and "vector"; 1 where not named.
-        trained: A run, by folder or name, whose autoencoder is taken as it is; empty trains one.
-        fit: How the autoencoder is trained.
+        trained: Folder or name of a run whose autoencoder is used unchanged; empty trains one.
+        fit: Settings of the autoencoder's training.
     """
 
     kind: str = "grid"
@@ -73,18 +73,18 @@ class PriorRecipe:
     """The prior over windows of latents: its closed form and the network that corrects it.
 
     Attributes:
-        window: Days of a window, odd.
+        window: Number of days of a window, odd.
         patterns: Largest number of patterns of the closed form.
-        fraction: Share of the variance that the patterns hold.
+        fraction: Fraction of variance explained by the patterns.
         shrink: Weight of the diagonal in the covariance of the patterns' coefficients, in [0, 1].
         published: Whether the network is the published U-Net.
         hidden: Channels of the network at each level.
         blocks: Residual blocks a level.
-        fit: How the network is trained.
-        network: A network of your own in place of ours, as "package.module:Class". It is made as Class(length=L,
+        fit: Settings of the network's training.
+        network: Import path "package.module:Class" of a network in place of ours. It is built as Class(length=L,
             event=(*Z), **network_settings) and called as f(x_t, g, t) with x_t and the closed form's mean g of shape
             (*B, L, *Z); see `slams.diffusion.denoiser.NetworkDenoiser`. Its package must be trusted (`--trust`).
-        network_settings: Plain keywords of that class.
+        network_settings: Plain keyword arguments of that class.
     """
 
     window: int = 3
@@ -101,13 +101,13 @@ class PriorRecipe:
 
 @dataclass(frozen=True)
 class OperatorRecipe:
-    """What is seen of a gridded modality instead of its cells; needs no other training.
+    """Observation operator of a gridded modality in place of its cells; needs no other training.
 
     Attributes:
         kind: "block_mean" (area means over blocks of cells), "points" (bilinear interpolation) or "stride" (cells
             some steps apart).
         size: Side of a block [cells].
-        step, offset: Distance of the cells that "stride" sees along both axes, and the first.
+        step, offset: Distance of the cells observed by "stride" along both axes, and the first.
         points: (latitude, longitude) of each point [degrees].
     """
 
@@ -136,21 +136,21 @@ class OperatorRecipe:
 
 @dataclass(frozen=True)
 class AssimilationRecipe:
-    """How posteriors are drawn.
+    """Settings of posterior draws.
 
     Attributes:
         members: Ensemble size.
-        steps: Denoiser evaluations a draw.
-        order, grid, eta: Of the sampler (see `slams.diffusion.sampler.Sampler`).
-        corrections, tau: Langevin corrections a step and their size.
+        steps: Denoiser evaluations per draw.
+        order, grid, eta: Settings of `slams.diffusion.sampler.Sampler`.
+        corrections, tau: Langevin corrections per step and their size.
         guidance: "covariance", "sda" (gradient through the network, widened by gamma) or "published" (the encoded
             observations, degraded in the latent, are the observation).
-        gamma: Of "sda".
+        gamma: Width gamma of "sda".
         published_std: Noise of the "published" pseudo-observation [latent standard deviations].
-        residual: Whether draws include what the latent cannot hold (the decoder's residual).
-        operators: For each gridded modality that is not seen cell by cell, what is seen of it. It is given on its
-            own grid all the same, and what is seen is computed; a state then is seen so everywhere, whatever
-            `experiment.share` is. A block or point with a missing cell is missing.
+        residual: Whether draws include the decoder's residual.
+        operators: Operators of gridded modalities not observed cell by cell. Such a modality is given on its
+            own grid, and its observations are computed; a state is then observed everywhere, regardless of
+            `experiment.share`. A block or point with a missing cell is missing.
     """
 
     members: int = 16
@@ -169,15 +169,15 @@ class AssimilationRecipe:
 
 @dataclass(frozen=True)
 class ExperimentRecipe:
-    """What is tested.
+    """Settings of the test.
 
     Attributes:
-        sets: Names of the sets of observed modalities and what is in each; the last is the main one.
-        share: Share of the cells of gridded state variables that are observed where such a variable is in a set.
+        sets: Names of the observed modalities by set; the last set is the main one.
+        share: Fraction of observed cells of gridded state variables, for sets with such a variable.
         windows: Number of test windows; 0 analyses the whole test period.
-        spacing: Days between the starts of test windows, at least.
-        shuffled: Whether the main set is also run with the dates of its observation-role modalities shuffled.
-        withhold: For stations, 0-based indices kept for verification in a run of their own.
+        spacing: Least number of days between the starts of test windows.
+        shuffled: Whether to also run the main set with shuffled dates of its observation-role modalities.
+        withhold: 0-based indices of stations withheld for verification in a separate run, by modality.
     """
 
     sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -190,15 +190,15 @@ class ExperimentRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that makes one trained run.
+    """All settings of one trained run.
 
     Attributes:
-        name: Of the run.
-        seed: Of all draws.
+        name: Name of the run.
+        seed: Seed of all random draws.
         out: Folder of the run; logs/NAME if empty.
-        device: Where networks compute: "auto" (a GPU where there is one), "cpu" or "cuda". Random numbers are drawn
+        device: Device of the networks: "auto" (a GPU if available), "cpu" or "cuda". Random numbers are drawn
             on the CPU, so that results agree up to rounding.
-        until: "codec" stops after the autoencoder, for other recipes to take (see `LatentRecipe.trained`).
+        until: Last stage; "codec" stops after the autoencoder, for other recipes (see `LatentRecipe.trained`).
         planet, data, latent, prior, assimilation, experiment: Settings of each part.
     """
 
@@ -225,8 +225,8 @@ class Recipe:
             ("assimilation.grid", a.grid, ("time", "snr")),
         ):
             if value not in choices:
-                *some, last = map(repr, choices)
-                raise ValueError(f"{key} is {', '.join(some)} or {last}, got {value!r}.")
+                *others, last = map(repr, choices)
+                raise ValueError(f"{key} is {', '.join(others)} or {last}, got {value!r}.")
         if a.members < 1 or a.steps < 1:
             raise ValueError(
                 f"assimilation needs at least one member and one step, got members={a.members}, steps={a.steps}."
@@ -286,10 +286,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: YAML file.
-        overrides: Settings such as "prior.fit.steps=200".
+        overrides: Overrides such as "prior.fit.steps=200".
 
     Returns:
-        The typed recipe.
+        The recipe.
 
     Raises:
         FileNotFoundError: If the file is not there; the recipes shipped are listed.
@@ -306,7 +306,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def from_tree(tree: Mapping[str, Any]) -> Recipe:
     """A typed recipe from nested mappings (see `load`)."""
     recipe: Recipe = build(Recipe, tree)
-    assert recipe.states  # an error of a modality shows here, not in the middle of a run
+    assert recipe.states  # an invalid modality raises here, not in the middle of a run
     return recipe
 
 

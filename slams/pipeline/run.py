@@ -1,4 +1,4 @@
-"""One recipe from nothing to a report."""
+"""One recipe from scratch to a report."""
 
 import json
 import time
@@ -28,11 +28,11 @@ from slams.systems.flows.quasigeostrophic import MoistQG
 
 
 def run(recipe: Recipe, *, console: Console | None = None) -> Path:
-    """Data, training, assimilation, scores, report; whatever is done already is reused.
+    """Run data, training, assimilation, scores and report; finished stages are reused.
 
     Args:
-        recipe: What to do; `recipe.out` is the folder, by default logs/NAME.
-        console: Where progress is shown.
+        recipe: Recipe; `recipe.out` is the folder, by default logs/NAME.
+        console: Console for the progress.
 
     Returns:
         The folder of the run.
@@ -75,7 +75,7 @@ def _make_planet(recipe: Recipe, console: Console) -> None:
 
 
 def _test(model: Model, fields: Fields, out: Path, console: Console) -> None:
-    """Scores, files and report, unless they are there already."""
+    """Write scores, files and report, unless they exist already."""
     stages, stage = Stages(out, console.say), stages_of(model.recipe, fields, out)["report"]
     if stages.done(stage, FILES["report"]):
         console.reused("scores and report")

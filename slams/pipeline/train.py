@@ -54,8 +54,8 @@ def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
     """The stages of a run: "codec", "prior", "calibration" and "report".
 
     Args:
-        recipe: Settings.
-        fields: All days.
+        recipe: Recipe of the run.
+        fields: Fields of all days.
         out: Folder of the run.
     """
     sizes = {
@@ -90,7 +90,7 @@ def _earlier_keys(recipe: Recipe, content: list[Any], taken: list[str], out: Pat
 
 
 def _restricted(settings: Any, earlier: Mapping[str, Any]) -> Any:
-    """Settings as plain values, without those that are new since `earlier` was written and at their default."""
+    """Plain settings without those that are newer than `earlier` and at their default."""
     kept = {}
     for field in fields_of(settings):
         value, default = getattr(settings, field.name), field.default
@@ -101,20 +101,20 @@ def _restricted(settings: Any, earlier: Mapping[str, Any]) -> Any:
 
 
 def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model | None:
-    """Train what is not trained yet.
+    """Train the stages that are not finished yet.
 
     Args:
-        recipe: Settings.
-        fields: All days.
+        recipe: Recipe of the run.
+        fields: Fields of all days.
         out: Folder of the run.
-        console: Where progress is shown.
+        console: Console for the progress.
 
     Returns:
         The model; `out` holds its weights and history.json. None where the recipe ends with the autoencoder.
     """
     stages, plan = Stages(out, console.say), stages_of(recipe, fields, out)
     device = computing_device(recipe.device)
-    operators_of(recipe, fields.layouts)  # an invalid one shows before hours of training
+    operators_of(recipe, fields.layouts)  # an invalid one raises before hours of training
     if device.type != "cpu":
         console.say(f"networks compute on {device.type}")
     codec = _codec(recipe, fields, stages, plan, console, device)
@@ -154,7 +154,7 @@ def _codec(
     console: Console,
     device: torch.device,
 ) -> MultimodalCodec:
-    """The codec of this run: kept, taken from another run, or trained now."""
+    """The codec of this run: from disk, from another run, or newly trained."""
     path, stage, files = stages.folder / codecs.FILE_NAME, plan["codec"], FILES["codec"]
     if stages.done(stage, files):
         codec = MultimodalCodec.load(path)
@@ -171,7 +171,7 @@ def _codec(
     else:
         _train_codec(recipe, fields, stages.folder, console, digest(stage.key), device)
     stages.finish(stage, files)
-    # what goes on is what is on disk: rounding depends on how numbers lie in memory, and a resumed run reads them
+    # continue from disk: rounding depends on memory layout, and a resumed run reads the file
     return MultimodalCodec.load(path)
 
 
@@ -187,11 +187,11 @@ def _train_codec(
     }
     torch.manual_seed(recipe.seed)  # layers draw their first weights from the global generator
     codec = MultimodalCodec(recipe, fields.layouts, statistics)
-    given = anomalies(codec, fields, train_days)
-    held = anomalies(codec, fields, fields.part(recipe.data.validation))
+    x_train = anomalies(codec, fields, train_days)
+    x_validation = anomalies(codec, fields, fields.part(recipe.data.validation))
     coder, names = codec.autoencoder, codec.autoencoder.names
     if isinstance(coder, MultimodalAutoencoder):
-        kept = coder.start(given, _patch_weights(recipe, weights))
+        kept = coder.start(x_train, _patch_weights(recipe, weights))
         console.say(f"principal components keep {kept:.1%} of the weighted variance in {coder.event}")
     settings = recipe.latent.fit
     coder.to(device)
@@ -199,30 +199,30 @@ def _train_codec(
 
     def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
         days = torch.randint(len(phase), (settings.batch,), generator=rng)
-        batch = {m: x[days].to(device) for m, x in given.items()}
+        batch = {m: x[days].to(device) for m, x in x_train.items()}
         if not isinstance(module, MultimodalAutoencoder):
             return module.loss(batch)  # type: ignore[operator]
-        some = [m for m in names if float(torch.rand((), generator=rng)) < 0.5] or list(names)
-        return module.loss(batch, names, area) + 0.25 * module.loss(batch, some, area)
+        subset = [m for m in names if float(torch.rand((), generator=rng)) < 0.5] or list(names)
+        return module.loss(batch, names, area) + 0.25 * module.loss(batch, subset, area)
 
     def validate(module: nn.Module) -> float:
         with torch.no_grad():
             if not isinstance(module, MultimodalAutoencoder):
-                return _in_parts(module, {m: x[::4] for m, x in held.items()}, device)
-            some = {m: x[::4].to(device) for m, x in held.items()}
-            total = float(module.loss(some, names, area))
-            left = [[m for m in names if m != dropped] for dropped in names]
-            drops = [float(module.loss(some, given, area)) for given in left if given]
+                return _in_parts(module, {m: x[::4] for m, x in x_validation.items()}, device)
+            subset = {m: x[::4].to(device) for m, x in x_validation.items()}
+            total = float(module.loss(subset, names, area))
+            without = [[m for m in names if m != dropped] for dropped in names]
+            drops = [float(module.loss(subset, others, area)) for others in without if others]
             return total + 0.25 * sum(drops) / max(len(drops), 1)
 
     if any(parameter.requires_grad for parameter in coder.parameters()):
         _fit(coder, loss, validate, settings, recipe, "autoencoder", out, key, console)
-    coder.eval().standardize(codec.encode(given).to(device))
+    coder.eval().standardize(codec.encode(x_train).to(device))
     codec.save(out / codecs.FILE_NAME)
 
 
 def _in_parts(module: nn.Module, fields: Anomalies, device: torch.device) -> float:
-    """Loss of many days, a few at a time: at full resolution all of them are more than memory has."""
+    """Loss of many days, a few at a time, for memory at full resolution."""
     count = len(next(iter(fields.values())))
     total = 0.0
     for start in range(0, count, 32):
@@ -249,7 +249,7 @@ def _fit(
     key: str,
     console: Console,
 ) -> None:
-    """Train a module in place, and note its losses in history.json."""
+    """Train a module in place, and append its losses to history.json."""
     checkpoint, path = out / f"resume_{name}_{key}.pt", out / "history.json"
     with console.bar(f"training the {name}", settings.steps) as advance:
         history = fit(
@@ -264,11 +264,13 @@ def _fit(
 
 def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Console, key: str) -> None:
     recipe, prior = codec.recipe, codec.recipe.prior
-    index, held_index = fields.part(recipe.data.train), fields.part(recipe.data.validation)
-    given, held = anomalies(codec, fields, index), anomalies(codec, fields, held_index)
-    z, z_held = latents(codec, out, given), codec.encode(held)
+    index, validation_index = fields.part(recipe.data.train), fields.part(recipe.data.validation)
+    x_train, x_validation = anomalies(codec, fields, index), anomalies(codec, fields, validation_index)
+    z, z_validation = latents(codec, out, x_train), codec.encode(x_validation)
     length = prior.window
-    starts, held_starts = (window_starts(fields.dates[rows], length) for rows in (index, held_index))
+    starts, validation_starts = (
+        window_starts(fields.dates[rows], length) for rows in (index, validation_index)
+    )
     with console.bar("closed form of the prior", 1) as advance:
         basis, covariance, remainder = window_moments(
             z, starts, length, fraction=prior.fraction, most=prior.patterns, shrink=prior.shrink
@@ -279,8 +281,8 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
     device = codec.device
     denoiser = build_denoiser(recipe, gaussian, codec.periodic).to(device)
     steps = torch.arange(length)
-    some = held_starts[:: max(1, len(held_starts) // 64)]
-    sample = z_held[some[:, None] + steps].to(device)
+    subset = validation_starts[:: max(1, len(validation_starts) // 64)]
+    sample = z_validation[subset[:, None] + steps].to(device)
 
     def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
         rows = starts[torch.randint(len(starts), (prior.fit.batch,), generator=rng)]
@@ -291,17 +293,17 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
             return float(module.loss(sample, rng=fork(recipe.seed, "validation noise")))  # type: ignore[operator]
 
     _fit(denoiser, loss, validate, prior.fit, recipe, "prior", out, key, console)
-    learnt = learnt_prior(codec, denoiser, covariance, (z, given), (z_held, held))
+    learnt = learnt_prior(codec, denoiser, covariance, (z, x_train), (z_validation, x_validation))
     learnt.save(recipe, out / priors.FILE_NAME)
 
 
-def latents(codec: MultimodalCodec, out: Path, given: Anomalies) -> Tensor:
-    """Training latents, encoded once and kept beside the run; made again if the codec changed."""
+def latents(codec: MultimodalCodec, out: Path, x_train: Anomalies) -> Tensor:
+    """Training latents, encoded once and stored beside the run; encoded again if the codec changed."""
     path = out / "latents.npy"
-    mark = out / "latents.json"
+    key_file = out / "latents.json"
     key = file_digest(out / codecs.FILE_NAME)
-    if not (path.exists() and mark.exists() and mark.read_text() == key):
-        mark.unlink(missing_ok=True)  # half-written latents must not pass for those of the mark
-        np.save(path, codec.encode(given).numpy())
-        write_text(mark, key)
+    if not (path.exists() and key_file.exists() and key_file.read_text() == key):
+        key_file.unlink(missing_ok=True)  # half-written latents must not pass for those of the key
+        np.save(path, codec.encode(x_train).numpy())
+        write_text(key_file, key)
     return torch.from_numpy(np.load(path, mmap_mode="c"))

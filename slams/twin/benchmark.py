@@ -41,9 +41,9 @@ class PlannedRun:
 
     Attributes:
         method: Name of the method.
-        settings: Its settings, `members` among them.
-        origin: Where the settings are from.
-        label: Name of its rows, which no other run has.
+        settings: Settings of the method, `members` among them.
+        origin: Origin of the settings.
+        label: Unique name of its rows.
     """
 
     method: str
@@ -80,10 +80,10 @@ class BenchTable(PrintedTable):
         """Write metrics.csv, report.html and figures/.
 
         Args:
-            folder: Where they go.
+            folder: Folder of the files.
 
         Returns:
-            The page, report.html.
+            Path of report.html.
         """
         write_rows(Path(folder) / "metrics.csv", self.rows)
         write_pages(Path(folder), self.setup, self.results, self.rows)
@@ -100,17 +100,17 @@ def bench(  # noqa: PLR0913
     console: Console | None = None,
     **experiment: Unpack[TwinOptions],
 ) -> BenchTable:
-    """Compare methods on truths on which no setting was chosen.
+    """Compare methods on truths that no tuning has used.
 
     Args:
-        system: lorenz63, lorenz96, linear or doublewell; an import path "package.module:name"; or a system.
+        system: Name (lorenz63, lorenz96, linear or doublewell), import path "package.module:name", or a system.
         methods: Names, classes, functions that take the model, or instances; the trivial ones, a tuned EnKF and, on
             a circle, a tuned LETKF are added.
         settings: File of `slams tune`, or settings by method; other methods keep the published or default settings.
             Without `methods`, those with settings join the usual selection.
         out: Folder of the results; nothing is written if None. The same call resumes where it stopped.
         progress: Whether to show progress and the table on the terminal.
-        console: Where they are shown, in place of the terminal.
+        console: Console for both, in place of the terminal.
         **experiment: Truth, observations and length of the experiment, as in `TwinOptions`.
 
     Returns:
@@ -142,7 +142,7 @@ def compare(
         made: The set-up.
         plan: The runs.
         folder: Folder of the results; nothing is written if None. The same call resumes where it stopped.
-        console: Where progress is shown.
+        console: Console for the progress.
         own: Methods of the user's by name.
 
     Returns:
@@ -153,7 +153,7 @@ def compare(
     """
     runner = Runner(made, folder, own=own)
     with console.bar("truths and their climate", 1) as advance:
-        for each in plan:  # none begins before the last method's settings are known to be sound
+        for each in plan:  # all settings are validated before the first run begins
             runner.method(each.method, each.settings)
         advance(1, f"{made.replicates} x {runner.experiment.length} steps")
     results = [run_with_bar(runner, console, p.method, p.settings, p.origin, p.label) for p in plan]
@@ -187,7 +187,7 @@ def run_with_bar(  # noqa: PLR0913
     steps = runner.experiment.length
     with console.bar(f"{label} ({origin})", steps) as advance:
         result = runner.run(name, settings, label=label, progress=strided(advance, steps))
-        # of a trivial method nobody expects that it keeps to the truth
+        # trivial methods diverge by construction
         diverged = int(result.scores["divergence_rate"].sum()) if runner.entry(name).kind != "trivial" else 0
         message = f"{metric} {float(result.scores[metric].mean()):.3f}"
         advance(
@@ -217,7 +217,7 @@ def rows_of(result: Result, origin: str) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write metrics.csv, whole or not at all; what does not exist is an empty cell."""
+    """Write metrics.csv atomically; missing values are empty cells."""
     with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -233,7 +233,7 @@ class TunedMethod:
     Attributes:
         settings: The settings.
         score: Their score on the tuning truths.
-        first: Score of the settings at the start.
+        first: Score of the initial settings.
         trials: Number of trials.
     """
 
@@ -265,7 +265,7 @@ class TunedSettings:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is of another system or no such file.
+            ValueError: If it is of another system or of another format.
         """
         if not Path(path).exists():
             raise FileNotFoundError(
@@ -337,7 +337,7 @@ def _fits(name: str, made: Setup) -> bool:
 
 
 def strided(advance: Callable[[int, str], None], steps: int, every: int = _STRIDE) -> Progress:
-    """Progress that moves a bar at some steps alone: drawing it costs more than a small analysis."""
+    """Progress callback that updates a bar at every few steps: drawing costs more than a small analysis."""
     shown = [-1]
 
     def progress(k: int) -> None:

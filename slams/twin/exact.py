@@ -1,4 +1,4 @@
-"""Exact filters of the systems that have one, scored as methods are."""
+"""Exact filters of systems that have one, with the scores of other methods."""
 
 import torch
 from torch import Tensor
@@ -23,22 +23,22 @@ def has_exact(model: Dynamics) -> bool:
 
 
 def exact(model: Dynamics, truth: Tensor, observations: Observations) -> tuple[str, Tensor, Tensor, Numbers]:
-    """The filter that no method can beat on average, of the model that the methods are given.
+    """Exact filter of the methods' model, with the smallest expected error.
 
     Args:
-        model: Linear-Gaussian, whose filter is Kalman's, or a `DoubleWell`, whose density is integrated on a grid.
-        truth: (B, L, *S).
-        observations: Of it.
+        model: Linear-Gaussian model (Kalman filter) or `DoubleWell` (density integrated on a grid).
+        truth: Truths, (B, L, *S).
+        observations: Observations of the truths.
 
     Returns:
-        The filter's name; mean and variance (B, L, *S); the numbers of every step, (B, L), as of `TwinScores`.
+        Name of the filter; mean and variance (B, L, *S); diagnostics of every step, (B, L), as of `TwinScores`.
 
     Raises:
         ValueError: If the model has no exact filter.
     """
     if isinstance(model, LinearGaussian):
-        believed = model.filter(observations)
-        mean, variance = believed.mean, believed.cov.diagonal(dim1=-2, dim2=-1)
+        filtered = model.filter(observations)
+        mean, variance = filtered.mean, filtered.cov.diagonal(dim1=-2, dim2=-1)
         error, std = mean - truth, variance.sqrt()
         numbers = {
             "crps": normal_crps(error, std).mean(-1),
@@ -46,10 +46,10 @@ def exact(model: Dynamics, truth: Tensor, observations: Observations) -> tuple[s
         }
         name, calls = "Kalman", 1 + truth.shape[-1]
     elif isinstance(model, DoubleWell):
-        belief = grid_filter(model, observations, count=_POINTS)
-        mean, variance = belief.mean, belief.variance
+        posterior = grid_filter(model, observations, count=_POINTS)
+        mean, variance = posterior.mean, posterior.variance
         error = mean - truth
-        numbers = _of_density(belief, truth[..., 0]) | wrong_sign(mean, truth)
+        numbers = _of_density(posterior, truth[..., 0]) | wrong_sign(mean, truth)
         name, calls = "grid filter", _POINTS
     else:
         raise ValueError(
@@ -64,13 +64,13 @@ def exact(model: Dynamics, truth: Tensor, observations: Observations) -> tuple[s
     return name, mean, variance, numbers
 
 
-def _of_density(belief: GridBelief, truth: Tensor) -> Numbers:
+def _of_density(posterior: GridBelief, truth: Tensor) -> Numbers:
     """CRPS, int (F(x) - 1{x >= truth})^2 dx, and whether the truth lies between the quantiles of 5 and 95 %, (B, L)."""
-    step = belief.points[1] - belief.points[0]
-    cdf = (belief.density.cumsum(-1) - belief.density / 2) * step
-    above = (belief.points >= truth.unsqueeze(-1)).to(cdf)
-    place = torch.searchsorted(belief.points, truth.unsqueeze(-1).contiguous()).clamp(
-        max=len(belief.points) - 1
+    step = posterior.points[1] - posterior.points[0]
+    cdf = (posterior.density.cumsum(-1) - posterior.density / 2) * step
+    above = (posterior.points >= truth.unsqueeze(-1)).to(cdf)
+    place = torch.searchsorted(posterior.points, truth.unsqueeze(-1).contiguous()).clamp(
+        max=len(posterior.points) - 1
     )
     at = cdf.gather(-1, place).squeeze(-1)
     return {

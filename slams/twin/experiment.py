@@ -33,7 +33,7 @@ class TwinExperiment:
         length: Number of states L, the first included.
         model: Dynamics of the methods; the system itself if None. Model error is where they differ.
         replicates: Number of independent truths; None for one without an axis of its own.
-        burn_in: Analyses at the beginning that no score counts.
+        burn_in: Number of unscored analyses at the beginning.
 
     Raises:
         ValueError: If states of model and system differ in shape, or a number is invalid.
@@ -66,7 +66,7 @@ class TwinExperiment:
         """Draw a truth and its observations.
 
         Args:
-            rng: Generator.
+            rng: Generator of truth and observations.
 
         Returns:
             Truth, (L, *S) or (B, L, *S) with `replicates`, and its observations.
@@ -79,19 +79,19 @@ class TwinExperiment:
         return truth, self._observe(truth, rng)
 
     def simulate_seeds(self, seeds: Sequence[int]) -> tuple[Tensor, Observations]:
-        """One truth for each seed, which does not depend on the others that are asked for.
+        """One truth for each seed, independent of the other seeds.
 
         Args:
-            seeds: Of the replicates.
+            seeds: Seeds of the replicates.
 
         Returns:
             Truths (B, L, *S) and their observations.
 
         Raises:
-            ValueError: If there is no seed or a truth is not finite.
+            ValueError: If `seeds` is empty or a truth is not finite.
         """
         if not seeds:
-            raise ValueError("there are no seeds to simulate; give at least one.")
+            raise ValueError("`seeds` is empty; give at least one.")
         sources = [fork(seed, "truth") for seed in seeds]
         starts = [self.system.initial(rng=source) for source in sources]
         if _is_stochastic(self.system, starts[0]):
@@ -124,7 +124,7 @@ class TwinExperiment:
         every: int = 500,
         progress: Callable[[int], None] | None = None,
     ) -> "Result":
-        """Assimilate, scoring every step on the way, so that no trajectory need be kept.
+        """Assimilate and score every step online, without storing trajectories.
 
         Args:
             method: The method.
@@ -134,11 +134,11 @@ class TwinExperiment:
             rng: Generator of the method.
             name: Name of the method in tables; its class if None.
             settings: Settings of the method, for the result.
-            keep: What is kept besides scores, as in `Filter.assimilate`.
-            detail: Whether CRPS, coverage and ranks are scored beside error and spread.
-            checkpoint: File from which a killed run goes on.
+            keep: Kept parts of the posterior, as in `Filter.assimilate`.
+            detail: Whether to score CRPS, coverage and ranks besides error and spread.
+            checkpoint: File from which an interrupted run resumes.
             every: Steps between two saves.
-            progress: Called with every step done.
+            progress: Callback after every step.
 
         Returns:
             Posterior and scores.
@@ -190,7 +190,7 @@ class TwinExperiment:
 
 @contextmanager
 def counted(method: Assimilator) -> Iterator[Calls]:
-    """Counts the states that the method's model advances while the block runs, with noise or by its `mean`."""
+    """Context that counts states advanced by the method's model, with noise or by its `mean`."""
     calls = Calls()
     dynamics = getattr(method, "dynamics", None)
     if not isinstance(dynamics, Dynamics):
@@ -241,12 +241,12 @@ class Result:
 
     Attributes:
         method: Name of the method.
-        settings: Its settings, `members` among them.
-        posterior: The posterior, as far as it was kept.
-        scores: By metric, one number for each replicate, (*B).
+        settings: Settings of the method, `members` among them.
+        posterior: The kept parts of the posterior.
+        scores: Scores of each replicate, (*B), by metric.
         dt: Model time between two steps.
-        scored: Steps that the scores are means over.
-        seconds: Wall time of this process.
+        scored: Scored steps.
+        seconds: Wall time of this process [s].
         setup: The experiment, as plain values.
     """
 
@@ -291,13 +291,13 @@ class Result:
         )
 
     def to_netcdf(self, path: str | Path) -> None:
-        """Write `to_dataset` as a file, whole or not at all."""
+        """Write `to_dataset` to a file atomically."""
         with atomic(path) as temporary:
             self.to_dataset().to_netcdf(temporary)
 
 
 def _scored(posterior: Posterior, monitor: TwinScores, keep: Keep) -> Posterior:
-    """A posterior that came at once, with scores among its diagnostics."""
+    """A posterior of a method without steps, with scores among its diagnostics."""
     if posterior.samples is None:
         raise ValueError("a method without steps must return members to be scored; it returned none.")
     numbers = {**posterior.diagnostics, **monitor.afterwards(posterior.samples)}

@@ -1,4 +1,4 @@
-"""The generative model of Lorenz-96 states given observations: what it is, how it is trained and kept."""
+"""The generative model of Lorenz-96 states given observations: network, training and weights on disk."""
 
 import dataclasses
 import functools
@@ -30,24 +30,24 @@ FORGETTING = 0.85  # weight of an observation a step later, roughly; it only bal
 
 @dataclass(frozen=True)
 class GeneratorSettings:
-    """A generative model of the newest state given observations of it and of the states before.
+    """Settings of a generative model of the newest state given observations of it and of earlier states.
 
     Attributes:
-        size: Sites.
-        memory: m, times observed at most.
-        features: Channels that the observations are made into.
-        encoder: Channels of each level of the network that does so.
-        hidden: Channels of each level of the network that denoises.
-        blocks: Residual blocks of each level, down and again up.
-        runs: Independent runs trained on.
-        length: States of each.
-        steps: Training steps.
-        batch: Windows a step.
-        draws: Noise levels at which each window is denoised in a step.
-        learning_rate: Peak of it.
+        size: Number of sites.
+        memory: Largest number m of observed times.
+        features: Number of channels of the encoded observations.
+        encoder: Channels of each level of the encoding network.
+        hidden: Channels of each level of the denoising network.
+        blocks: Residual blocks of each level, on the way down and on the way up.
+        runs: Number of independent training runs.
+        length: Number of states of each run.
+        steps: Number of training steps.
+        batch: Windows per step.
+        draws: Number of noise levels per window and step.
+        learning_rate: Peak learning rate.
         ema: Decay of the averaged weights.
-        ratios: sigma / alpha between which training times lie.
-        seed: Of runs, weights, batches, masks, times and noise.
+        ratios: Bounds on sigma / alpha at training times.
+        seed: Seed of runs, weights, batches, masks, times and noise.
     """
 
     size: int = 40
@@ -86,11 +86,11 @@ def states(net: GeneratorSettings, runs: int, length: int, label: str, *, forcin
     """Runs on the attractor, (runs, length, size).
 
     Args:
-        net: Size and seed.
-        runs: How many.
-        length: States of each.
-        label: Of the random numbers: runs of two labels have nothing in common.
-        forcing: F of the runs.
+        net: Settings with size and seed.
+        runs: Number of runs.
+        length: Number of states of each run.
+        label: Label of the random stream; runs of two labels are independent.
+        forcing: Forcing F of the runs.
     """
     system = Lorenz96(net.size, forcing, DT)
     x = forcing / 4 + normal((runs, net.size), rng=fork(net.seed, "states", label))
@@ -100,7 +100,7 @@ def states(net: GeneratorSettings, runs: int, length: int, label: str, *, forcin
 
 
 def windows(x: Tensor, count: int, memory: int, rng: torch.Generator) -> Tensor:
-    """Random windows of runs, newest state first, each turned by a random angle: (count, memory, d)."""
+    """Random windows of runs, newest state first, each rotated by a random shift: (count, memory, d)."""
     rows = torch.randint(len(x), (count, 1, 1), generator=rng)
     newest = torch.randint(memory - 1, x.shape[1], (count, 1, 1), generator=rng)
     turn = torch.randint(x.shape[2], (count, 1, 1), generator=rng)
@@ -109,7 +109,7 @@ def windows(x: Tensor, count: int, memory: int, rng: torch.Generator) -> Tensor:
 
 
 def masks(count: int, memory: int, size: int, rng: torch.Generator) -> Tensor:
-    """Which observations are given, (count, memory, size): networks of strides 1, 2 and 4, times of five kinds.
+    """Masks of given observations, (count, memory, size): strides 1, 2 and 4, times of five kinds.
 
     A quarter of the networks misses up to half of its values at random. Of the times are given, in equal parts but for
     the last: the newest few, the newest alone, all but the newest of a few, each by chance; and none for an eighth.
@@ -140,15 +140,15 @@ def masks(count: int, memory: int, size: int, rng: torch.Generator) -> Tensor:
 
 
 class GeneratorObjective:
-    """Squared error of x at noise levels even in log(sigma / alpha), over a guess of what can be reached.
+    """Squared error of x at noise levels uniform in log(sigma / alpha), relative to an estimate of its optimum.
 
-    The guess is 1 / (1 / v + alpha^2 / sigma^2) with the variance v left by observations that forget by `FORGETTING` a
-    step; it is wrong by up to a few times and lets no kind of observations drown the others.
+    The estimate is 1 / (1 / v + alpha^2 / sigma^2) with the variance v given observations weighted by `FORGETTING` per
+    step of age; it is approximate and balances the kinds of observations.
 
     Args:
-        net: What is trained.
-        mean: Of the states.
-        scale: Their standard deviation.
+        net: Settings of the model.
+        mean: Mean of the states.
+        scale: Standard deviation of the states.
     """
 
     def __init__(self, net: GeneratorSettings, mean: float, scale: float) -> None:
@@ -158,11 +158,11 @@ class GeneratorObjective:
         self.schedule = VPCosine()
 
     def __call__(self, denoiser: Encoded, x: Tensor, seen: Tensor, rng: torch.Generator) -> Tensor:
-        """Mean over windows (b, m, d), newest first, of the error of the newest state given what is seen."""
+        """Mean error of the newest state given the observations, over windows (b, m, d), newest first."""
         return self.errors(denoiser, x, seen, rng).mean()
 
     def errors(self, denoiser: Encoded, x: Tensor, seen: Tensor, rng: torch.Generator) -> Tensor:
-        """Of each window and noise level, (b, draws)."""
+        """Errors of each window and noise level, (b, draws)."""
         z = (x - self.mean) / self.scale
         noisy = z + NOISE / self.scale * normal(z.shape, like=z, rng=rng)
         context = context_of(noisy, seen, self.net.memory)
@@ -178,7 +178,7 @@ class GeneratorObjective:
         return error * (1 / left[:, None] + (alpha / sigma).squeeze(-1) ** 2)
 
     def _times(self, rows: int, rng: torch.Generator) -> Tensor:
-        """Stratified for each window, (rows, draws)."""
+        """Times stratified for each window, (rows, draws)."""
         low, high = (math.log(ratio) for ratio in self.net.ratios)
         place = torch.arange(self.net.draws) + torch.rand(rows, self.net.draws, generator=rng)
         return self.schedule.time(torch.exp(-(low + (high - low) * place / self.net.draws)))
@@ -189,12 +189,12 @@ def train_generator(
     net: GeneratorSettings | None = None,
     console: Console | None = None,
 ) -> PseudoEnsemble:
-    """Train the model anew; a killed run goes on from its checkpoint in `folder`, where the weights end up too.
+    """Train the model; an interrupted run resumes from its checkpoint in `folder`, beside the weights.
 
     Args:
-        folder: Of the checkpoint and of the weights, written at each validation.
-        net: What and how.
-        console: Where progress is shown.
+        folder: Folder of the checkpoint and of the weights, written at each validation.
+        net: Settings of the model and of its training.
+        console: Console for the progress.
 
     Raises:
         FloatingPointError: If a loss is not finite.
@@ -211,12 +211,12 @@ def train_generator(
 
     rng = fork(net.seed, "validation windows")
     count = min(512, 16 * net.batch)
-    held = windows(states(net, 64, 200, "valid"), count, net.memory, rng)
+    validation = windows(states(net, 64, 200, "valid"), count, net.memory, rng)
     seen = masks(count, net.memory, net.size, rng)
 
     @torch.no_grad()
     def validate(module: nn.Module) -> float:
-        value = float(objective(module, held, seen, fork(net.seed, "validation noise")))  # type: ignore[arg-type]
+        value = float(objective(module, validation, seen, fork(net.seed, "validation noise")))  # type: ignore[arg-type]
         save_generator(folder / FILE, net, module, mean, scale, valid=value)
         return value
 
@@ -260,12 +260,12 @@ def load_generator(path: Path | None = None, **settings: Any) -> PseudoEnsemble:
     """Pseudo-ensembles of the trained model; weights are read once.
 
     Args:
-        path: Written by `save_generator`; the weights that are shipped if None.
-        settings: Of `PseudoEnsemble`, such as steps, eta, guidance, depth and mode.
+        path: File of `save_generator`; the shipped weights if None.
+        settings: Settings of `PseudoEnsemble`, such as steps, eta, guidance, depth and mode.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds other weights than its settings ask for.
+        ValueError: If the weights do not fit the settings in the file.
     """
     path = path or WEIGHTS / FILE
     denoiser, meta = _read(path, path.stat().st_mtime_ns if path.exists() else 0)
@@ -282,6 +282,6 @@ def _read(path: Path, _changed: int) -> tuple[Encoded, dict[str, Any]]:
         float(meta["mean"]), float(meta["scale"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{path} does not hold the weights that its settings ask for ({error}); restore it or train again."
+            f"{path} holds weights that do not fit its settings ({error}); restore it or train again."
         ) from error
     return denoiser.eval().requires_grad_(False), meta

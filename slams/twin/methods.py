@@ -1,4 +1,4 @@
-"""Methods by name: class, settings to start from, and where to look for better ones."""
+"""Methods by name: class, initial settings and search space."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -41,9 +41,9 @@ class MethodEntry:
 
     Attributes:
         members: Ensemble size, unless the settings give another.
-        settings: Settings to start from, where nothing is published for a system.
-        space: Settings that `slams tune` searches.
-        kind: "trivial" methods are in every table; "particle" ones are judged by medians.
+        settings: Initial settings, where none are published for a system.
+        space: Ranges of the settings searched by `slams tune`.
+        kind: Kind: "trivial" methods are in every table; "particle" ones are judged by medians.
     """
 
     members: int = 40
@@ -53,7 +53,7 @@ class MethodEntry:
 
 
 _INFLATION = {"inflation": Range(1.0, 1.3)}
-_DENOISED = 6  # steps of a draw: with 8 members more would not be seen
+_DENOISED = 6  # steps of a draw: more make no difference with 8 members
 _LOCAL = {**_INFLATION, "radius": Range(1.0, 12.0, "log")}
 
 METHODS: dict[str, MethodEntry] = {
@@ -135,7 +135,7 @@ def entry(name: str) -> MethodEntry:
     """A method of the table.
 
     Raises:
-        ValueError: If there is none of that name, with the nearest.
+        ValueError: If the name is unknown, with the nearest.
     """
     if name not in METHODS:
         raise ValueError(unknown("method", name, METHODS))
@@ -151,7 +151,7 @@ _OF_SYSTEM: dict[str, dict[str, Settings]] = {
 
 
 def starting(name: str, system: str) -> tuple[str, Settings]:
-    """Origin of the settings to start from ("published" or "default"), and the settings, `members` among them."""
+    """Origin of the initial settings ("published" or "default"), and the settings, `members` among them."""
     method = entry(name)
     known = PUBLISHED.get(system, {}).get(name)
     if known is not None:
@@ -170,15 +170,15 @@ def build(
     climate: "ClimateStatistics",
     cls: Factory | None = None,
 ) -> Assimilator:
-    """A method for an experiment.
+    """Build a method for an experiment.
 
     Args:
-        name: A key of `METHODS`, or the name of a method of the user's.
-        experiment: Gives the model, and the positions of observations.
-        settings: Keywords of its class; `radius` is a published localization radius in grid points of a circle, `reach`
+        name: Key of `METHODS`, or the name of a method of the user's.
+        experiment: Experiment with the model and the positions of observations.
+        settings: Keywords of the class; `radius` is a published localization radius in grid points of a circle, `reach`
             the distance within which variables are in one `patch`; `members` is left out. Of methods with a generator
             `sampler` holds settings of its draws, `weights` a file other than that which is shipped.
-        climate: Mean and covariance for methods that need them: an oracle, since it is the truth's own.
+        climate: Mean and covariance of the truth's long run for methods that need them, an oracle.
         cls: Class or factory of a method of the user's, which takes the model first.
 
     Raises:
@@ -233,7 +233,7 @@ class ClimateStatistics:
     def of(
         cls, system: Dynamics, *, runs: int = 64, steps: int = 1000, spin_up: int = 200
     ) -> "ClimateStatistics":
-        """From free runs, always with the same random numbers."""
+        """Statistics from free runs with a fixed seed."""
         rng = fork(0, "climate")
         path = system.trajectory(system.initial(runs, rng=rng), spin_up + steps - 1, rng=rng)
         x = path[:, spin_up:].flatten(0, 1).flatten(1)
@@ -243,7 +243,7 @@ class ClimateStatistics:
 
 
 def _localization(experiment: TwinExperiment, radius: float) -> Localization:
-    """On a circle of the state's variables, one apart; observations stand where their variable stands."""
+    """Localization on a circle of the state's variables, one apart, with observations at their variables."""
     (size,) = experiment.model.state_shape
     (instrument,) = experiment.survey.instruments.values()
     positions = _positions(instrument.operator, torch.arange(size, dtype=torch.float64))
@@ -253,7 +253,7 @@ def _localization(experiment: TwinExperiment, radius: float) -> Localization:
 def _generator(
     name: str, experiment: TwinExperiment, weights: str | None, sampler: Mapping[str, Any]
 ) -> PseudoEnsemble:
-    """The model that draws Lorenz-96 states of the size that it was trained with."""
+    """The generative model of Lorenz-96 states of its training size."""
     system, shape = experiment.model, tuple(experiment.model.state_shape)
     if not isinstance(system, Lorenz96) or shape != (GeneratorSettings.size,):
         raise ValueError(

@@ -25,15 +25,15 @@ class TwinOptions(TypedDict, total=False):
     """Keywords of a twin experiment in Python.
 
     Attributes:
-        truth: Dynamics of the truth, where the methods' model is wrong.
+        truth: Dynamics of the truth, if other than the methods' model.
         operator: Name of an operator, or any callable (*B, *S) -> (*B, *O).
         stride: Distance of two observed variables, in place of `operator`.
         every: Steps from one observation to the next.
         noise: Standard deviation of the observation errors.
         survey: Operator, errors and times at once, in place of the four above.
         replicates: Number of independent truths.
-        cycles: Scored analyses of each truth.
-        burn_in: Analyses before them; None for the system's default, 100 if it has none.
+        cycles: Number of scored analyses of each truth.
+        burn_in: Number of analyses before them; None for the system's default, 100 if it has none.
         seed: Seed of the first truth; the others follow.
         overrides: Further settings of the set-up, such as "truth.forcing=11".
     """
@@ -56,7 +56,7 @@ class OwnSetup(Setup):
     """A set-up of objects in place of names; its plain values describe them.
 
     Attributes:
-        objects: Truth's system, methods' model and survey.
+        objects: System of the truth, model of the methods, and survey.
     """
 
     objects: tuple[Dynamics, Dynamics, Survey] = field(kw_only=True)
@@ -120,8 +120,8 @@ def methods_of(methods: Methods | None) -> tuple[list[str] | None, dict[str, Fac
         methods: Names, classes, functions that take the model, and instances; or the latter three by name.
 
     Raises:
-        ValueError: If a method has no name, or that of another.
-        TypeError: If something is no method.
+        ValueError: If a method has no name, or two have the same.
+        TypeError: If an object is no method.
     """
     if methods is None:
         return None, {}
@@ -148,7 +148,7 @@ def methods_of(methods: Methods | None) -> tuple[list[str] | None, dict[str, Fac
 
 
 def starting_of(name: str, system: str, own: Mapping[str, Any]) -> tuple[str, Settings]:
-    """Origin of the settings to start from, and the settings; "own" and an ensemble size for a method of the user's."""
+    """Origin of the initial settings, and the settings; "own" and an ensemble size for a method of the user's."""
     return ("own", {"members": 40}) if name in own else starting(name, system)
 
 
@@ -188,7 +188,7 @@ def _survey(network: ObservingNetwork, operator: Any, model: Dynamics) -> tuple[
 
 
 def _network(survey: Survey) -> ObservingNetwork:
-    """A survey in the words of a set-up."""
+    """A survey as plain values of a set-up."""
     parts = list(survey.instruments.values())
     if any(part.times is not None for part in parts) or len({(p.every, p.start) for p in parts}) > 1:
         raise ValueError(
@@ -205,7 +205,7 @@ def _network(survey: Survey) -> ObservingNetwork:
 
 
 def _facts(system: Dynamics) -> dict[str, Any]:
-    """Public plain attributes of a system, by which runs of another are told apart."""
+    """Public plain attributes of a system, which identify its runs."""
     found = {"class": type(system).__name__, "state_shape": list(system.state_shape)}
     plain = {k: v for k, v in vars(system).items() if k[0] != "_" and isinstance(v, (bool, int, float, str))}
     return found | {key: value for key, value in plain.items() if key != "training"}

@@ -22,7 +22,7 @@ _TRUTHFUL = (
     "and state; spread is sqrt((N + 1) / N · mean variance); rmse_time_mean is the time mean of the spatial "
     "root mean square error and spread_time_mean that of the spatial root mean variance, as papers on these systems "
     "have them; crps "
-    "is fair; coverage90 is how often the truth lies between the 5 % and 95 % quantiles of the members, which a "
+    "is fair; coverage90 is the fraction of truths between the 5 % and 95 % quantiles of the members, which a "
     "calibrated ensemble of N reaches in 0.9 (N - 1) / (N + 1) of the cases: 0.74 of 10, 0.86 of 40, 0.90 of many. "
     "Intervals are 95 %, by Student's t over truths (of divergence_rate: exact binomial)."
 )
@@ -55,11 +55,11 @@ _ORACLE = (
 def overview(
     rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] | None = None, *, interval: bool = True
 ) -> list[dict[str, str]]:
-    """One line a method, means with intervals if asked for, the smallest error first.
+    """One line per method, means with optional intervals, the smallest error first.
 
     Args:
-        rows: Of metrics.csv.
-        metrics: The columns; those of the main table of a report if None.
+        rows: Rows of metrics.csv.
+        metrics: Names of the columns; those of the main table of a report if None.
         interval: Whether to print the 95 % intervals.
     """
     if metrics is None:
@@ -88,10 +88,10 @@ def write_pages(
     """Figures as files, and the report with them inside.
 
     Args:
-        folder: Of the benchmark.
-        setup: What was run.
-        results: Of the methods.
-        rows: Of metrics.csv.
+        folder: Folder of the benchmark.
+        setup: Set-up of the benchmark.
+        results: Results of the methods.
+        rows: Rows of metrics.csv.
     """
     figures = _figures(results, rows, setup)
     for name, (figure, _) in figures.items():
@@ -158,7 +158,7 @@ def _figures(
             ideal = metric.better if isinstance(metric.better, float) else None
             label = metric.axis("unit of the state") + ("; dashes: if calibrated" if ideal else "")
             scores[label] = scores_by_method(means, metric.name, methods=ordered)
-            if metric.name == "coverage90":  # what a calibrated ensemble of N reaches
+            if metric.name == "coverage90":  # coverage of a calibrated ensemble of N
                 target[label] = {name: 0.9 * (n - 1) / (n + 1) for name, n in sizes.items()}
             if ideal:
                 target[label] = dict.fromkeys(ordered, ideal) | target.get(label, {})

@@ -32,13 +32,13 @@ class Runner:
 
     Args:
         setup: The experiment.
-        folder: Folder in which runs are kept; nothing is kept if None.
-        detail: Whether CRPS, coverage and ranks are scored.
+        folder: Folder of the runs; nothing is stored if None.
+        detail: Whether to score CRPS, coverage and ranks.
         every: Steps between two saves of a run.
         own: Methods of the user's by name: an `Assimilator`, or a class or function that takes the model first.
 
     Raises:
-        ValueError: If the folder holds runs of another set-up, with what differs.
+        ValueError: If the folder holds runs of another set-up (the differences are named).
     """
 
     def __init__(
@@ -72,19 +72,19 @@ class Runner:
         Raises:
             ValueError: If the truth is not finite.
         """
-        _ = self.simulated  # whose message says so, where a covariance of NaN would be said not to be one
+        _ = self.simulated  # raises for a non-finite truth, before its covariance of NaN does
         return ClimateStatistics.of(self.experiment.system)
 
     def entry(self, name: str) -> MethodEntry:
-        """The table's entry of a method; that of a method of the user's has no settings."""
+        """Entry of a method in the table; empty settings for a method of the user's."""
         return MethodEntry() if name in self.own else entry(name)
 
     def method(self, name: str, settings: Mapping[str, Any]) -> tuple[Assimilator, int]:
-        """A method and its ensemble size, both checked.
+        """A validated method and its ensemble size.
 
         Args:
             name: Name of the method.
-            settings: Its settings, `members` among them.
+            settings: Settings of the method, `members` among them.
 
         Raises:
             ValueError: If a setting is unknown or invalid, or there are too few members.
@@ -114,20 +114,20 @@ class Runner:
         keep: Keep = "scores",
         progress: Progress | None = None,
     ) -> Result:
-        """Run a method, or what is left of its run.
+        """Run a method, or resume its run.
 
         Args:
             name: Name of the method.
-            settings: Its settings, `members` among them.
+            settings: Settings of the method, `members` among them.
             label: Name of the run in `folder`; the method's if None.
-            keep: What is kept besides scores, as in `Filter.assimilate`.
-            progress: Called with every step done.
+            keep: Kept parts of the posterior, as in `Filter.assimilate`.
+            progress: Callback after every step.
 
         Returns:
             Scores of all replicates.
 
         Raises:
-            ValueError: If a setting is unknown, or the run was begun with others, with what differs.
+            ValueError: If a setting is unknown, or differs from those of the interrupted run (the differences are named).
         """
         given = renamed("method setting", settings)
         method, members = self.method(name, given)
@@ -155,7 +155,7 @@ class Runner:
         return _with_setup(result, self.setup)
 
     def exact(self) -> Result:
-        """The exact filter of the model: the best that any method can do.
+        """Result of the model's exact filter, a lower bound on the expected error.
 
         Raises:
             ValueError: If the model has none.
@@ -180,12 +180,12 @@ class Runner:
 
 @cache
 def _warm_up() -> None:
-    """Load torch's forward-mode derivatives, which takes 1.5 CPU seconds once, outside of any method's cost."""
+    """Load torch's forward-mode derivatives once, outside of any method's cost."""
     tangents(lambda x: 1.0 - 2.0 * x, torch.zeros(1, 1), torch.ones(1, 1), 1)
 
 
 def _with_setup(result: Result, setup: Setup) -> Result:
-    """The result with its experiment and, of a truth that jumps, the scores of the recovery."""
+    """The result with its experiment and, for a truth that jumps, the scores of the recovery."""
     every, numbers = int(setup.truth.get("flip_every", 0)), result.posterior.diagnostics
     if every:
         jumps = [k for k in range(every, numbers["variance"].shape[-1], every) if k >= result.scored[0]]

@@ -1,4 +1,4 @@
-"""Scores of a run, taken while it goes on."""
+"""Online scores of a run."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ MOMENTS = {"squared_error", "predictive_variance"}  # statistics that mean and v
 
 @dataclass
 class Calls:
-    """How many states a model has advanced by one step."""
+    """Counter of states advanced by one step of a model."""
 
     model: int = 0
 
 
 class TwinScores:
-    """Compares every step of a filter with the truth, and keeps its costs.
+    """Scores of every step of a filter against the truth, and its costs.
 
     Numbers of a step, each (*B): "squared_error" of the mean, "variance" of the members (unbiased) and
     "predictive_variance", (N + 1) / N times that (methods that carry a covariance: the same), means over the
@@ -41,10 +41,10 @@ class TwinScores:
     on no truth of it, is not in it.
 
     Args:
-        truth: (*B, L, *S).
+        truth: Truth, (*B, L, *S).
         event: Number of axes of *S.
         calls: Counter of the model's calls.
-        detail: Whether members are compared, too.
+        detail: Whether to score the members, too.
     """
 
     def __init__(self, truth: Tensor, *, event: int, calls: Calls | None = None, detail: bool = True) -> None:
@@ -55,7 +55,7 @@ class TwinScores:
         self._clock = time.process_time()
 
     def __call__(self, k: int, state: FilterState) -> dict[str, Tensor]:
-        """The numbers of step k."""
+        """Diagnostics of step k."""
         spent = time.process_time() - self._clock
         called, self._counted = self._calls.model - self._counted, self._calls.model
         mean, variance = state.moments()
@@ -69,10 +69,10 @@ class TwinScores:
         return numbers
 
     def afterwards(self, samples: Tensor) -> dict[str, Tensor]:
-        """The numbers of all steps, (*B, L) each, of a method that has no steps.
+        """Diagnostics of all steps, (*B, L) each, of a method without steps.
 
         Args:
-            samples: (*B, N, L, *S).
+            samples: Members, (*B, N, L, *S).
         """
         spent, called = time.process_time() - self._clock, self._calls.model - self._counted
         axis = samples.ndim - 1 - self._event
@@ -110,11 +110,11 @@ class TwinScores:
 
 
 def wrong_sign(mean: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """Whether the mean of a state of one variable is on the other side of 0 than the truth; nothing of longer states.
+    """Whether the mean of a one-variable state has the wrong sign; empty for longer states.
 
     Args:
-        mean: (*B, *S).
-        truth: The same.
+        mean: Mean, (*B, *S).
+        truth: Truth, (*B, *S).
 
     Returns:
         "wrong_sign", 0 or 1, (*B).
@@ -123,14 +123,14 @@ def wrong_sign(mean: Tensor, truth: Tensor) -> dict[str, Tensor]:
 
 
 def recovery(wrong: Tensor, jumps: Sequence[int]) -> dict[str, Tensor]:
-    """How long a mean stays on the wrong side after each jump of the truth.
+    """Recovery time of the sign of a mean after each jump of the truth.
 
     The steps from a jump to the first at which the sign is right: 0 where the analysis at the jump has it; the steps to
     the next jump, or the end, where none has.
 
     Args:
-        wrong: (*B, L), 0 or 1.
-        jumps: Steps at which the truth is on another side than before.
+        wrong: Wrong signs, 0 or 1, (*B, L).
+        jumps: Steps at which the truth changes its sign.
 
     Returns:
         "recovery", the mean over jumps, and "recovered_in_2", the share within two steps, (*B) each; nothing if the
@@ -151,13 +151,13 @@ def summary(
     """Scores of each replicate from the numbers of its steps.
 
     Args:
-        diagnostics: From `TwinScores` and the filter, (*B, L) each.
-        scored: Steps that count.
-        burn_in: Analyses before them.
+        diagnostics: Diagnostics of `TwinScores` and the filter, (*B, L) each.
+        scored: Scored steps.
+        burn_in: Number of analyses before them.
         jumps: Steps at which the truth jumps, for `recovery`.
 
     Returns:
-        (*B) each, in the order of metrics.csv: the metrics of twin experiments, of means over time and space;
+        Scores (*B) in the order of metrics.csv: the metrics of twin experiments, of means over time and space;
         "rmse_time_mean" and "spread_time_mean", the means over time of spatial root mean squares, as the literature of
         these systems has them (the latter from the unbiased variance itself); "divergence_rate", 1 where
         "diverged_fraction" is more than `DIVERGED_FRACTION` (a passing excursion on Lorenz-63 is no divergence) or an
@@ -167,20 +167,20 @@ def summary(
     """
     diagnostics = _with_new_names(diagnostics)
     steps = torch.as_tensor(list(scored))
-    here = {name: value[..., steps] for name, value in diagnostics.items()}
-    error = here["squared_error"]
+    selected = {name: value[..., steps] for name, value in diagnostics.items()}
+    error = selected["squared_error"]
     diverged = ~torch.isfinite(error)
-    if "diverged" in here:
-        diverged = diverged | (here["diverged"] > 0.5)
+    if "diverged" in selected:
+        diverged = diverged | (selected["diverged"] > 0.5)
     settled = min(max(SETTLED - burn_in, 0), len(steps) - 1)
     fraction = diverged[..., settled:].to(error.dtype).mean(-1)
-    means = {name: value.mean(-1) for name, value in here.items()}
+    means = {name: value.mean(-1) for name, value in selected.items()}
     metrics = [m for m in metrics_of("twin") if m.parts and all(part.key in means for part in m.parts)]
     # first those that follow from mean and variance
     metrics.sort(key=lambda metric: not {part.key for part in metric.parts} <= MOMENTS)
     out = {metric.name: metric.value(means) for metric in metrics}
     out["rmse_time_mean"] = error.sqrt().mean(-1)
-    out["spread_time_mean"] = here["variance"].sqrt().mean(-1)
+    out["spread_time_mean"] = selected["variance"].sqrt().mean(-1)
     out["divergence_rate"] = (~torch.isfinite(out["rmse"]) | (fraction > DIVERGED_FRACTION)).to(error.dtype)
     out["diverged_fraction"] = fraction
     if "wrong_sign" in diagnostics:

@@ -40,15 +40,15 @@ ON_VECTORS = ("identity", "stride", "select", "block_mean", *operators.POINTWISE
 def rotating(
     size: int = 20, damping: float = 0.95, noise: float | None = None, dtype: torch.dtype | None = None
 ) -> LinearGaussian:
-    """A damped wave that travels by one site a step, kept alive by noise; its variance is 1 from the start on.
+    """A damped wave that travels by one site per step, forced by noise; its variance is 1 at all times.
 
     x_{k+1, i} = damping x_{k, i-1} + e, e ~ N(0, noise).
 
     Args:
-        size: Sites on the circle.
-        damping: Factor of a step, in (-1, 1).
+        size: Number of sites on the circle.
+        damping: Damping factor per step, in (-1, 1).
         noise: Variance of the noise; 1 - damping^2 if None, which keeps the variance at 1.
-        dtype: Of the matrices.
+        dtype: Floating-point type of the matrices.
     """
     eye = torch.eye(size, dtype=dtype)
     variance = 1 - damping**2 if noise is None else noise
@@ -73,15 +73,15 @@ def lorenz96(  # noqa: PLR0913
 
     Args:
         size: Number of variables, as in `Lorenz96`.
-        forcing: F.
+        forcing: Forcing F.
         dt: Model time of a step.
-        substeps: Steps of the integrator in one step.
+        substeps: Integrator steps per step.
         method: Integrator.
         noise: Variance of the noise of a step.
         start: Distribution of the first states.
         spin_up: Steps before the first state.
         shock_chance: Probability of a shock at a step.
-        shock_std: Standard deviation of what a shock adds to every variable.
+        shock_std: Standard deviation of a shock in every variable.
         dtype: Floating-point type of the states.
     """
     made: Dynamics = Lorenz96(
@@ -100,7 +100,10 @@ SYSTEMS: dict[str, Callable[..., Dynamics]] = {
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "lorenz63": {"truth": {"dt": 0.25, "substeps": 25}, "observe": {"noise": 2.0}, "burn_in": 64},
-    "lorenz96": {"model": {"shock_chance": 0.0}, "burn_in": 400},  # methods foresee no shocks unless told
+    "lorenz96": {
+        "model": {"shock_chance": 0.0},
+        "burn_in": 400,
+    },  # the methods' model has no shocks by default
     "linear": {"observe": {"operator": "stride", "step": 2, "noise": 0.25}, "burn_in": 100},
     "doublewell": {
         "truth": {"flip_every": 20},
@@ -123,8 +126,8 @@ class ObservingNetwork:
         every: Steps from one observation to the next.
         start: First step observed; `every` if None.
         missing: Probability of a missing value.
-        scale: Of the argument of a pointwise function, f(scale x + shift).
-        shift: Added to the argument of a pointwise function.
+        scale: Scale of the argument of a pointwise function, f(scale x + shift).
+        shift: Shift of the argument of a pointwise function.
         size: Side of a block, of the block mean.
     """
 
@@ -167,14 +170,14 @@ class Setup:
     """A twin experiment.
 
     Attributes:
-        system: Name of the system, or an import path "package.module:name" of one.
-        truth: Its settings.
-        model: Settings in which the methods' model departs from the truth.
+        system: Name of the system, or its import path "package.module:name".
+        truth: Settings of the system of the truth.
+        model: Settings of the methods' model that differ from the truth's.
         observe: The observing network.
-        cycles: Analyses that are scored.
-        burn_in: Analyses before them.
-        replicates: Independent truths.
-        seed: Of the first truth; the others follow.
+        cycles: Number of scored analyses.
+        burn_in: Number of analyses before them.
+        replicates: Number of independent truths.
+        seed: Seed of the first truth; the others follow.
     """
 
     system: str
@@ -235,9 +238,9 @@ def setup(tree: Mapping[str, Any], overrides: Sequence[str] = (), *, imports: bo
     """A set-up from nested settings, over the defaults of its system.
 
     Args:
-        tree: With at least "system". Under "observe", "noise_std" may be given in place of the variance "noise".
-        overrides: Such as "truth.forcing=11".
-        imports: Whether the system may be an import path, which runs the code it names; False for trees from files.
+        tree: Nested settings with "system". Under "observe", "noise_std" may replace the variance "noise".
+        overrides: Overrides such as "truth.forcing=11".
+        imports: Whether to allow an import path as system, which runs its code; False for trees from files.
 
     Returns:
         The set-up.
@@ -314,14 +317,16 @@ def imported_system(path: str) -> Callable[..., Dynamics] | Dynamics:
         path: "package.module:name"; the working folder is searched only if PYTHONPATH names it.
 
     Raises:
-        ValueError: If there is no such object, or it is no system.
+        ValueError: If the object is missing, or no system.
     """
     module, _, name = path.partition(":")
     listed = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    here = sys.path[0] in ("", os.getcwd()) and os.getcwd() not in (os.path.abspath(p) for p in listed if p)
+    cwd_first = sys.path[0] in ("", os.getcwd()) and os.getcwd() not in (
+        os.path.abspath(p) for p in listed if p
+    )
     before, sys.path = (
         sys.path,
-        sys.path[1:] if here else sys.path,
+        sys.path[1:] if cwd_first else sys.path,
     )  # `python -m` puts the working folder first
     try:
         found = getattr(importlib.import_module(module), name)

@@ -1,4 +1,4 @@
-"""The notebooks' common parts: coders of states, what decoding leaves, scores side by side, pictures."""
+"""Common parts of the notebooks: coders of states, decoding errors, tables of scores, figures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,15 +25,15 @@ class Coder:
     """A change of coordinates that need not be lossless.
 
     Attributes:
-        encode: E, (*B, *S) -> (*B, d).
-        decode: D, (*B, d) -> (*B, *S).
+        encode: Encoder E, (*B, *S) -> (*B, d).
+        decode: Decoder D, (*B, d) -> (*B, *S).
     """
 
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """D(E(x)), (*B, *S) -> (*B, *S): nothing that is decoded comes closer, on average, if D is the best decoder."""
+        """Reconstruction D(E(x)), (*B, *S) -> (*B, *S)."""
         return self.decode(self.encode(x))
 
 
@@ -44,11 +44,11 @@ def autoencoder(
 
     Args:
         x: Training states (n, d), standardized.
-        valid: States that choose the weights, (m, d).
+        valid: Validation states for the choice of the weights, (m, d).
         latent: Size of the latent.
         hidden: Width of the networks.
-        steps: Of training, 256 states each.
-        seed: Of weights and batches.
+        steps: Number of training steps, 256 states each.
+        seed: Seed of weights and batches.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -83,8 +83,8 @@ def components(x: Tensor, mean: Tensor, count: int) -> Coder:
 
     Args:
         x: Training states (n, *S).
-        mean: To be subtracted, *S.
-        count: Size of the latent, at most.
+        mean: Mean to subtract, *S.
+        count: Largest size of the latent.
     """
     found = eof((x - mean).flatten(1), most=count)
     scale = found.variance.sqrt()
@@ -99,26 +99,28 @@ def components(x: Tensor, mean: Tensor, count: int) -> Coder:
 
 
 def seen_from_latent(observations: Observations, coder: Coder, x: Tensor) -> Observations:
-    """Observations as they are to be believed of a latent: what decoding leaves of h(x) adds to their errors.
+    """Observations for a latent prior: the variance of the decoding error of h(x) is added to their errors.
 
     Args:
-        observations: Of states, with independent errors.
-        coder: Of states.
-        x: States that the coder was not fitted to, (n, *S).
+        observations: Observations of states, with independent errors.
+        coder: Coder of states.
+        x: States outside the coder's training data, (n, *S).
 
     Returns:
-        The same values and operators with larger errors; `Latent` puts the decoder in.
+        The same values and operators with larger errors; `Latent` adds the decoder.
     """
     widened = {}
     for name, o in observations.items():
-        left = (o.operator(x) - o.operator(coder.reconstruct(x))).flatten(1)
+        residual = (o.operator(x) - o.operator(coder.reconstruct(x))).flatten(1)
         noise = o.noise
         assert isinstance(noise, Diagonal)
-        widened[name] = replace(o, noise=Diagonal(noise.variance + left.square().mean(0).to(noise.variance)))
+        widened[name] = replace(
+            o, noise=Diagonal(noise.variance + residual.square().mean(0).to(noise.variance))
+        )
     return Observations(widened)
 
 
-def scores_side_by_side(
+def score_rows(
     draws: Mapping[str, Tensor],
     truth: Tensor,
     extra: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
@@ -126,12 +128,12 @@ def scores_side_by_side(
     """A row of scores for each method, means over truths, the first with its 95 % interval.
 
     Args:
-        draws: By method, (R, N, L, *S), or a single estimate (R, 1, L, *S), whose spread is left out.
-        truth: (R, L, *S).
-        extra: More scores by name: draws -> one number a truth (R).
+        draws: Members by method, (R, N, L, *S), or a single estimate (R, 1, L, *S), without spread.
+        truth: Truths, (R, L, *S).
+        extra: Further scores by name, functions from draws to one number per truth (R).
 
     Returns:
-        "method", "rmse" of the mean, "crps", "spread / skill", and what is asked for besides.
+        Rows with "method", "rmse" of the mean, "crps", "spread / skill", and the extra scores.
     """
     rows = []
     for name, samples in draws.items():
@@ -151,14 +153,14 @@ def scores_side_by_side(
     return rows
 
 
-def filters_side_by_side(results: Mapping[str, Result]) -> list[dict[str, Any]]:
+def filter_rows(results: Mapping[str, Result]) -> list[dict[str, Any]]:
     """A row of scores for each filter, means over truths, the first with its 95 % interval.
 
     Args:
-        results: Of twin experiments, by the name of the row.
+        results: Results of twin experiments by the name of the row.
 
     Returns:
-        "method", "rmse" of the mean, "crps", "spread / skill", "coverage" of the interval of 90 %, processor time of one
+        Rows with "method", "rmse" of the mean, "crps", "spread / skill", 90 % "coverage", processor time of one
         step, and where the truth jumps the steps until the sign is recovered.
     """
     rows = []
@@ -179,29 +181,29 @@ def filters_side_by_side(results: Mapping[str, Result]) -> list[dict[str, Any]]:
     return rows
 
 
-def belief_figure(
+def density_figure(
     points: Tensor,
-    beliefs: Mapping[str, Tensor],
+    densities: Mapping[str, Tensor],
     truth: Tensor,
     *,
     seen: Tensor | None = None,
     title: str = "",
 ) -> Figure:
-    """Densities of one variable in time, one panel a filter, below them the truth and what was seen of it.
+    """Posterior densities of one variable in time, one panel per filter, with truth and observations.
 
     Args:
-        points: Where densities are given, evenly spaced, (G).
-        beliefs: By name a density (L, G), or members (N, L, 1), of which the share in every cell is shown.
-        truth: (L, 1).
+        points: Grid points of the densities, evenly spaced, (G).
+        densities: Densities (L, G), or members (N, L, 1), shown as their fraction in every cell, by name.
+        truth: Truth, (L, 1).
         seen: Observations in units of the variable, (L, 1).
-        title: Of the figure.
+        title: Title of the figure.
     """
-    figure = new_figure(8.5, 1.7 * len(beliefs) + 0.6)
-    axes = figure.subplots(len(beliefs), 1, sharex=True, squeeze=False)[:, 0]
+    figure = new_figure(8.5, 1.7 * len(densities) + 0.6)
+    axes = figure.subplots(len(densities), 1, sharex=True, squeeze=False)[:, 0]
     low, high, length = float(points[0]), float(points[-1]), len(truth)
-    for axis, (name, belief) in zip(axes, beliefs.items(), strict=True):
-        cells = belief if belief.ndim == 2 else _shares(belief[..., 0], points)
-        # each step in units of its own largest value: narrow beliefs would hide wide ones
+    for axis, (name, density) in zip(axes, densities.items(), strict=True):
+        cells = density if density.ndim == 2 else _shares(density[..., 0], points)
+        # each step in units of its own largest value: narrow densities would hide wide ones
         cells = (cells / cells.amax(-1, keepdim=True).clamp(min=1e-300)).sqrt()
         extent = (-0.5, length - 0.5, low, high)
         axis.imshow(cells.mT.numpy(), origin="lower", aspect="auto", cmap="Blues", extent=extent)
@@ -216,7 +218,7 @@ def belief_figure(
 
 
 def _shares(members: Tensor, points: Tensor) -> Tensor:
-    """Share of members (N, L) in cells of a few grid points, (L, G)."""
+    """Fraction of members (N, L) in cells of a few grid points, (L, G)."""
     width = (points[-1] - points[0]) / 75
     apart = (members.mT.unsqueeze(-1) - points).abs()
     return (apart < width / 2).to(members).mean(1)
@@ -225,12 +227,12 @@ def _shares(members: Tensor, points: Tensor) -> Tensor:
 def flow_figure(
     fields: Mapping[str, Tensor], steps: Sequence[int], *, title: str = "", limit: float = 6.0
 ) -> Figure:
-    """Vorticity of velocities, one row a trajectory, one column a step.
+    """Vorticity of velocities, one row per trajectory, one column per step.
 
     Args:
         fields: Trajectories (L, 2, N, N) by name.
-        steps: Which are shown.
-        title: Of the figure.
+        steps: Shown steps.
+        title: Title of the figure.
         limit: Vorticity at the ends of the colours.
     """
     figure = new_figure(1.7 * len(steps) + 1.6, 1.75 * len(fields) + 0.5)

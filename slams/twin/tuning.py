@@ -1,4 +1,4 @@
-"""`slams tune`: the same number of trials for every method, on truths that no test uses."""
+"""`slams tune`: settings from the same number of trials for every method, on truths outside the tests."""
 
 import math
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class TuneTable(PrintedTable):
     """Settings that `tune` chose.
 
     Attributes:
-        found: The settings and their scores by method, as in the file.
+        found: Settings and their scores by method, as in the file.
     """
 
     found: TunedSettings
@@ -61,10 +61,10 @@ class TuneTable(PrintedTable):
         """Write settings.yaml and report.html.
 
         Args:
-            folder: Where they go.
+            folder: Folder of the files.
 
         Returns:
-            The page, report.html.
+            Path of report.html.
         """
         self.write(Path(folder) / "settings.yaml")
         page = Path(folder) / "report.html"
@@ -88,19 +88,19 @@ def tune(  # noqa: PLR0913
 ) -> TuneTable:
     """Choose settings by the mean error over tuning truths.
 
-    The first trial of a method are its published or default settings, so that what is chosen is never worse on the
+    The first trial of a method is its published or default settings, so that the result is never worse on the
     tuning truths. Half of the others are spread evenly over the space of settings, then the best is refined.
 
     Args:
-        system: As in `bench`.
-        methods: As in `bench`.
+        system: System, as in `bench`.
+        methods: Methods, as in `bench`.
         out: YAML file of the settings; trials are kept in a file beside it, with which the same call resumes. Nothing
             is written if None.
         budget: Trials of each method.
         spaces: Ranges of settings by method, in place of those of the table; methods of the user's have no others.
         progress: Whether to show progress and the table on the terminal.
-        console: Where they are shown, in place of the terminal.
-        **experiment: As in `bench`; by default 4 truths of 500 scored analyses from seed 0.
+        console: Console for both, in place of the terminal.
+        **experiment: Options as in `bench`; by default 4 truths of 500 scored analyses from seed 0.
 
     Returns:
         The settings.
@@ -113,13 +113,13 @@ def tune(  # noqa: PLR0913
         raise ValueError(f"the budget must be at least 1 trial a method, got {budget}.")
     names, own = methods_of(methods)
     if not names:
-        raise ValueError("there is nothing to tune; name methods, such as --methods EnKF,LETKF.")
+        raise ValueError("no method to tune; name some, such as --methods EnKF,LETKF.")
     usual: TwinOptions = {"replicates": 4, "cycles": 500, "seed": 0}
     made = setup_of(system, {**usual, **experiment})
     if made.seeds[-1] not in TUNING_SEEDS:
         raise ValueError(
             f"seeds {made.seeds[0]}..{made.seeds[-1]} are not all below {len(TUNING_SEEDS)}: later ones are for "
-            "tests, which must not know what was tuned on them."
+            "tests, which must be independent of the tuning."
         )
     runner = Runner(made, detail=False, own=own)
     searched = {name: (spaces or {}).get(name, runner.entry(name).space) for name in dict.fromkeys(names)}
@@ -137,7 +137,7 @@ def score(runner: Runner, name: str, settings: Mapping[str, Any]) -> float:
     """Mean error over the truths; the error on a truth from which the method diverged counts twice.
 
     Args:
-        runner: Of the tuning truths.
+        runner: Runner of the tuning truths.
         name: Name of the method.
         settings: Settings on trial.
     """

@@ -1,4 +1,4 @@
-"""A known truth, its observations, and the model that methods are given: one twin experiment as data."""
+"""One twin experiment as data: truth, observations and the methods' model."""
 
 from collections.abc import Callable
 
@@ -18,20 +18,20 @@ class Twin:
     """A truth x_{k+1} = M(x_k), drawn once, and its observations y = h(x) + e with e ~ N(0, R).
 
     Args:
-        model: The model of the methods.
-        truth: The model of the truth; `model` if None. The two differ where a method's model is in error.
+        model: Model of the methods.
+        truth: Model of the truth; `model` if None. With another one the methods' model is in error.
         operator: h, (*B, *S) -> (*B, *O); every `stride`-th variable if None.
         stride: Distance of the observed variables, for systems whose state is a vector.
         every: Steps from one observation to the next; the first state is observed too.
         noise: Standard deviation of the observation errors, one number or one for each value of *O [unit of the
             observation], or their covariance.
-        steps: Model steps; the truth has one state more.
-        replicates: Independent truths; None for one without an axis of its own.
+        steps: Number of model steps; the truth has one state more.
+        replicates: Number of independent truths; None for one without a replicate axis.
         seed: Seed of the truth and of the observation errors, which do not share a stream with each other or with a
             method of the same seed; None for a fresh one.
 
     Attributes:
-        model: The model of the methods.
+        model: Model of the methods.
         truth: (steps + 1, *S), or (B, steps + 1, *S) with `replicates`.
         observations: One modality, values (steps + 1, *O) or (B, steps + 1, *O), NaN where nothing is observed.
 

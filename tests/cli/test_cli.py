@@ -25,9 +25,9 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 def ended(*arguments: str) -> int | str | None:
     """Exit code of words that the parser itself answers."""
-    with pytest.raises(SystemExit) as told:
+    with pytest.raises(SystemExit) as raised:
         main(arguments)
-    return told.value.code
+    return raised.value.code
 
 
 def test_help_of_every_command_needs_nothing_heavy():
@@ -102,7 +102,7 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
 
     monkeypatch.setattr(slams.pipeline.run, "run", interrupted)
     assert main(["train"]) == 130
-    assert "the same command goes on where it stopped" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
 
 
 @pytest.fixture

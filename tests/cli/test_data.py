@@ -351,8 +351,8 @@ def test_verify_finds_the_fault_and_its_place(fault, copy: Path, capsys) -> None
     folders = {"precip": "cpc", "t": "era5", "observations": "stations"}
     fault(copy)
     assert main(["data", "verify", str(copy / folders.get(where.split(".")[0], "noaa")), "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)["faults"]
-    assert any(where in text and any(word in text for word in said) for text in told), told
+    faults = json.loads(capsys.readouterr().out)["faults"]
+    assert any(where in text and any(word in text for word in said) for text in faults), faults
 
 
 def small(name: str, data: Path, tmp_path: Path, **settings: str):

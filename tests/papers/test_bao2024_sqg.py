@@ -279,7 +279,7 @@ def test_figures_and_the_report_are_made(papers, tmp_path):
         ("only=liner", "did you mean linear"),
         ("size=wid", "did you mean wide"),
         ("cycles=99", "too short for 2 \\+ 99"),
-        ("experiments.half.seen=0", "sees nothing is the row of the free run"),
+        ("experiments.half.seen=0", "without observations a method is the free run"),
         ("experiments.half.sen=0.5", "did you mean experiments.half.seen"),
         ("experiments.half.operator=arctn", "did you mean arctan"),
         ("experiments.half.shocks.shares=[1.0]", "a share for each"),

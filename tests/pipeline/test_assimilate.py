@@ -223,7 +223,7 @@ def test_failed_write_leaves_the_old_analysis(world, tmp_path, monkeypatch):
         (["NEW"], {"overrides": ["assimilation.members=0"]}, "at least one member"),
         (["NEW"], {"overrides": ["assimilation.steps=0"]}, "one step"),
         (["NEW"], {"overrides": ["assimilation.stesp=3"]}, "did you mean assimilation.steps"),
-        (["NEW"], {"overrides": ["latent.channels=3"]}, "cannot be set for a trained run"),
+        (["NEW"], {"overrides": ["latent.channels=3"]}, "is not adjustable in a trained run"),
         (["NEW"], {"overrides": ["withhold.stn=[7]"]}, "station 7, but there are 5"),
         (["NEW"], {"overrides": ["withhold.coarse=[0]"]}, "only stations"),
         (["NEW"], {"modalities": ["radar"]}, "no modality"),

@@ -69,7 +69,7 @@ def test_other_observations_are_refused(world, observations, error, message):
 
 
 def test_settings_that_training_fixed_are_refused(world):
-    with pytest.raises(ValueError, match=r"'prior\.window' cannot be set for a trained run"):
+    with pytest.raises(ValueError, match=r"'prior\.window' is not adjustable in a trained run"):
         slams.open_run(world.run).assimilate(world.new, prior__window=5)
 
 

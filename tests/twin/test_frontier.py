@@ -12,7 +12,7 @@ from slams.cli import main
 from slams.core.console import Console
 from slams.evaluation.frontier import mean_error, pareto, tied_with_best, worse
 from slams.twin.benchmark import COLUMNS
-from slams.twin.frontier.advice import RULES, advise, chains, overall
+from slams.twin.frontier.advice import RULES, advise, overall, sweeps
 from slams.twin.frontier.cases import COSTS, read_cases
 from slams.twin.frontier.page import COLUMNS as PAGE_COLUMNS
 from slams.twin.frontier.run import SIZES, frontier, read_plan
@@ -180,7 +180,7 @@ def test_chains_vary_one_factor_in_its_order(tmp_path):
         tmp_path / "r" / "both", PLAIN, truth={"forcing": 11.0}, model={"forcing": 8.0}, observe=seen
     )
     found = cases(tmp_path / "r")
-    got = {(factor, *(case.title for case in group)) for factor, group in chains(found)}
+    got = {(factor, *(case.title for case in group)) for factor, group in sweeps(found)}
     names = {case.title.removeprefix("lorenz96, "): case.title for case in found}
     dense, sparse = names["all seen, noise 1"], names["every 4th seen, noise 1"]
     arctan = names["arctan(x) seen, noise 0.1"]
@@ -233,7 +233,7 @@ def test_bad_folders_are_told_in_a_line(tmp_path, capsys):
     empty.mkdir()
     for words, told in (
         ([], "nothing to compare"),
-        ([str(tmp_path / "none")], "there is no folder"),
+        ([str(tmp_path / "none")], "not found; make one with slams bench"),
         ([str(empty)], "holds no metrics.csv"),
         ([str(other)], "is not of slams bench: its columns are method, variable"),
         ([str(bare)], "lacks setup.json"),

@@ -105,7 +105,7 @@ def test_weights_that_do_not_fit_or_are_missing_are_named(trained, tmp_path):
     folder, pseudo = trained
     other = dataclasses.replace(TINY, features=5)
     generator.save_generator(tmp_path / FILE, other, pseudo.denoiser, 0.0, 1.0)
-    with pytest.raises(ValueError, match="does not hold the weights"):
+    with pytest.raises(ValueError, match="holds weights that do not fit"):
         load_generator(tmp_path / FILE)
     with pytest.raises(FileNotFoundError, match="train it with --train"):
         load_generator(tmp_path / "none.safetensors")

@@ -10,11 +10,11 @@ from slams.twin.runner import Runner
 from slams.twin.setup import setup
 from slams.twin.tables import (
     autoencoder,
-    belief_figure,
     components,
-    filters_side_by_side,
+    density_figure,
+    filter_rows,
     flow_figure,
-    scores_side_by_side,
+    score_rows,
     seen_from_latent,
 )
 
@@ -71,7 +71,7 @@ def test_scores_of_draws_around_the_truth_are_those_of_their_spread(rng):
     truth = torch.randn(50, 40, 1, generator=rng)
     centre = truth + torch.randn(truth.shape, generator=rng)
     draws = centre.unsqueeze(1) + torch.randn(50, 400, 40, 1, generator=rng)
-    many, one = scores_side_by_side(
+    many, one = score_rows(
         {"draws": draws, "estimate": centre.unsqueeze(1)},
         truth,
         {"size": lambda x: x.new_full((50,), x.shape[1])},
@@ -99,8 +99,8 @@ def test_a_picture_has_a_row_a_trajectory_and_a_column_a_step(rng):
     torch.testing.assert_close(torch.tensor(images[2].data[:, 3]), 2 * expected, rtol=0, atol=1e-5)
 
 
-def test_filters_stand_side_by_side_with_the_scores_of_their_runs_and_their_beliefs_can_be_seen():
-    """A run and the exact filter of a double well: rows are their means, panels are darkest where beliefs are."""
+def test_filter_rows_are_the_scores_of_their_runs_and_densities_are_shown():
+    """A run and the exact filter of a double well: rows are means, panels darkest where densities are largest."""
     tree = {
         "system": "doublewell",
         "cycles": 30,
@@ -110,7 +110,7 @@ def test_filters_stand_side_by_side_with_the_scores_of_their_runs_and_their_beli
     }
     runner = Runner(setup(tree))
     run, exact = runner.run("EnKF", {"members": 30}, keep="members"), runner.exact()
-    rows = filters_side_by_side({"EnKF": run, "exact": exact})
+    rows = filter_rows({"EnKF": run, "exact": exact})
     assert [row["method"] for row in rows] == ["EnKF", "exact"]
     assert float(rows[0]["crps"]) == pytest.approx(float(run.scores["crps"].mean()), abs=5e-4)
     assert float(rows[1]["steps to the sign"]) == pytest.approx(
@@ -119,7 +119,7 @@ def test_filters_stand_side_by_side_with_the_scores_of_their_runs_and_their_beli
     points = torch.linspace(-1.8, 1.8, 181, dtype=torch.float64)
     members = run.posterior.samples[0]
     density = torch.exp(-0.5 * ((points - exact.posterior.mean[0]) / 0.1) ** 2)
-    figure = belief_figure(points, {"members": members, "density": density}, runner.simulated[0][0])
+    figure = density_figure(points, {"members": members, "density": density}, runner.simulated[0][0])
     for axis, mean in zip(figure.axes, (members.mean(0), exact.posterior.mean[0]), strict=True):
         (image,) = axis.images
         cells = torch.as_tensor(image.get_array()).double()

@@ -1,4 +1,4 @@
-"""Map axes: fields on latitude and longitude, coastlines that need no network, observation points."""
+"""Map axes: fields on latitude and longitude, shipped coastlines, observation points."""
 
 import functools
 import importlib.resources
@@ -68,10 +68,10 @@ def draw_map(
     points: Points | None = None,
     land: ArrayLike | None = None,
 ) -> Any:
-    """Draws a field and points on one axis.
+    """Draw a field and points on one axis.
 
     Args:
-        axis: Where to draw.
+        axis: Axis to draw on.
         field: Values (H, W), NaN where missing (light grey); None for points alone.
         lat: Latitudes (H) [degree].
         lon: Longitudes (W) [degree].
@@ -132,7 +132,7 @@ def _graticule(axis: Axes, globe: bool) -> None:
 
 
 def _degrees(value: float, positive: str, negative: str) -> str:
-    """A coordinate as people write it."""
+    """A coordinate as text with its hemisphere."""
     letter = "" if value in (0, -180) else (positive if value > 0 else negative)
     return f"{abs(value):g}°{letter}"
 

@@ -27,13 +27,13 @@ class Mark:
     """One point of a panel.
 
     Attributes:
-        method: Decides colour and shape.
-        label: Its name, written where it is on the frontier.
+        method: Name of the method, for colour and shape.
+        label: Label, written if it is on the frontier.
         x: Cost, or the factor.
         y: Error.
-        low: Of the interval, NaN for none.
-        high: Of the interval.
-        size: Members; larger ensembles are drawn larger.
+        low: Lower end of the interval, NaN for none.
+        high: Upper end of the interval.
+        size: Ensemble size, for the size of the marker.
         front: Whether it is on the frontier.
     """
 
@@ -52,11 +52,11 @@ class Panel:
     """One set-up.
 
     Attributes:
-        title: Of the set-up.
+        title: Title of the set-up.
         marks: Points.
-        lines: Errors to compare with, by name.
-        ticks: Names of x = 0, 1, ... where it is no number.
-        xlabel: Below the axis.
+        lines: Errors of reference methods, by name.
+        ticks: Names of x = 0, 1, ... for a factor without numbers.
+        xlabel: Label of the x axis.
     """
 
     title: str
@@ -80,10 +80,10 @@ def against_cost(
     """Error against cost, both logarithmic, with intervals; the frontier is joined and its points are named.
 
     Args:
-        panels: One a set-up.
-        xlabel: What the cost is.
-        ylabel: What the error is.
-        styles: Of the methods, from `looks`.
+        panels: Panels, one per set-up.
+        xlabel: Label of the cost.
+        ylabel: Label of the error.
+        styles: Styles of the methods, from `looks`.
     """
     figure, axes = style.panel_grid(len(panels), 4.1, 3.5, columns=3, **_ROOM)
     dashes = _dashes(panels)
@@ -102,7 +102,7 @@ def against_cost(
         axis.title.set_fontsize(style.NOTE)
     figure.supylabel(ylabel, fontsize=style.LABEL)
     _legend(figure, panels, styles)
-    figure.draw_without_rendering()  # labels need to know where the points came to lie
+    figure.draw_without_rendering()  # labels need the final positions of the points
     for axis, panel in zip(axes, panels, strict=False):
         _name_front(figure, axis, panel)
     return figure
@@ -114,10 +114,10 @@ def along_factor(
     """Error of each method along a factor (number, or names in `ticks`), intervals as bars.
 
     Args:
-        panels: One a chain of set-ups.
-        ylabel: What the error is.
-        styles: Of the methods, from `looks`.
-        columns: Panels side by side.
+        panels: Panels, one per group of set-ups.
+        ylabel: Label of the error.
+        styles: Styles of the methods, from `looks`.
+        columns: Number of panels in a row.
     """
     figure, axes = style.panel_grid(len(panels), 4.1, 3.3, columns=columns, **_ROOM)
     dashes = _dashes(panels)

@@ -31,14 +31,14 @@ def maps(
     """Truth, observations, analysis mean on one colour scale; below them spread and error.
 
     Args:
-        truth: (H, W) [units], NaN where missing (light grey in all maps).
+        truth: Truth (H, W) [units], NaN where missing (light grey in all maps).
         observed: Observed field (H, W), NaN where nothing was seen, or None.
         mean: Analysis mean (H, W).
         spread: Standard deviation of the analysis (H, W), or None for a deterministic method.
         error: Analysis mean minus truth (H, W).
         lat: Latitudes (H) [degree].
         lon: Longitudes (W) [degree].
-        title: What is shown, with the date.
+        title: Title with quantity and date.
         units: Units of all five.
         coastlines: Whether to draw the coastlines of the Earth.
         points: Point observations: latitudes, longitudes, values, each (P).
@@ -106,7 +106,7 @@ def profiles(
         levels: Pressure (C) [hPa].
         curves: Score (C) of each method.
         label: Name of the score.
-        units: Its units.
+        units: Units of the score.
         intervals: Lower and upper bounds (C) of some of the methods, shaded.
         title: Title of the figure.
     """

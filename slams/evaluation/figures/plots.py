@@ -15,10 +15,10 @@ from slams.evaluation.figures.style import Array, array
 def rank_histogram(
     counts: ArrayLike | Mapping[str, ArrayLike], *, title: str = "", notes: str = ""
 ) -> Figure:
-    """How often the truth takes each rank among the members; flat if the ensemble is calibrated.
+    """Rank histogram of the truth among the members; flat if the ensemble is calibrated.
 
     Args:
-        counts: Counts or weights per rank (N + 1); or such by name, one panel each.
+        counts: Counts or weights per rank (N + 1), or several by name, one panel each.
         title: Title of the figure.
         notes: A line below the title, such as the chi-square.
     """
@@ -70,7 +70,7 @@ def spectra(
     Args:
         curves: Wavenumbers (K) and power (K) by name; "truth" is drawn black.
         units: Units of the field, whose square is the power's.
-        wavenumber: What the wavenumbers are.
+        wavenumber: Label of the wavenumber axis.
         title: Title of the figure.
     """
     figure = style.new_figure(6.8, 4.6)
@@ -161,7 +161,7 @@ def time_series(
         bands: Lower and upper bounds (L) of some of the curves, shaded.
         points: Observed values (L), NaN where there are none.
         label: Name of the quantity.
-        units: Its units.
+        units: Units of the quantity.
         title: Title of the figure.
     """
     figure = style.new_figure(9.5, 3.8)
@@ -182,7 +182,7 @@ def time_series(
 
 
 def coverage_by_modality(dates: ArrayLike, presence: Mapping[str, ArrayLike], *, title: str = "") -> Figure:
-    """Which modality has data when: one row each, darker where more is there, grey where nothing is.
+    """Data coverage in time, one row per modality, darker with more data, grey without.
 
     Args:
         dates: Times (T), datetime64 or numbers, in order.

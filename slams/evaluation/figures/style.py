@@ -34,12 +34,12 @@ MISSING_DARK = "#c8c8c8"
 MUTED = "#9db4c4"  # bars beside the first
 BAND = "#d5e6f2"
 RED_DOT = "#c04030"  # observations on a blue ground
-# ice to fire through black: the sign is told by hue, the size by lightness
+# ice to fire through black: hue shows the sign, lightness the size
 ICE_AND_FIRE = (
     *("#d8f3ff", "#7cc4f0", "#3b7dd8", "#2a3f8f", "#10101c"),
     *("#7d2236", "#d2452f", "#f59a4a", "#fff0c9"),
 )
-# Okabe & Ito (2008): told apart by the colour-blind too.
+# Okabe & Ito (2008): distinguishable with colour vision deficiency.
 COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -55,7 +55,7 @@ COLOURS = (
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty white figure whose parts keep out of each other's way."""
+    """An empty white figure with a constrained layout."""
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
     return Figure(figsize=(width, height), layout=layout, facecolor="white")
 
@@ -68,7 +68,7 @@ def png(figure: Figure) -> bytes:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a PNG file, whole or not at all."""
+    """Write a PNG file atomically."""
     with atomic(path) as temporary, open(temporary, "wb") as file:
         file.write(png(figure))
 
@@ -87,9 +87,9 @@ def panel_grid(
 
     Args:
         count: Number of panels.
-        width: Of a panel [inch].
-        height: Of a panel [inch].
-        columns: Panels side by side, at most.
+        width: Width of a panel [inch].
+        height: Height of a panel [inch].
+        columns: Largest number of panels in a row.
         least: Least width of all columns [inch].
         margins: Width and height around the panels [inch].
     """
@@ -109,8 +109,8 @@ def panels_in_row(
 
     Args:
         named: Contents by name.
-        width: Of a panel [inch]; the figure has at least 6.
-        height: Of the figure [inch].
+        width: Width of a panel [inch]; the figure has at least 6.
+        height: Height of the figure [inch].
         margin: Width beside the panels [inch].
     """
     figure = new_figure(max(width * len(named) + margin, 6), height)

@@ -28,9 +28,9 @@ def error_and_spread(
     Both are root mean squares over state and replicates, and over as many steps as 400 points of a curve stand for.
 
     Args:
-        curves: By method squared error and variance, each (L) or (B, L).
+        curves: Squared error and variance by method, each (L) or (B, L).
         dt: Model time between two steps.
-        burn_in: Model time that no score counts, shaded.
+        burn_in: Unscored model time, shaded.
         title: Title of the figure.
     """
     figure, axes = _grid(len(curves))
@@ -57,7 +57,7 @@ def rank_grid(ranks: Mapping[str, tuple[ArrayLike, int]], *, title: str = "") ->
     """Rank histograms of many methods; flat if an ensemble is calibrated, U-shaped if it is too narrow.
 
     Args:
-        ranks: By method the ranks of the truth (any shape, NaN passed over) and the number of members.
+        ranks: Ranks of the truth (any shape, NaN ignored) and number of members, by method.
         title: Title of the figure.
     """
     figure, axes = _grid(len(ranks))
@@ -85,13 +85,13 @@ def rank_grid(ranks: Mapping[str, tuple[ArrayLike, int]], *, title: str = "") ->
 def against_published(
     rows: Sequence[Mapping[str, float | str]], *, title: str = "", label: str = "RMSE"
 ) -> Figure:
-    """Our figures with their intervals on the band that they should lie in, row by row.
+    """Our numbers with their intervals on the expected band, row by row.
 
     Args:
-        rows: With row, expected, low, high, value, lower, upper and status, as in rows.csv; those of status INFO, which
-            nothing is asked of, have no band.
+        rows: Rows with row, expected, low, high, value, lower, upper and status, as in rows.csv; those of status INFO
+            have no band.
         title: Title of the figure.
-        label: What the numbers are.
+        label: Label of the numbers.
     """
     figure = style.new_figure(8.6, 0.36 * len(rows) + 1.5)
     axis = figure.subplots()
@@ -128,7 +128,7 @@ def _grid(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _one_scale(axes: Sequence[Axes], values: np.ndarray) -> None:
-    """The same limits for all panels, which hold every value; on a logarithmic axis at most five decades of them."""
+    """Common limits of all panels, with every value; on a logarithmic axis at most five decades."""
     values = values[np.isfinite(values)]
     if not values.size or values.max() <= 0:
         return

@@ -1,4 +1,4 @@
-"""Figures of the study of a wrong forcing: errors of all methods, and the model's error as it is estimated."""
+"""Figures of the study of a wrong forcing: errors of all methods, and the estimated model error."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -49,8 +49,8 @@ def error_figure(plan: ModelErrorPlan, found: Found) -> Figure:
     return figure
 
 
-def gain_figure(plan: ModelErrorPlan, found: Found) -> Figure:
-    """Error of the model as it is estimated along the run, beside the true one."""
+def model_error_figure(plan: ModelErrorPlan, found: Found) -> Figure:
+    """Estimated model error along the run, beside the true one."""
     forcings = sorted({cell.forcing for cell in plan.chosen})
     strides = len({cell.stride for cell in plan.chosen})
     figure = new_figure(3.6 * strides + 0.8, 3.8)

@@ -1,4 +1,4 @@
-"""What the study of a wrong forcing compares: methods, forcings of the truth and networks of observations."""
+"""Plan of the study of a wrong forcing: methods, forcings of the truth and observing networks."""
 
 import json
 import math
@@ -22,8 +22,8 @@ class ModelErrorLine:
 
     Attributes:
         method: Name in `slams.twin.methods`.
-        settings: The same in every cell, whatever was tuned there.
-        tuned: Name under which the cells hold the others, chosen on other truths; none if empty.
+        settings: Settings common to all cells.
+        tuned: Key of a cell's `tuned` for settings chosen on other truths; none if empty.
         rival: Whether ours must not have a larger error.
         extra: Whether it is left out unless the size is full.
     """
@@ -44,7 +44,7 @@ class ModelErrorLine:
 
 @dataclass(frozen=True)
 class ModelErrorCell:
-    """A forcing of the truth and a network of observations.
+    """A forcing of the truth and an observing network.
 
     Attributes:
         forcing: F of the truth.
@@ -64,19 +64,19 @@ class ModelErrorCell:
 
 @dataclass(frozen=True)
 class ModelErrorPlan:
-    """What is compared.
+    """Plan of the comparison.
 
     Attributes:
-        title: What it is.
+        title: Title of the study.
         source: Reference.
         setup: Settings of every cell, forcing and stride left out.
-        ours: Label of the line that is judged.
+        ours: Label of the judged line.
         lines: Methods by label.
         cells: All cells.
-        exact: Where the model is right, what our error must not exceed, by name of the cell.
+        exact: Upper bound on our error in cells with a perfect model, by name of the cell.
         only: Names of the cells that are run; all if empty.
         size: "quick" or "full".
-        overrides: Settings of the set-ups, such as "cycles=100".
+        overrides: Overrides of the set-ups, such as "cycles=100".
     """
 
     title: str
@@ -110,11 +110,11 @@ class ModelErrorPlan:
 
     @property
     def rivals(self) -> list[str]:
-        """Labels of the lines that ours is held against."""
+        """Labels of the lines that ours is compared with."""
         return [label for label, line in self.lines.items() if line.rival]
 
     def bound(self, cell: ModelErrorCell, label: str) -> float:
-        """What the error of a line must not exceed, NaN where there is no bound."""
+        """Upper bound on the error of a line, NaN where there is none."""
         return self.exact.get(cell.name, math.nan) if label == self.ours else math.nan
 
     def excess(self, cell: ModelErrorCell) -> float:

@@ -1,4 +1,4 @@
-"""The methods in one cell, a wrong forcing under one network of observations, and the bars on their errors."""
+"""Methods in one cell, a forcing of the truth and an observing network, and the bounds on their errors."""
 
 import dataclasses
 import math
@@ -57,7 +57,7 @@ def judge_cell(plan: ModelErrorPlan, cell: ModelErrorCell, results: Results) -> 
 
 
 def won(plan: ModelErrorPlan, found: Mapping[str, Results]) -> list[Verdict]:
-    """In how many cells with a wrong model ours has the smaller mean error than each rival, and than all."""
+    """Number of cells with a wrong model in which our mean error is smaller than each rival's, and than all."""
     wrong = [found[cell.name] for cell in plan.chosen if cell.name in found and plan.excess(cell)]
 
     def mean(results: Results, label: str) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 from slams.core.console import Console
 from slams.evaluation.figures.style import save_figure
 from slams.evaluation.tables import console_table
-from slams.papers.asahi2023_l96.figures import error_figure, gain_figure
+from slams.papers.asahi2023_l96.figures import error_figure, model_error_figure
 from slams.papers.asahi2023_l96.plan import METRIC, read_plan
 from slams.papers.asahi2023_l96.problem import judge_cell, run_cell, won
 from slams.papers.table import Verdict, show, write_rows
@@ -22,12 +22,12 @@ def run(
     Args:
         path: File of the plan.
         folder: Folder of the results.
-        overrides: See `read_plan`.
-        console: Where progress is shown.
+        overrides: Overrides of the plan, see `read_plan`.
+        console: Console for the progress.
         train: Whether to train the generator anew, into the folder, instead of using shipped weights.
 
     Returns:
-        Verdicts of all cells, see `judge_cell`.
+        Verdicts of all cells, from `judge_cell`.
 
     Raises:
         ValueError: If a cell, a size or a setting is unknown (the nearest is named).
@@ -45,7 +45,7 @@ def run(
         verdicts += won(plan, found)
         write_rows(folder / "rows.csv", verdicts)
     save_figure(error_figure(plan, found), folder / "error.png")
-    save_figure(gain_figure(plan, found), folder / "gain.png")
+    save_figure(model_error_figure(plan, found), folder / "gain.png")
     lines = [
         {"cell": name} | {label: f"{float(r.scores[METRIC].mean()):.3f}" for label, r in results.items()}
         for name, results in found.items()
@@ -59,7 +59,7 @@ def run(
 
 
 def _weights(own: Path, train: bool, console: Console) -> Path | None:
-    """Weights that were trained into the folder; None for those that are shipped."""
+    """Weights trained into the folder; None for the shipped ones."""
     if train:
         train_generator(own, GeneratorSettings(), console)
     return own / FILE if (own / FILE).exists() else None

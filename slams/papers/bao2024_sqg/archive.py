@@ -17,17 +17,17 @@ from slams.systems.flows.surface_qg import SurfaceQG
 
 @dataclass(frozen=True)
 class SQGArchive:
-    """Which states of the model are simulated: truths, each of its own start, and a climate of free runs.
+    """Settings of the simulated states: truths with independent starts, and a climate of free runs.
 
     Attributes:
         size: Points along a side.
-        length: States of a truth, 12 h apart.
+        length: Number of states of a truth, 12 h apart.
         spin_up: Steps before the first; 600 are 300 days.
-        adjusted: The last of these on the grid itself, the others on one of half the points where that has at least 32
+        adjusted: Last spin-up steps on the full grid; the others run on half the points where that leaves at least 32
             along a side.
-        climate: Free runs.
-        states: States kept of each.
-        apart: Steps between them.
+        climate: Number of free runs.
+        states: Number of states kept of each run.
+        apart: Steps between these states.
     """
 
     size: int = 32
@@ -78,7 +78,7 @@ def simulate(settings: SQGArchive, rng: torch.Generator, steps: Sequence[int]) -
 def truths(
     folder: Path, settings: SQGArchive, seeds: Sequence[int], console: Console | None = None
 ) -> Tensor:
-    """Truths of seeds, (B, L, 2, N, N), simulated where they are not on disk, each in a file of its own."""
+    """Truths of some seeds, (B, L, 2, N, N), from disk or simulated, one file each."""
     steps = range(settings.length)
     parts = {f"truth_{seed}": (fork(seed, "truth"), steps) for seed in seeds}
     return torch.stack(_free_runs(folder, settings, parts, "truths", console))
@@ -98,6 +98,6 @@ def _free_runs(
     title: str,
     console: Console | None,
 ) -> list[Tensor]:
-    """Free runs by name, one alone after the other, so that none depends on what else is asked for."""
+    """Free runs by name, simulated one by one, so that each depends on its own seed alone."""
     pieces = {name: partial(simulate, settings, *part) for name, part in parts.items()}
     return simulated(folder, settings, pieces, title=title, console=console)

@@ -40,8 +40,8 @@ _TOLD = (
     "state, spread with the factor (N + 1) / N; crps is fair; a calibrated ensemble of N covers 0.9 (N - 1) / (N + 1) of "
     "the truth between its 5 % and 95 % quantiles. divergence_rate is the share of truths on which the error over the "
     "run exceeds 0.7 standard deviations of the climate. cpu_seconds: of one analysis and forecast of one truth. All "
-    "methods begin with the same states of the climate. Climatology and OptimalInterpolation know mean and covariance of "
-    "the model's own long run; RawObservation is the value seen, brought back to a temperature, Persistence that of 12 h "
+    "methods begin with the same states of the climate. Climatology and OptimalInterpolation have mean and covariance of "
+    "the model's own long run; RawObservation is the observation inverted to a temperature, Persistence that of 12 h "
     "before."
 )
 
@@ -106,7 +106,7 @@ def spectra(problem: SQGProblem, found: Found, title: str) -> Figure:
 
 
 def maps(problem: SQGProblem, found: Found, names: Sequence[str], title: str) -> Figure:
-    """The upper lid of the first truth at the last time: truth and what is seen, analyses and their errors."""
+    """The upper lid of the first truth at the last time: truth, observations, analyses and their errors."""
     truth = problem.truth[0, -1, 1]
     seen = problem.sensors.inverse(problem.observations["lids"].value[0, -1]).reshape(
         problem.truth.shape[2:]
@@ -154,12 +154,12 @@ def pages(
     """Figures as files, and one report with them inside.
 
     Args:
-        folder: Of the study.
-        plan: What was done.
-        problems: By experiment.
-        outcomes: By experiment and run.
-        tables: By experiment the rows of metrics.csv.
-        verdicts: The rows of rows.csv.
+        folder: Folder of the study.
+        plan: Plan of the study.
+        problems: Problems by experiment.
+        outcomes: Outcomes by experiment and run.
+        tables: Rows of metrics.csv by experiment.
+        verdicts: Rows of rows.csv.
     """
     judged = [verdict for verdict in verdicts if verdict.judged]
     bars = Table([line(verdict) for verdict in judged], "Differences are those of each truth", highlight=None)
@@ -179,7 +179,7 @@ def pages(
 
 
 def by_method(rows: Sequence[Row], metrics: Sequence[str], level: str = "all") -> list[dict[str, str]]:
-    """A line a method, means with intervals, the smallest error first."""
+    """One line per method, means with intervals, the smallest error first."""
     lines = overview([row for row in rows if row["level"] == level], metrics)
     return [{key: value for key, value in each.items() if key != "settings"} for each in lines]
 
@@ -236,5 +236,5 @@ def _compared(plan: SQGPlan, name: str, found: Found) -> list[str]:
 
 
 def _filters(found: Found) -> dict[str, Result]:
-    """Runs that are no floor of the table, and the free run."""
+    """Runs of filters, and the free run."""
     return {name: result for name, result in found.items() if name == "FreeRun" or name not in TRIVIAL}

@@ -1,4 +1,4 @@
-"""Methods on surface quasi-geostrophic turbulence, those that are trivial among them, and their scores by lid."""
+"""Methods on surface quasi-geostrophic turbulence, trivial ones included, and their scores by lid."""
 
 import inspect
 import math
@@ -27,7 +27,7 @@ from slams.twin.scores import Calls, TwinScores, summary
 
 LIDS = ("lower", "upper")
 SHELLS_EVERY = 5  # times between two spectra, which cost as much as a tenth of a forecast
-LOST = 0.7  # of the climate's standard deviation: whoever errs by more over the run has lost the truth
+DIVERGED = 0.7  # of the climate's standard deviation: a run with a larger error has diverged
 
 Settings = Mapping[str, Any]
 
@@ -47,8 +47,8 @@ class RawObservation(HeldEnsemble):
     climate from its mean; where nothing is seen the climate's mean stands.
 
     Args:
-        problem: Gives sensors and climate.
-        age: Times since the observation.
+        problem: Problem with its sensors and climate.
+        age: Age of the observation [observation times].
     """
 
     def __init__(self, problem: SQGProblem, *, age: int = 0) -> None:
@@ -78,7 +78,7 @@ class OptimalInterpolation(HeldEnsemble):
     """Each complete linear observation alone, joined with the climate: m + B (B + R)^-1 (y - m), and draws of its error.
 
     Args:
-        problem: Gives sensors and climate, whose mean and covariance are the truth's own: an oracle.
+        problem: Problem with its sensors and climate, whose mean and covariance are the truth's own: an oracle.
     """
 
     def __init__(self, problem: SQGProblem) -> None:
@@ -120,8 +120,8 @@ def build(problem: SQGProblem, name: str, settings: Settings) -> Filter:
     """A method for a problem.
 
     Args:
-        problem: Which.
-        name: One of `TRIVIAL` or `FILTERS`.
+        problem: Problem with truths and observations.
+        name: Name of the method in `TRIVIAL` or `FILTERS`.
         settings: Keywords of its class; `support` is where the taper vanishes [km], `reach` the distance up to which
             variables of both lids are in one patch [km]; for `error` and `retrieved` see `SQGProblem.given`.
 
@@ -154,7 +154,7 @@ class LidScores(TwinScores):
     """`TwinScores`, the same by lid, and the members' spread by wavenumber.
 
     Args:
-        problem: Gives the truth.
+        problem: Problem with the truth.
         calls: Counter of the model's calls.
     """
 
@@ -194,21 +194,21 @@ def run(
     problem: SQGProblem, name: str, settings: Settings, *, seed: int = 0, checkpoint: Path | None = None, every: int = 20,
     label: str = "", plain: Mapping[str, Any] | None = None, progress: Any = None,
 ) -> Result:  # fmt: skip
-    """A method's run over all truths of a problem, or what is left of it.
+    """Run a method on all truths of a problem, or resume its run.
 
     Args:
-        problem: Which.
-        name: Of the method.
-        settings: Its settings.
-        seed: Of its random numbers.
-        checkpoint: File from which a killed run goes on.
+        problem: Problem with truths and observations.
+        name: Name of the method.
+        settings: Settings of the method.
+        seed: Seed of the method's random draws.
+        checkpoint: File from which an interrupted run resumes.
         every: Steps between two saves.
-        label: In tables; the name if empty.
+        label: Label in tables; the name if empty.
         plain: The experiment as plain values, for the result.
-        progress: Called with every step done.
+        progress: Callback after every step.
 
     Returns:
-        Scores by truth, "rmse" and the like also by lid, "rmse_lower" and "rmse_upper".
+        Scores of each truth, over all and by lid ("rmse_lower", "rmse_upper").
 
     Raises:
         FloatingPointError: If the ensemble collapses.
@@ -235,30 +235,30 @@ def run(
 def scores_of(posterior: Posterior, scored: Sequence[int], deviation: float) -> dict[str, Tensor]:
     """Scores of each truth, over all and by lid.
 
-    A truth is lost where the error over the run is more than 0.7 standard deviations of the climate, or not finite:
-    shocks make innovations large that tell nothing of the method.
+    A run diverges where its error is more than 0.7 standard deviations of the climate, or not finite:
+    innovations are no criterion, since shocks enlarge those of every method.
 
     Args:
-        posterior: With the numbers of `LidScores`.
-        scored: Steps that count.
+        posterior: Posterior with the diagnostics of `LidScores`.
+        scored: Scored steps.
         deviation: Standard deviation of the climate [K].
     """
     numbers = {key: value for key, value in posterior.diagnostics.items() if key not in ("lost", "diverged")}
     scores = summary(numbers, scored)
-    lost = ~(scores["rmse"] < LOST * deviation)
-    scores["divergence_rate"] = lost.to(scores["rmse"].dtype)
+    diverged = ~(scores["rmse"] < DIVERGED * deviation)
+    scores["divergence_rate"] = diverged.to(scores["rmse"].dtype)
     scores["diverged_fraction"] = (
-        (~(numbers["squared_error"][..., list(scored)].sqrt() < LOST * deviation)).float().mean(-1)
+        (~(numbers["squared_error"][..., list(scored)].sqrt() < DIVERGED * deviation)).float().mean(-1)
     )
     for lid in LIDS:
-        here = {
+        selected = {
             key: numbers[f"{key}_{lid}"][..., list(scored)].mean(-1)
             for key in ("squared_error", "crps", "covered")
         }
         spread = numbers[f"predictive_variance_{lid}"][..., list(scored)].mean(-1).sqrt()
-        rmse = here["squared_error"].sqrt()
+        rmse = selected["squared_error"].sqrt()
         scores |= {f"rmse_{lid}": rmse, f"spread_{lid}": spread, f"spread_skill_{lid}": spread / rmse}
-        scores |= {f"crps_{lid}": here["crps"], f"coverage90_{lid}": here["covered"]}
+        scores |= {f"crps_{lid}": selected["crps"], f"coverage90_{lid}": selected["covered"]}
     return scores
 
 
@@ -269,12 +269,12 @@ def spectrum(posterior: Posterior, name: str, scored: Sequence[int]) -> Tensor:
 
 
 def truth_spectrum(problem: SQGProblem) -> Tensor:
-    """The same of the truths, (shells)."""
+    """Kinetic energy of the truths by wavenumber, (shells) [m^2/s^2]."""
     shells = energy_spectrum(problem.system.velocity(problem.truth[:, problem.burn_in :: 5]))
     return shells.mean((0, 1, 2)) if shells.ndim == 4 else shells.flatten(0, -2).mean(0)
 
 
 def difference(one: Result, other: Result, metric: str) -> Tensor:
-    """Of two methods on the same truths, truth by truth; a lost number counts as infinite."""
+    """Difference of two methods on the same truths, truth by truth; NaN of a diverged run counts as infinite."""
     a, b = one.scores[metric], other.scores[metric]
     return torch.where(torch.isfinite(a), a, math.inf) - torch.where(torch.isfinite(b), b, math.inf)

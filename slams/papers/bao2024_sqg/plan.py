@@ -1,4 +1,4 @@
-"""What a study of surface quasi-geostrophic turbulence does: archive, experiments, runs and bars."""
+"""Plan of a study of surface quasi-geostrophic turbulence: archive, experiments, runs and bars."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,16 @@ SCORED = tuple(f"{metric}{lid}" for metric in BY_LID for lid in ("", *(f"_{lid}"
 
 @dataclass(frozen=True)
 class SQGExperiment:
-    """What is observed, and what is run on it.
+    """An observing network and the methods run on it.
 
     Attributes:
-        runs: By name the settings, and "method" where it is not the name.
-        operator: See `Sensors`.
-        std: See `Sensors`.
-        seen: See `Sensors`.
-        shocks: See `Sensors`.
-        published: What the paper found, in words.
-        near: Standard deviation of white noise that makes the first ensemble from the truth [K]; 0 for states of the
+        runs: Settings by name of the run, with "method" where it differs from the name.
+        operator: Name of the observation operator, see `Sensors`.
+        std: Standard deviation of the observation errors, see `Sensors`.
+        seen: Fraction of observed points, see `Sensors`.
+        shocks: Random shocks to the observed state, see `Sensors`.
+        published: The paper's finding in words.
+        near: Standard deviation of white noise around the truth in the first ensemble [K]; 0 for states of the
             climate.
     """
 
@@ -52,12 +52,12 @@ class SQGExperiment:
 
     @property
     def sensors(self) -> Sensors:
-        """What is observed."""
+        """Sensors of the experiment."""
         return Sensors(self.operator, self.std, self.seen, self.shocks)
 
     @property
     def methods(self) -> dict[str, dict[str, Any]]:
-        """By name of the run "method" and its settings."""
+        """Settings by name of the run, with "method"."""
         return {label: {"method": label, **given} for label, given in self.runs.items()}
 
 
@@ -66,18 +66,18 @@ class SQGPlan:
     """A study.
 
     Attributes:
-        title: What it is.
+        title: Title of the study.
         source: Reference.
-        archive: States that are simulated.
-        experiments: By name.
-        bars: Judged where their runs were made, `case` being the experiment; with `against`, the metric is the
+        archive: Settings of the simulated states.
+        experiments: Experiments by name.
+        bars: Bounds on the scores of runs, `case` being the experiment; with `against`, the metric is the
             difference, replicate by replicate.
-        only: Experiments to be made; all if empty.
+        only: Names of the selected experiments; all if empty.
         seed: Seed of the first truth.
         replicates: Number of truths.
-        members: J.
-        burn_in: Analyses before those that are scored.
-        cycles: Analyses that are scored.
+        members: Ensemble size J.
+        burn_in: Number of analyses before the scored ones.
+        cycles: Number of scored analyses.
         size: "quick", or a name in the plan's `sizes`.
     """
 
@@ -118,7 +118,7 @@ class SQGPlan:
 
     @property
     def chosen(self) -> list[str]:
-        """Experiments to be made."""
+        """Selected experiments."""
         return [name for name in self.experiments if not self.only or name in self._only]
 
     @property
@@ -127,7 +127,7 @@ class SQGPlan:
         return list(range(self.seed, self.seed + self.replicates))
 
     def facts(self, name: str) -> dict[str, Any]:
-        """An experiment as plain values: whatever its truths and observations depend on."""
+        """Plain values that an experiment's truths and observations depend on."""
         return {
             "system": "surface_qg",
             "experiment": name,

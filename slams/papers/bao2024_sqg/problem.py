@@ -21,12 +21,12 @@ OPERATORS = ("identity", "arctan")
 
 @dataclass(frozen=True)
 class Shocks:
-    """Disturbances of what is observed, at single times, that no method knows of; the truth itself goes on unmoved.
+    """Noise added to the observed state at random times, unknown to the methods; the truth is not changed.
 
     Attributes:
-        chance: Of a time to be disturbed.
+        chance: Probability of a shock at a time.
         stds: Standard deviations of the noise at every point [K].
-        shares: Chance of each of them, if there is one.
+        shares: Probability of each standard deviation, given a shock.
     """
 
     chance: float = 0.0
@@ -61,13 +61,13 @@ class Shocks:
 
 @dataclass(frozen=True)
 class Sensors:
-    """What is seen, every 12 h.
+    """Observing network, every 12 h.
 
     Attributes:
-        operator: "identity", temperature [K], or "arctan", the arc tangent of it [rad].
-        std: Of the errors, in the unit of the values.
-        seen: Share of the points that is seen, drawn anew at every time, the same on both lids.
-        shocks: Disturbances.
+        operator: Operator, "identity" (temperature [K]) or "arctan" (its arc tangent [rad]).
+        std: Standard deviation of the observation errors [unit of the values].
+        seen: Fraction of observed points, drawn anew at every time, the same on both lids.
+        shocks: Random shocks.
     """
 
     operator: str = "identity"
@@ -80,22 +80,22 @@ class Sensors:
             raise ValueError(unknown("operator", self.operator, OPERATORS))
         if not self.std > 0 or not 0 < self.seen <= 1:
             raise ValueError(
-                f"errors need a positive standard deviation, and a share in (0, 1] of the points must be seen, got "
-                f"{self.std} and {self.seen}; a method that sees nothing is the row of the free run."
+                f"errors need a positive standard deviation, and a share in (0, 1] of the points must be observed, got "
+                f"{self.std} and {self.seen}; without observations a method is the free run."
             )
 
     @cached_property
     def function(self) -> Operator:
-        """h, (*B, 2, N, N) to (*B, 2 N^2)."""
+        """Operator h, (*B, 2, N, N) to (*B, 2 N^2)."""
         flat = Flatten(3)
         return flat if self.operator == "identity" else Compose([flat, by_name(self.operator)])
 
     def inverse(self, values: Tensor) -> Tensor:
-        """Temperature of exact values [K]; beyond the range of the arc tangent, at 100 K."""
+        """Temperature of exact values [K]; 100 K beyond the range of the arc tangent."""
         return values if self.operator == "identity" else values.clamp(-1.5607966, 1.5607966).tan()
 
     def observe(self, truth: Tensor, seed: int) -> Tensor:
-        """Values of one truth, (L, 2, N, N) to (L, 2 N^2), NaN where nothing is seen."""
+        """Values of one truth, (L, 2, N, N) to (L, 2 N^2), NaN where unobserved."""
         shock = self.shocks.draw(len(truth), fork(seed, "shocks")).to(truth)
         noise = normal(truth.shape, like=truth, rng=fork(seed, "shocked"))
         values = self.function(truth + shock[:, None, None, None] * noise)
@@ -115,16 +115,16 @@ class Sensors:
 
 @dataclass(frozen=True)
 class SQGProblem:
-    """Truths, what is seen of them and where every method begins.
+    """Truths, their observations and the first ensembles.
 
     Attributes:
-        system: The model, which the truths follow.
-        sensors: What is seen.
-        truth: (B, L, 2, N, N).
-        first: Ensembles at the first time, (B, J, 2, N, N).
-        states: Of the climate, (n, 2, N, N).
-        seeds: Of the truths.
-        burn_in: Analyses that no score counts.
+        system: Model of the truths and of the methods.
+        sensors: Observing network.
+        truth: Truths, (B, L, 2, N, N).
+        first: First ensembles, (B, J, 2, N, N).
+        states: States of the climate, (n, 2, N, N).
+        seeds: Seeds of the truths.
+        burn_in: Number of analyses before the scored ones.
     """
 
     system: SurfaceQG
@@ -137,7 +137,7 @@ class SQGProblem:
 
     @cached_property
     def observations(self) -> Observations:
-        """What is seen of every truth."""
+        """Observations of every truth."""
         return self.sensors.observations(self.truth, self.seeds)
 
     @cached_property
@@ -154,8 +154,8 @@ class SQGProblem:
         """The values and errors that a method is given.
 
         Args:
-            error: Factor on the standard deviation of the errors, for methods that are to trust the values less.
-            retrieved: If not 0, values are temperatures first, by the inverse of the sensors' function and at most three
+            error: Inflation factor on the standard deviation of the errors.
+            retrieved: If not 0, values are inverted to temperatures first, at most three
                 standard deviations of the climate from its mean, with errors of this standard deviation [K].
         """
         if not error > 0 or not retrieved >= 0:
@@ -170,7 +170,7 @@ class SQGProblem:
         return Observations({name: made})
 
     def retrieve(self, values: Tensor) -> Tensor:
-        """Temperatures that have these values [K]; of an arc tangent, none beyond what the climate makes credible."""
+        """Temperatures that have these values [K]; of an arc tangent, within three standard deviations of the climate."""
         if self.sensors.operator == "identity":
             return values
         mean, most = self.climate[0].flatten(), 3 * self.deviation
@@ -178,16 +178,16 @@ class SQGProblem:
 
 
 def nearby(size: int, radius: float, *, vertical: bool = True) -> Localization:
-    """What is near each variable of both lids, by Gaspari and Cohn's taper that vanishes at `radius`.
+    """Localization of the variables of both lids, by Gaspari and Cohn's taper that vanishes at `radius`.
 
     Args:
         size: Points along a side of the doubly periodic square.
-        radius: Where the taper vanishes [km].
+        radius: Distance at which the taper vanishes [km].
         vertical: Whether values of the other lid count less, by the taper at the deformation radius; else as if it were
             the same lid.
 
     Returns:
-        Of 2 N^2 variables with values at the same places.
+        Localization of 2 N^2 variables with values at the same places.
 
     Source:
         Bao et al. (2024), arXiv:2404.00844, released code.
@@ -221,9 +221,9 @@ def ensembles_near(truth: Tensor, seeds: Sequence[int], members: int, std: float
     """The first state of each truth with white noise, the same for all methods, (B, J, 2, N, N).
 
     Args:
-        truth: (B, L, 2, N, N).
-        seeds: Of the truths.
-        members: J.
+        truth: Truths, (B, L, 2, N, N).
+        seeds: Seeds of the truths.
+        members: Ensemble size J.
         std: Standard deviation of the noise [K].
     """
     shape = (members, *truth.shape[2:])

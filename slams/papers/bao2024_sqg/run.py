@@ -32,17 +32,17 @@ Found = Mapping[str, Result]
 def run(
     path: Path, folder: Path, overrides: Sequence[str], console: Console, *, train: bool = False
 ) -> list[Verdict]:
-    """All experiments of a plan; the same call goes on where it stopped.
+    """Run all experiments of a plan; the same call resumes an interrupted run.
 
     Args:
         path: File of the plan.
         folder: Folder of the results: rows.csv, report.html, figures, and metrics.csv of each experiment.
-        overrides: Such as "size=full", "replicates=8" or "only=arctan".
-        console: Where progress is shown.
-        train: Not used: nothing is trained.
+        overrides: Overrides such as "size=full", "replicates=8" or "only=arctan".
+        console: Console for the progress.
+        train: Unused: nothing is trained.
 
     Returns:
-        A verdict for each bar whose runs were made, and the error of each run.
+        A verdict for each bar on these runs, and the error of each run.
     """
     plan = read_plan(path, overrides)
     console.say(f"{plan.title} ({plan.source})")
@@ -67,9 +67,9 @@ def run(
 
 
 def judge_experiment(plan: SQGPlan, name: str, found: Found) -> list[Verdict]:
-    """The bars of one experiment, and for information the error of every run.
+    """Verdicts on the bars of one experiment and, for information, the error of every run.
 
-    A run that was lost has no number, and a bar on it is missed.
+    A diverged run has no number and fails its bars.
     """
     verdicts = []
     for bar in (bar for bar in plan.bars if bar.case == name):
@@ -91,13 +91,13 @@ def table_rows(result: Result, label: str) -> list[Row]:
     origin = "trivial" if label in TRIVIAL else "published" if "published" in label else "plan"
     rows: list[Row] = rows_of(result, origin)
     for lid in LIDS:
-        here = replace(result, scores={key: result.scores[f"{key}_{lid}"] for key in BY_LID})
-        rows += [{**row, "level": lid} for row in rows_of(here, origin) if row["metric"] in BY_LID]
+        of_lid = replace(result, scores={key: result.scores[f"{key}_{lid}"] for key in BY_LID})
+        rows += [{**row, "level": lid} for row in rows_of(of_lid, origin) if row["metric"] in BY_LID]
     return rows
 
 
 def _problem(plan: SQGPlan, name: str, truth: Tensor, states: Tensor) -> SQGProblem:
-    """An experiment's truths and what every method begins with."""
+    """Truths, observations and first ensembles of an experiment."""
     part = plan.experiments[name]
     if part.near:
         first = ensembles_near(truth, plan.seeds, plan.members, part.near)
@@ -115,7 +115,7 @@ def _states(plan: SQGPlan, console: Console) -> tuple[Tensor, Tensor]:
 
 
 def _runs(plan: SQGPlan, name: str, problem: SQGProblem, folder: Path, console: Console) -> dict[str, Result]:
-    """Every run of an experiment; one that cannot go on is told and left out."""
+    """Every run of an experiment; a failed one is reported and omitted."""
     facts = plan.facts(name)
     claim(folder / "setup.json", facts)
     found = {}
@@ -131,7 +131,7 @@ def _runs(plan: SQGPlan, name: str, problem: SQGProblem, folder: Path, console: 
                     label=label, plain=facts, progress=strided(advance, steps, every=5),
                 )  # fmt: skip
             except FloatingPointError as error:
-                advance(0, f"lost: {error}")
+                advance(0, f"failed: {error}")
                 continue
             advance(0, f"rmse {float(found[label].scores['rmse'].mean()):.3f} K")
     return found

@@ -16,7 +16,7 @@ from slams.systems.flows.kolmogorov import KolmogorovFlow
 
 @dataclass(frozen=True)
 class FlowArchive:
-    """Which trajectories are simulated: of their own starts, Delta = 0.2 between states.
+    """Settings of the simulated trajectories: independent starts, Delta = 0.2 between states.
 
     The published ones are solved on 256 x 256 cells and averaged over blocks of 4; here 128 x 128 and blocks of 2,
     for an eighth of the work: deviations and persistence of the spectral solver differ between the two by 2 %, as much
@@ -24,12 +24,12 @@ class FlowArchive:
     are solved on the coarse grid itself: small eddies turn over once in a transition and need no more to fill in.
 
     Attributes:
-        count: Trajectories; 8 of 10 are for training, one each for validation and test.
-        length: States kept of each.
-        spin_up: Transitions before them.
-        adjusted: The last of these, on the fine grid.
+        count: Number of trajectories; 8 of 10 are for training, one each for validation and test.
+        length: Number of states kept of each.
+        spin_up: Number of transitions before the first kept state.
+        adjusted: Number of the last spin-up transitions, on the fine grid.
         fine: Cells along a side of the solver's grid.
-        coarse: Cells along a side of what is kept.
+        coarse: Cells along a side of the kept states.
         reynolds: Reynolds number.
         seed: Trajectory i draws its start from a generator of this seed and i.
         batch: Trajectories simulated at once, and in one file.
@@ -97,14 +97,14 @@ def simulate(archive: FlowArchive, rows: range) -> Tensor:
 def trajectories(
     folder: Path, settings: FlowArchive, split: str, count: int | None = None, console: Console | None = None
 ) -> Tensor:
-    """The first trajectories of a part; only their batches are simulated, where they are not on disk.
+    """The first trajectories of a part, from disk or simulated, batch by batch.
 
     Args:
         folder: Folder of the archive.
-        settings: Which trajectories.
-        split: "train", "valid" or "test".
-        count: How many; all of the part if None.
-        console: Where progress is shown.
+        settings: Settings of the trajectories.
+        split: Name of the part: "train", "valid" or "test".
+        count: Number of trajectories; all of the part if None.
+        console: Console for the progress.
 
     Returns:
         Velocities (count, length, 2, coarse, coarse).
@@ -124,11 +124,11 @@ def trajectories(
 
 
 def statistics(x: Tensor, lags: tuple[int, ...] = (1, 2, 4, 8, 16)) -> dict[str, float]:
-    """What solvers are compared by: deviations of u, v and the vorticity in grid units, and persistence.
+    """Statistics for comparing solvers: deviations of u, v and the vorticity in grid units, and persistence.
 
     Args:
         x: Velocities (n, T, 2, N, N).
-        lags: Transitions.
+        lags: Lags of the persistence [transitions].
 
     Returns:
         Numbers by name.

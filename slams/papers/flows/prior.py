@@ -1,4 +1,4 @@
-"""Score priors of Kolmogorov flows: what a net is, how it is trained, and how its weights travel."""
+"""Score priors of Kolmogorov flows: networks, their training and their weights on disk."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -29,24 +29,24 @@ WAVES = 4  # of the force along y: fields a quarter turn apart are alike
 
 @dataclass(frozen=True)
 class FlowNet:
-    """A score net of windows of velocities and its training.
+    """Settings of a score network of windows of velocities and of its training.
 
     Attributes:
-        order: k, of windows of 2 k + 1 states.
+        order: Order k; windows have 2 k + 1 states.
         size: Cells along a side.
-        hidden: Channels of each level; none for the Gaussian alone.
-        blocks: Residual blocks of each level, down and again up.
-        patch: Cells along the side of what the first level takes as one.
-        embedding: Features of diffusion time.
-        published: Whether to take the published network instead, which predicts the noise from the noisy velocities and
+        hidden: Channels of each level; empty for the Gaussian alone.
+        blocks: Residual blocks of each level, on the way down and on the way up.
+        patch: Cells along the side of a patch of the first level.
+        embedding: Number of features of diffusion time.
+        published: Whether to use the published network, which predicts the noise from the noisy velocities and
             the force: channels (96, 192, 384), 3 blocks a level, 22.9 million parameters.
-        lags: States of which a covariance is kept, for guidance of longer trajectories.
-        steps: Training steps.
-        batch: Windows a step.
-        learning_rate: Peak of it.
+        lags: Number of states in the kept covariance, for guidance of longer trajectories.
+        steps: Number of training steps.
+        batch: Windows per step.
+        learning_rate: Peak learning rate.
         ema: Decay of the averaged weights.
-        balance: From 0, where an error of the noise counts alike at all noise levels, to 1, where the Gaussian's does.
-        seed: Of weights, batches, times and noise.
+        balance: Weighting of noise levels, from 0, equal in the error of the noise, to 1, relative to the Gaussian's.
+        seed: Seed of weights, batches, times and noise.
     """
 
     order: int = 2
@@ -67,7 +67,7 @@ class FlowNet:
     def __post_init__(self) -> None:
         if self.order < 1 or self.lags < self.window:
             raise ValueError(
-                f"a net is of order 1 or more, and covariances of at least its windows; got {self.order} and "
+                f"a network needs order >= 1 and a covariance of at least a window of states; got {self.order} and "
                 f"{self.lags} states."
             )
 
@@ -81,8 +81,8 @@ def build(net: FlowNet, moments: FlowMoments) -> Denoiser:
     """An untrained denoiser of trajectories (N, T, 2, size, size) of any length T >= 2 k + 1.
 
     Args:
-        net: What it is.
-        moments: Of `net.lags` states.
+        net: Settings of the network.
+        moments: Moments of `net.lags` states.
     """
     schedule = VPCosine()
     network: nn.Module | None = None
@@ -114,11 +114,11 @@ def build(net: FlowNet, moments: FlowMoments) -> Denoiser:
 
 
 def moments_of(x: Tensor, lags: int) -> FlowMoments:
-    """Mean velocity, of which symmetry leaves u along y, and covariances of `lags` states.
+    """Mean velocity, by symmetry u as a function of y, and covariances of `lags` states.
 
     Args:
         x: Velocities (n, T, 2, N, N).
-        lags: States.
+        lags: Number of states.
     """
     profile = x[:, :, 0].double().mean((0, 1, 2)).reshape(WAVES, 2, -1).mean(0)
     wave = (profile[0] - profile[1]) / 2  # half a wave on, all is mirrored
@@ -129,14 +129,14 @@ def moments_of(x: Tensor, lags: int) -> FlowMoments:
 
 
 def symmetric(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Fields as likely as those given: moved, mirrored and turned at random, each on its own.
+    """Equally likely fields: each shifted, mirrored and rotated at random.
 
     The force sin(4 y) along x allows any shift along x, shifts of a quarter turn along y, half a turn of the plane, and
     (u, v)(x, y) -> (-u, v)(-x, y + 1/8 turn).
 
     Args:
         x: Velocities (b, *S, 2, N, N), N a multiple of 8.
-        rng: Source of the choice.
+        rng: Generator of the random transformations.
     """
     size = x.shape[-1]
     draws = torch.stack([torch.randint(n, (len(x),), generator=rng) for n in (size, WAVES, 2, 2)], 1).tolist()
@@ -153,11 +153,11 @@ def symmetric(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 class FlowObjective:
-    """Error of the noise at times even in log(sigma / alpha), see `FlowNet.balance`.
+    """Error of the noise at times uniform in log(sigma / alpha), see `FlowNet.balance`.
 
     Args:
-        net: What is trained.
-        moments: Of which the Gaussian's expected error comes.
+        net: Settings of the network.
+        moments: Moments of the Gaussian with the expected error.
     """
 
     def __init__(self, net: FlowNet, moments: FlowMoments) -> None:
@@ -170,7 +170,7 @@ class FlowObjective:
         )
 
     def gaussian(self, t: Tensor) -> Tensor:
-        """Mean squared error of the noise that the Gaussian is expected to make, shape of t."""
+        """Expected mean squared error of the noise under the Gaussian, shape of t."""
         alpha, sigma = (v.double().reshape(-1, 1) for v in self.schedule(t))
         share = (alpha**2 * self.values / (alpha**2 * self.values + sigma**2)).mean(1)
         return share.reshape(t.shape).to(t)
@@ -188,7 +188,7 @@ class FlowObjective:
         return ((alpha / sigma) * (denoiser(noisy, t) - x)).square().flatten(1).mean(1)
 
     def __call__(self, denoiser: nn.Module, x: Tensor, rng: torch.Generator) -> Tensor:
-        """Scalar; 1 is about the Gaussian's where `balance` is 1."""
+        """Loss, a scalar; about 1 for the Gaussian where `balance` is 1."""
         times = self.times(len(x), rng).to(x)
         weight = self.gaussian(times) ** -self.balance
         return (weight * self.errors(denoiser, x, times, rng)).mean()
@@ -204,19 +204,19 @@ def train_prior(
     snapshot: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Denoiser, FlowMoments, History]:
-    """Train a net on velocities; a killed run goes on from its checkpoint.
+    """Train a network on velocities; an interrupted run resumes from its checkpoint.
 
     Args:
-        net: What and how.
-        data: "train" and "valid", (n, T, 2, size, size).
+        net: Settings of the network and of its training.
+        data: Velocities of "train" and "valid", (n, T, 2, size, size).
         checkpoint: File of the resume state.
-        name: For messages and random numbers.
-        console: Where progress is shown.
-        snapshot: Where averaged weights are written at each validation, to be looked at before the end.
-        device: Where the net is trained.
+        name: Name in messages and in the seeds of random draws.
+        console: Console for the progress.
+        snapshot: File of the averaged weights, written at each validation.
+        device: Device of the training.
 
     Returns:
-        The denoiser, what to save with it, and the losses.
+        The denoiser, the tensors to save with it, and the losses.
     """
     moments = moments_of(data["train"], net.lags)
     denoiser = build(net, moments).to(device)
@@ -251,17 +251,17 @@ def share_of_gaussian(
     *,
     ratios: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
 ) -> dict[float, float]:
-    """Mean squared error of a net as a share of the Gaussian's on the same noise: what training was worth.
+    """Mean squared error of a network relative to the Gaussian's on the same noise.
 
     Args:
-        net: Its settings.
-        denoiser: Trained.
-        moments: The Gaussian's.
-        x: Velocities that were not trained on, (n, T, 2, size, size); one window of each is taken.
+        net: Settings of the network.
+        denoiser: Trained denoiser.
+        moments: Moments of the Gaussian.
+        x: Velocities outside the training data, (n, T, 2, size, size); one window of each is used.
         ratios: Noise levels sigma / alpha.
 
     Returns:
-        Shares by noise level.
+        Ratios by noise level.
     """
     gaussian = build(dataclasses.replace(net, hidden=(), published=False), moments)
     objective = FlowObjective(net, moments)
@@ -290,14 +290,14 @@ def save_prior(path: Path, net: FlowNet, denoiser: nn.Module, moments: FlowMomen
 
 
 def load_prior(path: Path) -> tuple[Denoiser, dict[str, Any]]:
-    """A trained denoiser of trajectories (N, T, 2, size, size), and what its file says of it.
+    """A trained denoiser of trajectories (N, T, 2, size, size), and the facts in its file.
 
     Args:
-        path: Written by `save_prior`.
+        path: File of `save_prior`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds other weights than its settings ask for.
+        ValueError: If the weights do not fit the settings in the file.
     """
 
     def make(tensors: dict[str, Tensor], settings: Any) -> Denoiser:
@@ -310,11 +310,11 @@ def load_prior(path: Path) -> tuple[Denoiser, dict[str, Any]]:
 
 
 def load_covariance(path: Path, length: int) -> FlowCovariance:
-    """The covariance of trajectories that guidance takes beside a trained denoiser.
+    """Covariance of trajectories for the guidance of a trained denoiser.
 
     Args:
-        path: Written by `save_prior`.
-        length: Of the trajectories.
+        path: File of `save_prior`.
+        length: Length of the trajectories.
     """
     tensors, meta = read_tensors(path, remedy="train it with --train, or check the path")
     return FlowCovariance(_moments(tensors, FlowNet(**meta["net"])), length)

@@ -1,4 +1,4 @@
-"""Guidances by the kind that a plan names, and the runs of net, sampler and guidance that plans combine."""
+"""Guidances by kind, and the runs of network, sampler and guidance that plans combine."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def guidance_of(
     """The guidance of a run.
 
     Args:
-        settings: "kind", and the settings of its class.
+        settings: Settings of the guidance's class, and its "kind".
         covariance: Covariance of whole trajectories, for "covariance".
         system: Observations on a lattice, which "covariance" and "moments" then use; None for others.
 
@@ -70,8 +70,8 @@ def cost_of(settings: Settings, *, lattice: bool = False) -> float:
     """Network evaluations of a guided one, a backward pass counted as two.
 
     Args:
-        settings: As of `guidance_of`.
-        lattice: Whether observations are on a lattice.
+        settings: Settings as of `guidance_of`.
+        lattice: Whether the observations are on a lattice.
     """
     kind, solver = settings["kind"], 0
     if kind == "moments" and lattice:
@@ -83,18 +83,18 @@ def cost_of(settings: Settings, *, lattice: bool = False) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class SDAPlan:
-    """What both reproductions state.
+    """Common settings of both reproductions.
 
     Attributes:
-        title: What it is.
+        title: Title of the study.
         source: Reference.
-        nets: To be trained, or shipped.
-        samplers: Settings of `Sampler`.
-        guidances: Settings of guidances, see `guidance_of`.
+        nets: Settings of the networks by name.
+        samplers: Settings of `Sampler` by name.
+        guidances: Settings of `guidance_of` by name.
         runs: "net / sampler / guidance", for every process.
-        replicates: Truths R of each process.
-        members: Draws N of each method.
-        rows: Draws at once.
+        replicates: Number of truths R of each process.
+        members: Number of draws N of each method.
+        rows: Number of draws at once.
         seed: Seed of all random draws.
         size: "quick", or a name in the plan's `sizes`.
     """
@@ -112,7 +112,7 @@ class SDAPlan:
     size: str = "quick"
 
     def parts(self, run: str) -> tuple[str, Sampler, dict[str, Any]]:
-        """Name of the net, sampler, and settings of the guidance of a run.
+        """Name of the network, sampler, and settings of the guidance of a run.
 
         Raises:
             ValueError: If there are not three, or one is unknown (the nearest is named).

@@ -1,4 +1,4 @@
-"""Draws of one method, scored, as they are kept on disk."""
+"""Scored draws of one method on disk."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from slams.core.tensorfile import flat, grouped
 
 @dataclass(frozen=True)
 class SDAOutcome:
-    """Draws of one method, scored.
+    """Scored draws of one method.
 
     Attributes:
-        scores: One number for each replicate by name, (R).
+        scores: Scores of each replicate by name, (R).
         example: Tensors of the first replicate by name, for figures.
         evaluations: Network evaluations of a draw, a backward pass counted as two; 0 without a network.
-        seconds: Time that all draws took.
+        seconds: Wall time of all draws [s].
     """
 
     scores: Mapping[str, Tensor]

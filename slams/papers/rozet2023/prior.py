@@ -1,4 +1,4 @@
-"""Score priors of trajectories: what a net is, how it is trained, and how its weights travel."""
+"""Score priors of trajectories: networks, their training and their weights on disk."""
 
 import dataclasses
 import math
@@ -28,24 +28,24 @@ from slams.training.fit import History
 
 @dataclass(frozen=True)
 class NetSettings:
-    """A score net and its training.
+    """Settings of a score network and of its training.
 
     Attributes:
-        kind: "local" sees windows of 2 `order` + 1 states; in "global", windows see their neighbours too.
-        order: k.
+        kind: Receptive field: "local", windows of 2 `order` + 1 states, or "global", neighbouring windows too.
+        order: Order k of the windows.
         width: Features of a `ScoreGated` network, or the widths of the published one.
-        gates: Its products in a block.
-        dilations: Its blocks; 0 in all of a local net's.
-        published: Whether to take the published networks instead, `ScoreMLP` of five layers of `width` and `ScoreUNet`
+        gates: Number of products in a block of it.
+        dilations: Dilation of each block; all 0 in a local network.
+        published: Whether to use the published networks, `ScoreMLP` of five layers of `width` and `ScoreUNet`
             of one level, which predict the noise; without, networks correct the Gaussian of the windows, see
             `WhitenedDenoiser`.
-        steps: Training steps.
-        batch: Trajectories or windows a step.
-        span: Length of the trajectories that a global net is trained on.
-        learning_rate: Peak of it.
-        ratios: sigma / alpha between which training times lie.
+        steps: Number of training steps.
+        batch: Trajectories or windows per step.
+        span: Length of the training trajectories of a global network.
+        learning_rate: Peak learning rate.
+        ratios: Bounds on sigma / alpha at training times.
         ema: Decay of the averaged weights.
-        seed: Of weights, batches, times and noise.
+        seed: Seed of weights, batches, times and noise.
     """
 
     kind: Literal["local", "global"] = "local"
@@ -65,13 +65,13 @@ class NetSettings:
     def __post_init__(self) -> None:
         if self.kind not in ("local", "global") or self.order < 1:
             raise ValueError(
-                f"a net is local or global, of order 1 or more; got {self.kind!r}, {self.order}."
+                f"a network must be local or global and of order 1 or more; got {self.kind!r}, {self.order}."
             )
         if not 0 < self.ratios[0] < self.ratios[1]:
-            raise ValueError(f"training times lie between two positive, growing ratios; got {self.ratios}.")
+            raise ValueError(f"ratios must be two positive, increasing numbers; got {self.ratios}.")
         if self.kind == "local" and any(self.dilations):
             raise ValueError(
-                f"windows of a local net do not see each other: its dilations are 0, got {self.dilations}."
+                f"windows of a local network are independent: its dilations must be 0, got {self.dilations}."
             )
 
     @property
@@ -81,7 +81,7 @@ class NetSettings:
 
     @property
     def span_trained(self) -> int:
-        """Steps of what one item of a training batch holds."""
+        """Number of steps of one item of a training batch."""
         return self.window if self.kind == "local" else self.span
 
 
@@ -89,10 +89,10 @@ def build(net: NetSettings, mean: Tensor, covariance: Tensor, schedule: Schedule
     """An untrained denoiser of trajectories (N, T, *Z) of any length T >= 2 k + 1.
 
     Args:
-        net: What it is.
-        mean: Of windows, (2 k + 1, *Z).
-        covariance: Of windows, (n, n).
-        schedule: SDA's cosine if None.
+        net: Settings of the network.
+        mean: Mean of windows, (2 k + 1, *Z).
+        covariance: Covariance of windows, (n, n).
+        schedule: Noise schedule; SDA's cosine if None.
     """
     schedule = schedule or VPCosine()
     trained = (net.ratios[0], net.ratios[1])
@@ -132,17 +132,17 @@ def train_net(
     name: str = "net",
     console: Console | None = None,
 ) -> tuple[Denoiser, History]:
-    """Train a net on normalised trajectories; a killed run goes on from its checkpoint.
+    """Train a network on normalised trajectories; an interrupted run resumes from its checkpoint.
 
     Times are spread evenly over log(sigma / alpha), stratified in each batch, and the error is that of the noise: the
     mean is then the likelihood's bound, up to a constant.
 
     Args:
-        net: What and how.
-        data: "train" and "valid", (b, T, *Z).
+        net: Settings of the network and of its training.
+        data: Trajectories of "train" and "valid", (b, T, *Z).
         checkpoint: File of the resume state.
-        name: For messages and random numbers.
-        console: Where progress is shown.
+        name: Name in messages and in the seeds of random draws.
+        console: Console for the progress.
     """
     denoiser = build(net, *moments(data["train"], net.window))
     low, high = (math.log(ratio) for ratio in net.ratios)
@@ -173,15 +173,15 @@ def save_net(path: Path, net: NetSettings, denoiser: Denoiser, **facts: Any) -> 
 
 
 def load_net(path: Path, channels: int = 3) -> tuple[Denoiser, dict[str, Any]]:
-    """A trained denoiser of trajectories, and what its file says of it.
+    """A trained denoiser of trajectories, and the facts in its file.
 
     Args:
-        path: Written by `save_net`.
-        channels: Of a state.
+        path: File of `save_net`.
+        channels: Number of channels of a state.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds other weights than its settings ask for.
+        ValueError: If the weights do not fit the settings in the file.
     """
 
     def make(tensors: dict[str, Tensor], settings: Any) -> Denoiser:

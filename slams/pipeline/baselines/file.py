@@ -1,4 +1,4 @@
-"""The fitted baselines of a run in one file: no training data is needed to use them."""
+"""Fitted baselines of a run in one file, usable without training data."""
 
 from pathlib import Path
 
@@ -18,11 +18,11 @@ FILE_NAME = "baselines.safetensors"
 
 
 def save_baselines(baselines: Baselines, path: str | Path) -> None:
-    """Write fitted baselines, whole or not at all; what follows from them is left out.
+    """Write fitted baselines atomically, without derived tensors.
 
     Args:
-        baselines: From `slams.pipeline.baselines.fit.fit_gaussian`, with the interpolators that were tuned.
-        path: The .safetensors file.
+        baselines: Baselines of `slams.pipeline.baselines.fit.fit_gaussian`, with the tuned interpolators.
+        path: Path of the .safetensors file.
     """
     gaussian = baselines.gaussian
     prior = dict(gaussian.prior.state_dict())
@@ -44,15 +44,15 @@ def save_baselines(baselines: Baselines, path: str | Path) -> None:
 
 
 def load_baselines(model: Model, path: str | Path) -> Baselines:
-    """Read what `save_baselines` wrote, of this version or an earlier one.
+    """Read a file of `save_baselines`, of this version or an earlier one.
 
     Args:
-        model: Of the same run: it knows where the values are.
-        path: The .safetensors file.
+        model: Model of the same run, with the layouts.
+        path: Path of the .safetensors file.
 
     Raises:
         FileNotFoundError: If the file is not there.
-        ValueError: If it cannot be read, or does not fit the model.
+        ValueError: If it is unreadable, or does not fit the model.
     """
     if not Path(path).exists():
         raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""Fits of the reference analyses: on training days, tuned on validation days."""
+"""Fits of the reference analyses on training days, tuned on validation days."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,18 +31,18 @@ _FULL_UP_TO = 4096  # values of a modality: the covariance of more takes gigabyt
 
 @dataclass
 class Baselines:
-    """What the reference analyses of a run are made of.
+    """Fitted parameters of the reference analyses of a run.
 
     Attributes:
         gaussian: Prior over windows of the state variables' anomalies, the variables one after another.
-        covariance: Of its coefficients over a window, (L K, L K); None in runs of versions before 0.2.
-        present: Which values of the state training ever had, (D).
-        operators: Linear operators of modalities on its patterns, fitted; a state that is seen cell by cell has its
+        covariance: Covariance of its coefficients over a window, (L K, L K); None in runs of versions before 0.2.
+        present: Mask of the values of the state with training data, (D).
+        operators: Fitted linear operators of modalities on its patterns; a state observed cell by cell has its
             own rows of the patterns (see `linear`).
-        errors: Residual covariance of each.
-        networks: Points and climatological spread of the states and of what measures them directly, one a channel.
+        errors: Residual covariances by modality.
+        networks: Points and climatological spread of the states and of modalities that measure them, one per channel.
         interpolators: Optimal interpolation by (set, variable).
-        settings: What was tuned, for the report.
+        settings: Tuned settings, for the report.
     """
 
     gaussian: ClosedFormGaussian
@@ -61,7 +61,7 @@ class Baselines:
 
 
 def split(model: Model, present: Tensor) -> dict[str, tuple[Tensor, slice]]:
-    """For each state variable, which of its values are present, and where these are among all that are."""
+    """For each state variable, the mask of its present values and their slice among all present values."""
     found, at = {}, 0
     sizes = [model.layouts[name].size for name in model.states]
     for name, own in zip(model.states, present.split(sizes), strict=True):
@@ -71,7 +71,7 @@ def split(model: Model, present: Tensor) -> dict[str, tuple[Tensor, slice]]:
 
 
 def own_rows(model: Model, present: Tensor, gaussian: ClosedFormGaussian) -> Linear:
-    """Operators of states that are seen cell by cell, and what the patterns leave of them."""
+    """Operators of states observed cell by cell, and their residual variances."""
     operators, errors = {}, {}
     for name, (own, rows) in split(model, present).items():
         operators[name] = torch.zeros(len(own), gaussian.decode.shape[1])
@@ -87,10 +87,13 @@ def fit_gaussian(model: Model, fields: Fields) -> Baselines:
     CRPS on validation windows, over all sets.
     """
     recipe = model.recipe
-    index, held_index = fields.part(recipe.data.train), fields.part(recipe.data.validation)
-    given, held = anomalies(model.codec, fields, index), anomalies(model.codec, fields, held_index)
+    index, validation_index = fields.part(recipe.data.train), fields.part(recipe.data.validation)
+    train, validation = (
+        anomalies(model.codec, fields, index),
+        anomalies(model.codec, fields, validation_index),
+    )
     length = recipe.prior.window
-    x = torch.cat([given[n].flatten(1) for n in model.states], 1)
+    x = torch.cat([train[n].flatten(1) for n in model.states], 1)
     present = torch.isfinite(x).float().mean(0) > 0.5
     x = torch.nan_to_num(x[:, present])
     starts = window_starts(fields.dates[index], length)
@@ -99,18 +102,18 @@ def fit_gaussian(model: Model, fields: Fields) -> Baselines:
     a = x @ basis
     rest = (x - a @ basis.mT).square().mean(0) + 1e-6
     closed = ClosedFormGaussian(prior, basis, rest)
-    target = torch.cat([held[n].flatten(1) for n in model.states], 1)[:, present]
-    held_starts = window_starts(fields.dates[held_index], length)
-    rows = held_starts[:: max(1, len(held_starts) // 32), None] + torch.arange(length)
-    some = torch.arange(0, x.shape[1], max(1, x.shape[1] // 2000))
-    part = ClosedFormGaussian(prior, basis[some], rest[some])
+    target = torch.cat([validation[n].flatten(1) for n in model.states], 1)[:, present]
+    validation_starts = window_starts(fields.dates[validation_index], length)
+    rows = validation_starts[:: max(1, len(validation_starts) // 32), None] + torch.arange(length)
+    subset = torch.arange(0, x.shape[1], max(1, x.shape[1] // 2000))
+    part = ClosedFormGaussian(prior, basis[subset], rest[subset])
     sets = recipe.experiment.sets.values()
-    sees = [observe(model.layouts, recipe, held, group, days=rows) for group in sets]
+    sees = [observe(model.layouts, recipe, validation, group, days=rows) for group in sets]
     own, own_errors = own_rows(model, present, closed)
 
     @lru_cache(maxsize=2)  # they are large, and a walk needs two at a time
     def fitted(penalty: float) -> Linear:
-        return _operators(model, given, a, penalty)
+        return _operators(model, train, a, penalty)
 
     def errors(penalty: float, inflation: float) -> dict[str, Tensor]:
         # a state seen through an operator has errors of its own fit, which were not found too small
@@ -121,7 +124,7 @@ def fit_gaussian(model: Model, fields: Fields) -> Baselines:
         for seen in sees:
             observations = model.seen(seen, {**own_errors, **errors(penalty, inflation)})
             mean, std = part.windows(observations, {**own, **fitted(penalty)[0]})
-            total += float(torch.nanmean(normal_crps(target[rows][..., some] - mean, std)))
+            total += float(torch.nanmean(normal_crps(target[rows][..., subset] - mean, std)))
         return total
 
     penalty = climb((1.0, 10.0, 30.0, 300.0, 3e3, 3e4, 3e5), 300.0, lambda value: score(value, 10.0))
@@ -144,37 +147,37 @@ def climb(values: Sequence[float], start: float, score: Callable[[float], float]
     10
     """
     score = cache(score)
-    here = values.index(start)
+    index = values.index(start)
     for step in (1, -1):
-        while 0 <= here + step < len(values) and score(values[here + step]) < score(values[here]):
-            here += step
-    return values[here]
+        while 0 <= index + step < len(values) and score(values[index + step]) < score(values[index]):
+            index += step
+    return values[index]
 
 
-def _operators(model: Model, given: Anomalies, a: Tensor, penalty: float) -> Linear:
-    """Operators of observed modalities by ridge, but of states that are seen cell by cell."""
+def _operators(model: Model, train: Anomalies, a: Tensor, penalty: float) -> Linear:
+    """Ridge operators of observed modalities, except states observed cell by cell."""
     operators, errors = {}, {}
     h = model.operators
     for name in sorted({n for group in model.recipe.experiment.sets.values() for n in group}):
         if name in model.states and name not in h:
             continue
-        y = h[name](given[name]) if name in h else given[name].flatten(1)
+        y = h[name](train[name]) if name in h else train[name].flatten(1)
         operators[name] = ridge(a, y, penalty)
-        left = y - a @ operators[name].mT
-        full = left.shape[1] <= (DENSE_UP_TO if name in h else _FULL_UP_TO)
-        errors[name] = residual_covariance(left, floor=1e-2) if full else residual_variance(left)
+        residual = y - a @ operators[name].mT
+        full = residual.shape[1] <= (DENSE_UP_TO if name in h else _FULL_UP_TO)
+        errors[name] = residual_covariance(residual, floor=1e-2) if full else residual_variance(residual)
     return operators, errors
 
 
 def networks_of(model: Model, fields: Fields) -> Networks:
-    """Points and climatological spread of the states and of what measures them directly, one a channel."""
+    """Points and climatological spread of the states and of modalities that measure them, one per channel."""
     used = {m for group in model.recipe.data.direct.values() for m in group} | set(model.states)
-    train = fields.part(model.recipe.data.train)
+    index = fields.part(model.recipe.data.train)
     # neighbouring days add little to a standard deviation
-    given = anomalies(model.codec, fields, train[:: max(1, len(train) // 700)])
+    train = anomalies(model.codec, fields, index[:: max(1, len(index) // 700)])
     found = {}
     for name in sorted(used):
-        values = given[name].flatten(2)
+        values = train[name].flatten(2)
         count = torch.isfinite(values).sum(0).clamp(min=1)
         std = (torch.nan_to_num(values).square().sum(0) / count).sqrt().clamp(min=1e-3)
         found[name] = [Network(model.layouts[name].points(), channel) for channel in std]
@@ -182,34 +185,34 @@ def networks_of(model: Model, fields: Fields) -> Networks:
 
 
 def regressors(model: Model, values: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    """What is seen of modalities (n, *S) as rows, 0 where missing."""
+    """Observed values of modalities (n, *S) as rows, 0 where missing."""
     h = model.operators
     seen = [h[n](values[n]) if n in h else values[n].flatten(1) for n in names]
     return torch.nan_to_num(torch.cat(seen, 1))
 
 
 def retrained_ridge(
-    model: Model, given: Anomalies, held: Anomalies, names: Sequence[str]
+    model: Model, train: Anomalies, validation: Anomalies, names: Sequence[str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """A regression of each state variable on one set of modalities, fitted for that set alone.
 
     Args:
-        model: Trained; knows the state variables.
-        given: Training anomalies.
-        held: Validation anomalies, which choose the penalty and give the spread.
-        names: The set.
+        model: Trained model.
+        train: Training anomalies by modality, (n, *S).
+        validation: Validation anomalies by modality, for the penalty and the spread.
+        names: Names of the modalities in the set.
 
     Returns:
         Operator (D, P) and standard deviation (D) by state variable, standardized.
     """
     found = {}
-    y, y_held = (regressors(model, x, names) for x in (given, held))
+    y, y_validation = (regressors(model, x, names) for x in (train, validation))
     for name in model.states:
-        truth = held[name].flatten(1)
+        truth = validation[name].flatten(1)
         trials = []
         for penalty in (10.0, 30.0, 100.0, 300.0, 1000.0):
-            operator = ridge(y, given[name].flatten(1), penalty)
-            square = (truth - y_held @ operator.mT).square()
+            operator = ridge(y, train[name].flatten(1), penalty)
+            square = (truth - y_validation @ operator.mT).square()
             trials.append((float(torch.nanmean(square)), operator, torch.nanmean(square, 0).sqrt()))
         _, operator, std = min(trials, key=lambda trial: trial[0])
         found[name] = (operator, std)
@@ -219,7 +222,7 @@ def retrained_ridge(
 def at_channel(
     networks: Networks, seen: Mapping[str, Tensor], channel: int
 ) -> tuple[dict[str, Network], dict[str, Tensor]]:
-    """Where and what of modalities (T, *S) was ever seen, on one channel or their last."""
+    """Points and values of modalities (T, *S) with any observation, on one channel or their last."""
     at, values = {}, {}
     for m, value in seen.items():
         x = value[:, min(channel, value.shape[1] - 1)].flatten(1)

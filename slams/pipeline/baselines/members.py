@@ -29,12 +29,12 @@ from slams.pipeline.model.codec import Anomalies
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.posterior import decoded
 
-Seen = Mapping[str, Tensor]
+Observed = Mapping[str, Tensor]
 Moments = dict[str, tuple[Tensor, Tensor]]
 
 
 class Days(Protocol):
-    """What a baseline may be fitted to in the test of a run: anomalies of training and validation days."""
+    """Training and validation anomalies for fitting a baseline in the test of a run."""
 
     @property
     def train(self) -> Anomalies: ...  # noqa: D102
@@ -47,14 +47,14 @@ class Baseline(abc.ABC):
     """A reference analysis: mean and standard deviation of the state variables, standardized, point by point.
 
     Args:
-        model: Trained.
-        fitted: Its baselines.
+        model: Trained model.
+        fitted: Fitted baselines of the run.
 
     Attributes:
-        name: In tables and files.
+        name: Name in tables and files.
         observes: Whether it uses observations; one that does not is scored once.
         pairs: Whether its fit needs observations and states of the same dates, so that shuffled dates are left out.
-        outlives: Whether its fits are kept, for `slams assimilate`.
+        outlives: Whether its fits are stored for `slams assimilate`.
     """
 
     name: ClassVar[str]
@@ -69,28 +69,28 @@ class Baseline(abc.ABC):
     def tuned(
         cls, model: Model, fitted: Baselines, days: Days, label: str, names: Sequence[str]
     ) -> Self | None:
-        """The method for one set of observations in the test of a run; None if it has none of use."""
+        """The method for one set of observations in the test of a run; None without usable observations."""
         return cls(model, fitted)
 
     @classmethod
-    def kept(cls, model: Model, fitted: Baselines, seen: Seen) -> Self | None:
-        """The method for what was observed, without any training data; None if it has none of use."""
+    def kept(cls, model: Model, fitted: Baselines, seen: Observed) -> Self | None:
+        """The method for some observations, without training data; None without usable observations."""
         return cls(model, fitted)
 
     @abc.abstractmethod
-    def moments(self, observations: Seen, composed: bool = True) -> Moments:
-        """Mean and standard deviation of the state variables, NaN where never seen.
+    def moments(self, observations: Observed, composed: bool = True) -> Moments:
+        """Mean and standard deviation of the state variables, NaN where training had no data.
 
         Args:
             observations: Anomalies by modality along one trajectory (T, *S); (W, L, *S) if not composed.
             composed: Whether windows are composed along a trajectory.
         """
 
-    def each(self, trajectories: Sequence[Seen], composed: bool) -> Iterable[Moments]:
+    def each(self, trajectories: Sequence[Observed], composed: bool) -> Iterable[Moments]:
         """`moments` of every trajectory (T, *S)."""
         return (self.moments(seen) for seen in trajectories)
 
-    def of_record(self, seen: Seen, segments: Sequence[Segment]) -> Moments:
+    def of_record(self, seen: Observed, segments: Sequence[Segment]) -> Moments:
         """`moments` of a record with gaps (T, *S)."""
         return self.moments(seen)
 
@@ -100,7 +100,7 @@ class ClimatologicalNormal(Baseline):
 
     name, observes = "climatology", False
 
-    def moments(self, observations: Seen, composed: bool = True) -> Moments:  # noqa: D102
+    def moments(self, observations: Observed, composed: bool = True) -> Moments:  # noqa: D102
         days = len(next(iter(observations.values())))
         found = {}
         for name in self.model.states:
@@ -121,16 +121,16 @@ class ClosedForm(Baseline):
         self.operators, self.errors = fitted.linear(model)
 
     def unknown(self, names: Iterable[str]) -> list[str]:
-        """Modalities without a linear operator: no set has them, or they were seen otherwise when it was fitted."""
+        """Modalities without a linear operator: in no set, or observed through another operator in the fit."""
         jacobians = self.model.jacobians()
         return [n for n in names if n not in self.operators or len(self.operators[n]) != len(jacobians[n])]
 
     @classmethod
-    def kept(cls, model: Model, fitted: Baselines, seen: Seen) -> Self | None:  # noqa: D102
+    def kept(cls, model: Model, fitted: Baselines, seen: Observed) -> Self | None:  # noqa: D102
         method = cls(model, fitted)
         return None if len(method.unknown(seen)) == len(seen) else method
 
-    def moments(self, observations: Seen, composed: bool = True) -> Moments:  # noqa: D102
+    def moments(self, observations: Observed, composed: bool = True) -> Moments:  # noqa: D102
         length = self.model.recipe.prior.window
         seen = self.model.seen(observations, self.errors)
         mean_std = self.fitted.gaussian.windows(seen.windows(length) if composed else seen, self.operators)
@@ -147,15 +147,15 @@ class ClosedForm(Baseline):
             found[name] = (pair[0], pair[1])
         return found
 
-    def each(self, trajectories: Sequence[Seen], composed: bool) -> Iterable[Moments]:
-        """Windows go together: those that saw the same points share one factorization."""
+    def each(self, trajectories: Sequence[Observed], composed: bool) -> Iterable[Moments]:
+        """All windows at once: those with the same observed points share one factorization."""
         if composed:
             return super().each(trajectories, composed)
         stacked = {name: torch.stack([seen[name] for seen in trajectories]) for name in trajectories[0]}
         joint = self.moments(stacked, composed=False)
         return ({n: (m[i], s[i]) for n, (m, s) in joint.items()} for i in range(len(trajectories)))
 
-    def of_record(self, seen: Seen, segments: Sequence[Segment]) -> Moments:  # noqa: D102
+    def of_record(self, seen: Observed, segments: Sequence[Segment]) -> Moments:  # noqa: D102
         ignored = self.unknown(seen)
         known = {n: v for n, v in seen.items() if n not in ignored}
         found: Moments = {}
@@ -170,7 +170,7 @@ class ClosedForm(Baseline):
 
 
 class Interpolation(Baseline):
-    """Optimal interpolation of what is measured directly, each day alone; climatology where nothing was seen."""
+    """Optimal interpolation of direct measurements, day by day; climatology without observations."""
 
     name, pairs = "interpolation", True
 
@@ -184,21 +184,23 @@ class Interpolation(Baseline):
     def tuned(
         cls, model: Model, fitted: Baselines, days: Days, label: str, names: Sequence[str]
     ) -> Self | None:
-        """Fitted on validation days, once for all sets that measure a variable by the same modalities."""
+        """The fit on validation days, once for all sets that measure a variable by the same modalities."""
         known = {(n, tuple(f.ratios)): f for (_, n), f in fitted.interpolators.items()}
         std = {n: s.std for n, s in model.codec.statistics.items()}
         for name, direct in _direct(model, names).items():
             if (name, direct) not in known:
-                held = days.validation
-                some = torch.arange(0, len(held[name]), max(1, len(held[name]) // 60))
-                seen = observe(model.layouts, model.recipe, held, direct, days=some, std=std)
-                known[name, direct] = fit_interpolation(model, fitted.networks, name, seen, held[name][some])
+                validation = days.validation
+                subset = torch.arange(0, len(validation[name]), max(1, len(validation[name]) // 60))
+                seen = observe(model.layouts, model.recipe, validation, direct, days=subset, std=std)
+                known[name, direct] = fit_interpolation(
+                    model, fitted.networks, name, seen, validation[name][subset]
+                )
             fitted.interpolators[label, name] = known[name, direct]
         return cls(model, fitted, {n: known[n, d] for n, d in _direct(model, names).items()})
 
     @classmethod
-    def kept(cls, model: Model, fitted: Baselines, seen: Seen) -> Self | None:
-        """The fit on the set nearest to what is observed, with the other sets' ratios for what it lacks."""
+    def kept(cls, model: Model, fitted: Baselines, seen: Observed) -> Self | None:
+        """The fit on the set nearest to the observed one, with the other sets' ratios for missing modalities."""
         found = {}
         for name, direct in _direct(model, [m for m in seen if m in fitted.networks]).items():
             fits = [fit for (_, variable), fit in fitted.interpolators.items() if variable == name]
@@ -209,17 +211,17 @@ class Interpolation(Baseline):
                 found[name] = AnomalyInterp(nearest.length, {m: ratios[m] for m in direct if m in ratios})
         return cls(model, fitted, found) if found else None
 
-    def moments(self, observations: Seen, composed: bool = True) -> Moments:  # noqa: D102
+    def moments(self, observations: Observed, composed: bool = True) -> Moments:  # noqa: D102
         found = {}
         for name, interpolator in self.interpolators.items():
-            some = {m: observations[m] for m in interpolator.ratios}
-            if any(bool(torch.isfinite(v).any()) for v in some.values()):
-                found[name] = self._interpolated(name, interpolator, some)
+            used = {m: observations[m] for m in interpolator.ratios}
+            if any(bool(torch.isfinite(v).any()) for v in used.values()):
+                found[name] = self._interpolated(name, interpolator, used)
             else:
-                found[name] = ClimatologicalNormal(self.model, self.fitted).moments(some)[name]
+                found[name] = ClimatologicalNormal(self.model, self.fitted).moments(used)[name]
         return found
 
-    def _interpolated(self, name: str, interpolator: AnomalyInterp, seen: Seen) -> tuple[Tensor, Tensor]:
+    def _interpolated(self, name: str, interpolator: AnomalyInterp, seen: Observed) -> tuple[Tensor, Tensor]:
         networks, shape = self.fitted.networks, self.model.layouts[name].shape
         pairs = [
             interpolator.analyse(networks[name][channel], *at_channel(networks, seen, channel))
@@ -230,7 +232,7 @@ class Interpolation(Baseline):
 
 
 class Regression(Baseline):
-    """A ridge regression retrained for one set alone: what giving up one model for all sets would buy."""
+    """Ridge regression retrained for one set: the gain from a separate model for each set."""
 
     name, pairs, outlives = "ridge", True, False
     operators: dict[str, tuple[Tensor, Tensor]]
@@ -240,7 +242,7 @@ class Regression(Baseline):
     def tuned(
         cls, model: Model, fitted: Baselines, days: Days, label: str, names: Sequence[str]
     ) -> Self | None:
-        """Of vector latents only, whose observations are few enough."""
+        """The regression, for vector latents only, whose observations are few enough."""
         if model.recipe.latent.kind != "vector":
             return None
         method = cls(model, fitted)
@@ -248,10 +250,10 @@ class Regression(Baseline):
         return method
 
     @classmethod
-    def kept(cls, model: Model, fitted: Baselines, seen: Seen) -> None:
+    def kept(cls, model: Model, fitted: Baselines, seen: Observed) -> None:
         """None: it needs training data."""
 
-    def moments(self, observations: Seen, composed: bool = True) -> Moments:  # noqa: D102
+    def moments(self, observations: Observed, composed: bool = True) -> Moments:  # noqa: D102
         y, found = regressors(self.model, observations, self.names), {}
         for name, (operator, std) in self.operators.items():
             shape = self.model.layouts[name].shape
@@ -277,7 +279,7 @@ def _direct(model: Model, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
 def members_of(
     model: Model, method: Baseline, moments: Moments, dates: np.ndarray, seed: int
 ) -> dict[str, Tensor]:
-    """Members (N, T, *S) from standardized marginals, each point alone."""
+    """Members (N, T, *S) from standardized marginals, independent in each point."""
     count, phase = model.recipe.assimilation.members, phase_of(dates)
     found = {}
     for name, (mean, std) in moments.items():
@@ -305,13 +307,13 @@ def prior(
 
 
 @torch.no_grad()
-def reconstruction(model: Model, values: Seen, dates: np.ndarray) -> dict[str, Tensor]:
-    """What the autoencoder makes of everything given, (1, T, *S) of each state given; NaN on other days.
+def reconstruction(model: Model, values: Observed, dates: np.ndarray) -> dict[str, Tensor]:
+    """Reconstruction of the given states by the autoencoder, (1, T, *S) each; NaN on days without data.
 
     Args:
-        model: Trained.
-        values: Modalities as they are in their files (T, *S), anomalies.
-        dates: (T).
+        model: Trained model.
+        values: Anomalies of the modalities in their files, (T, *S).
+        dates: Dates (T).
     """
     given = [name for name in model.states if name in values]
     z = model.codec.encode(values) if given else None

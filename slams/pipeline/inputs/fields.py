@@ -1,4 +1,4 @@
-"""What a recipe's files hold, as tensors on common dates."""
+"""A recipe's files as tensors on common dates."""
 
 import json
 from collections.abc import Callable
@@ -33,10 +33,10 @@ class Fields:
     """Modalities on common dates, after their transforms.
 
     Attributes:
-        dates: datetime64[D], (n).
-        values: (n, *S) by name, NaN where missing.
-        layouts: By name.
-        report: Which days each modality had.
+        dates: Dates (n), datetime64[D].
+        values: Values (n, *S) by name, NaN where missing.
+        layouts: Layouts by name.
+        report: Days of each modality.
     """
 
     dates: np.ndarray
@@ -74,12 +74,12 @@ def as_tensor(array: xr.DataArray, modality: Modality) -> Tensor:
 def read_file(
     modality: Modality, layout: Layout, *, dates: np.ndarray | None = None
 ) -> tuple[np.ndarray, Tensor]:
-    """Values of a modality in files training never saw, on the points of the training.
+    """Values of a modality in new files, on the points of the training.
 
     Args:
-        modality: With the files to read.
-        layout: Where its values have to be.
-        dates: Days wanted, as states are dated; all if None.
+        modality: Modality with the files to read.
+        layout: Layout of the training.
+        dates: Days to read, as states are dated; all if None.
 
     Returns:
         Days (n) and values (n, *S); days without any value are kept.
@@ -95,17 +95,17 @@ def read_file(
 
 
 def load_fields(recipe: Recipe, progress: Callable[[str], None] = lambda message: None) -> Fields:
-    """Read every modality of a recipe, by way of its store, and keep the days they share.
+    """Read every modality of a recipe through its store, and keep the common days.
 
     Files that are a store of this package already are read as they are; of others a store is made, and made again when
     files (names, sizes, times of change) or settings change.
 
     Args:
-        recipe: The recipe.
-        progress: Told what is being read.
+        recipe: Recipe with the modalities.
+        progress: Callback with a description of the current step.
 
     Returns:
-        The fields; what is too large for memory is mapped from a file.
+        The fields; those too large for memory are mapped from a file.
     """
     folder = Path(config.resolve(recipe.data.store))
     modalities = recipe.modalities
@@ -145,7 +145,7 @@ def _values(
 
 
 def _standing(modality: Modality) -> FieldStore | None:
-    """The store that the files of a modality are, if they are one and hold it as it is wanted."""
+    """The store among the files of a modality, if they are one and fit the recipe."""
     path = Path(modality.files[0]).expanduser()
     if not path.exists() and path.suffix == ".zarr" and path.parent.name in _COMMANDS:
         raise FileNotFoundError(
@@ -171,18 +171,18 @@ def _standing(modality: Modality) -> FieldStore | None:
 def _store(path: Path, modality: Modality) -> FieldStore:
     inputs: list[Any] = [[str(p), *_state_of(p)] for p in files.find(modality.files)]
     key = json.dumps([inputs, modality.variable, modality.units, modality.levels, modality.kind])
-    mark = path.with_suffix(".json")
-    if path.exists() and mark.exists() and mark.read_text() == key:
+    key_file = path.with_suffix(".json")
+    if path.exists() and key_file.exists() and key_file.read_text() == key:
         return FieldStore(path)
     array = files.read(modality, allow_empty_days=modality.role == "observation")
-    mark.unlink(missing_ok=True)  # a store that is replaced but not yet marked is made again
+    key_file.unlink(missing_ok=True)  # a store that is replaced but not yet marked is made again
     store = FieldStore.create(path, array)
-    write_text(mark, key)
+    write_text(key_file, key)
     return store
 
 
 def _state_of(path: Path) -> list[Any]:
-    """What changes when a file does; a store's folder stays the same, its root file doesn't."""
+    """Name, size and time of change of a file; of a store those of its root file."""
     root = path / "zarr.json"
     seen = (root if root.exists() else path).stat()
     return [seen.st_size, seen.st_mtime_ns]

@@ -1,4 +1,4 @@
-"""Fields too large for memory: worked on a few days at a time, results in files that the system can page out."""
+"""Fields too large for memory: processed a few days at a time into memory-mapped files."""
 
 import tempfile
 from collections.abc import Callable
@@ -14,13 +14,13 @@ _DAYS = 64
 
 
 def scratch(shape: tuple[int, ...]) -> Tensor:
-    """An empty float32 tensor in a temporary file that vanishes with it (TMPDIR says on which disk)."""
+    """An empty float32 tensor in a temporary file that is removed with it (TMPDIR sets the disk)."""
     with tempfile.TemporaryFile() as file:
         return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
 
 
 def is_large(rows: int, x: Tensor) -> bool:
-    """Whether some rows of a field are more than memory should hold."""
+    """Whether some rows of a field exceed the memory limit."""
     return rows * x[0].numel() * 4 > IN_MEMORY
 
 
@@ -30,10 +30,10 @@ def by_days(
     """function(x[index], phase), which keeps the shape and treats every day alone.
 
     Args:
-        function: Of fields (n, *S) and their phases (n).
+        function: Function of fields (n, *S) and their phases (n).
         x: Fields (T, *S).
-        index: Days wanted.
-        phase: Of these days.
+        index: Rows of the selected days.
+        phase: Phase of the year of these days.
 
     Returns:
         (n, *S), in a temporary file if it is large.
@@ -42,8 +42,8 @@ def by_days(
     if not is_large(len(rows), x):
         return function(x[rows], phase)
     out = scratch((len(rows), *x.shape[1:]))
-    for some in torch.arange(len(rows)).split(_DAYS):
-        out[some] = function(x[rows[some]], phase[some])
+    for chunk in torch.arange(len(rows)).split(_DAYS):
+        out[chunk] = function(x[rows[chunk]], phase[chunk])
     return out
 
 
@@ -54,8 +54,8 @@ def fit_statistics(
 
     Args:
         x: Fields (T, C, *space).
-        index: Training days.
-        phase: Of these days.
+        index: Rows of the training days.
+        phase: Phase of the year of these days.
         harmonics: Yearly harmonics of the mean.
         weights: Area weights (*space).
 

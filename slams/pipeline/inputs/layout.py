@@ -1,4 +1,4 @@
-"""Where the values of a modality are."""
+"""Layouts: dimensions and coordinates of a modality."""
 
 import math
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the values of a modality are, enough to align another file with it.
+    """Dimensions and coordinates of a modality, enough to align another file with it.
 
     Attributes:
-        dims: Names after time, ("level", "lat", "lon") or ("station",) and the like.
+        dims: Names of the dimensions after time, such as ("level", "lat", "lon") or ("station",).
         coords: Values of the coordinates by name.
         units: Unit before the transform.
         source_name: Name of the variable in its files.
@@ -31,7 +31,7 @@ class Layout:
 
     @classmethod
     def of(cls, array: xr.DataArray, lag: int = 0) -> "Layout":
-        """The layout of an array as `slams.data.files.read.read` gives it."""
+        """The layout of an array of `slams.data.files.read.read`."""
         names = [name for name in ("level", "lat", "lon") if name in array.coords]
         coords = {name: tuple(np.atleast_1d(array[name].values).astype(float).tolist()) for name in names}
         dims, source = tuple(str(d) for d in array.dims[1:]), array.attrs.get("source_name", array.name)
@@ -90,7 +90,7 @@ class Layout:
 
 
 def read_layouts(tree: Mapping[str, Any]) -> dict[str, Layout]:
-    """Layouts by name, from the plain values that `dataclasses.asdict` makes of them."""
+    """Layouts by name, from the plain values of `dataclasses.asdict`."""
     return {
         name: Layout(
             **kept | {"dims": tuple(kept["dims"]), "coords": {k: tuple(v) for k, v in kept["coords"].items()}}

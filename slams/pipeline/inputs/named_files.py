@@ -1,4 +1,4 @@
-"""Files given on the command line as [NAME=]FILE, and which modality each of their variables is."""
+"""Files given on the command line as [NAME=]FILE, and the modalities of their variables."""
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
@@ -13,11 +13,11 @@ from slams.data.files.read import find
 
 @dataclass
 class FileSource:
-    """Where a modality is read from.
+    """Files of a modality.
 
     Attributes:
-        variable: Its name in the files.
-        files: Paths.
+        variable: Name of the variable in the files.
+        files: Paths of the files.
     """
 
     variable: str
@@ -27,19 +27,19 @@ class FileSource:
 def match(
     arguments: Sequence[str], variables: Mapping[str, str], sought: Collection[str]
 ) -> dict[str, FileSource]:
-    """Which modality is where.
+    """Sources of the modalities.
 
     In a file without a name, only the modalities sought are looked for: under their own name, else under the
     name their variable has in the recipe, unless another modality goes by that name. NAME=FILE reads NAME,
     sought or not, and then only from there.
 
     Args:
-        arguments: FILE or NAME=FILE each; a file may be a glob.
-        variables: Variable of every modality that exists, by name.
+        arguments: Arguments, FILE or NAME=FILE each; a file may be a glob.
+        variables: Variable of every known modality, by name.
         sought: Modalities looked for in files without a name.
 
     Returns:
-        Sources in the order of `variables`; modalities that are nowhere are left out.
+        Sources in the order of `variables`; modalities without a file are omitted.
 
     Raises:
         FileNotFoundError: If a file isn't there.
@@ -53,18 +53,18 @@ def match(
     found: dict[str, FileSource] = {}
     for name, path in split:
         for file in find((path,)):
-            held = contents(file)
+            available = contents(file)
             if name is not None:
-                here = {name: _explicit(name, variables[name], held, file)}
+                found_here = {name: _explicit(name, variables[name], available, file)}
             else:
-                here = _unnamed(variables, [n for n in sought if n not in explicit], held)
-                if not here and not explicit & set(sought):
+                found_here = _unnamed(variables, [n for n in sought if n not in explicit], available)
+                if not found_here and not explicit & set(sought):
                     raise ValueError(
                         f"{file} holds none of {', '.join(sought) or 'the modalities'}; it has "
-                        f"{', '.join(sorted(held))}. Say which modality it is with NAME={file}, "
+                        f"{', '.join(sorted(available))}. Say which modality it is with NAME={file}, "
                         "or give another file."
                     )
-            for n, variable in here.items():
+            for n, variable in found_here.items():
                 source = found.setdefault(n, FileSource(variable))
                 if source.variable != variable:
                     raise ValueError(
@@ -106,32 +106,32 @@ def _split(argument: str, variables: Mapping[str, str]) -> tuple[str | None, str
     return name, path
 
 
-def _explicit(name: str, variable: str, held: set[str], file: Path) -> str:
+def _explicit(name: str, variable: str, available: set[str], file: Path) -> str:
     names = (name, variable, *aliases(variable))
     for candidate in names:
-        if candidate in held:
+        if candidate in available:
             return candidate
     raise ValueError(
         f"{file} has no variable {' or '.join(dict.fromkeys(names))} for {name}; it has "
-        f"{', '.join(sorted(held))}. Rename the variable, or give another file."
+        f"{', '.join(sorted(available))}. Rename the variable, or give another file."
     )
 
 
-def _unnamed(variables: Mapping[str, str], sought: Sequence[str], held: set[str]) -> dict[str, str]:
-    here = {}
+def _unnamed(variables: Mapping[str, str], sought: Sequence[str], available: set[str]) -> dict[str, str]:
+    found_here = {}
     for name in sought:
-        if name in held:
-            here[name] = name
+        if name in available:
+            found_here[name] = name
             continue
         for candidate in (variables[name], *aliases(variables[name])):
-            if candidate not in held or candidate in variables:
+            if candidate not in available or candidate in variables:
                 continue
-            rivals = [n for n, v in variables.items() if n not in held and candidate in (v, *aliases(v))]
+            rivals = [n for n, v in variables.items() if n not in available and candidate in (v, *aliases(v))]
             if len(rivals) > 1:
                 raise ValueError(
                     f"the variable {candidate!r} could be {' or '.join(rivals)}; say which with NAME=FILE, "
                     "or call the variable by the modality's name."
                 )
-            here[name] = candidate
+            found_here[name] = candidate
             break
-    return here
+    return found_here

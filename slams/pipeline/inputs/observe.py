@@ -1,4 +1,4 @@
-"""What a test sees of the fields: sets of modalities, columns, dates shuffled, stations withheld."""
+"""Observations of a test: sets of modalities, columns, shuffled dates, withheld stations."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,9 +15,9 @@ def columns(layout: Layout, share: float, seed: int) -> Tensor:
     """Cells of a grid that are observed, drawn by area without replacement, sorted.
 
     Args:
-        layout: Of a gridded modality.
-        share: Share of the cells.
-        seed: Of the draw.
+        layout: Layout of a gridded modality.
+        share: Fraction of observed cells.
+        seed: Seed of the draw.
 
     Returns:
         Indices of the flattened grid.
@@ -43,24 +43,24 @@ def observe(
     shuffled: bool = False,
     withhold: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Tensor]:
-    """Observed anomalies, NaN where nothing is seen.
+    """Observed anomalies, NaN where unobserved.
 
-    A modality with the role of an observation is seen as its file has it. A state variable is seen in columns, with
+    A modality with the role of an observation is observed as in its file. A state variable is observed in columns, with
     fresh instrument noise of its `error_std`. One with a block mean or points as its operator is left whole here:
     the operator is applied where observations are made of it.
 
     Args:
-        layouts: Where values are.
-        recipe: Share of the columns, seed.
+        layouts: Layouts of the modalities.
+        recipe: Recipe with the fraction of columns and the seed.
         anomalies: Standardized anomalies (n, *S).
-        names: Modalities in the set.
+        names: Names of the modalities in the set.
         days: Days of each window, (W, L), or of a trajectory, (T).
         std: Spread of each modality, to standardize instrument errors; no noise is added without.
         shuffled: Whether windows get the observation-role modalities of another window.
-        withhold: Stations kept back by modality.
+        withhold: Withheld stations by modality.
 
     Returns:
-        (*days, *S) by name.
+        Anomalies (*days, *S) by name.
     """
     seen = {}
     for name in names:

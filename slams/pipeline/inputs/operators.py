@@ -1,4 +1,4 @@
-"""Observation operators of a recipe: a gridded modality seen as block means, at points, or at every n-th cell."""
+"""Observation operators of a recipe: block means, points, or every n-th cell of a gridded modality."""
 
 from collections.abc import Mapping
 
@@ -11,17 +11,17 @@ from slams.pipeline.recipe import OperatorRecipe, Recipe
 
 
 def operator_of(settings: OperatorRecipe, layout: Layout) -> nn.Module | None:
-    """H from the grid of a modality, (*B, C, H, W) -> (*B, C * P).
+    """Operator H on the grid of a modality, (*B, C, H, W) -> (*B, C * P).
 
     It acts on standardized anomalies; as their spread is one a channel, and H is linear, that is the anomaly of
     what H makes of the fields (after a transform such as log1p).
 
     Args:
-        settings: Of the recipe.
-        layout: Of the modality.
+        settings: Settings of the operator in the recipe.
+        layout: Layout of the modality.
 
     Returns:
-        H, or None where it only leaves cells out (see `thinned`).
+        H, or None for a stride (see `thinned`).
 
     Raises:
         ValueError: If the modality is no grid, blocks do not divide it, or points lie outside.
@@ -47,24 +47,24 @@ def operator_of(settings: OperatorRecipe, layout: Layout) -> nn.Module | None:
 
 
 def operators_of(recipe: Recipe, layouts: Mapping[str, Layout]) -> dict[str, nn.Module]:
-    """Those of a recipe that change where values are, by modality."""
+    """Operators of a recipe that change the points of a modality, by modality."""
     found = {n: operator_of(settings, layouts[n]) for n, settings in recipe.assimilation.operators.items()}
     return {name: operator for name, operator in found.items() if operator is not None}
 
 
 def thinned(recipe: Recipe, name: str, value: Tensor) -> Tensor:
-    """A modality (*B, C, H, W) with the cells hidden (NaN) that its stride leaves out, if it has one."""
+    """A modality (*B, C, H, W) with NaN in the cells outside its stride, if it has one."""
     settings = recipe.assimilation.operators.get(name)
     if settings is None or settings.kind != "stride":
         return value
-    left = torch.full_like(value, torch.nan)
+    strided = torch.full_like(value, torch.nan)
     every = slice(settings.offset, None, settings.step)
-    left[..., every, every] = value[..., every, every]
-    return left
+    strided[..., every, every] = value[..., every, every]
+    return strided
 
 
 def through(operator: nn.Module, patterns: Tensor, layout: Layout) -> Tensor:
-    """H G: what is seen of patterns G on the grid, (P_grid, K) -> (P_seen, K)."""
+    """Product H G with patterns G on the grid, (P_grid, K) -> (P_seen, K)."""
     return operator(patterns.mT.reshape(-1, *layout.shape)).mT
 
 

@@ -1,4 +1,4 @@
-"""Which days of a test are analysed together."""
+"""Trajectories of a test: days analysed together."""
 
 from dataclasses import dataclass
 

@@ -12,11 +12,11 @@ from slams.data.windows import runs
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive days analysed together, of which some only help and some are not in the record at all.
+    """Consecutive days analysed together, some as margins and some without a record.
 
     Attributes:
-        rows: Row of the record of each day, -1 where it has none, (T).
-        keep: Those of the T days whose analysis is kept.
+        rows: Row of the record of each day, -1 without a record, (T).
+        keep: Days of the T whose analysis is kept.
     """
 
     rows: Tensor
@@ -29,19 +29,19 @@ class Segment:
 
 
 def segments_of(dates: np.ndarray, length: int, longest: int) -> list[Segment]:
-    """Pieces that together analyse every day once, and never cross a gap.
+    """Segments that together analyse every day once and never cross a gap.
 
-    A run shorter than a window is padded on both sides with days of which nothing is known. One longer than
+    A run shorter than a window is padded on both sides with days without observations. One longer than
     `longest` is cut, and each part gets a window of its neighbours' days on either side, whose analysis is
     dropped.
 
     Args:
-        dates: Days, rising strictly.
-        length: Days of a window.
-        longest: Most days of a segment, above 3 windows.
+        dates: Days, strictly increasing.
+        length: Number of days of a window.
+        longest: Largest number of days of a segment, above 3 windows.
 
     Returns:
-        Pieces in order.
+        Segments in order.
 
     Raises:
         ValueError: If `longest` leaves no room between the margins.
@@ -73,7 +73,7 @@ def segments_of(dates: np.ndarray, length: int, longest: int) -> list[Segment]:
 
 
 def seen_on(segment: Segment, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Values (n, *S) of the record on the days of a segment, (T, *S), NaN on days it has not."""
+    """Values (n, *S) of the record on the days of a segment, (T, *S), NaN on days without a record."""
     return {
         name: torch.where((segment.rows >= 0).reshape(-1, *[1] * (x.ndim - 1)), x[segment.rows], torch.nan)
         for name, x in values.items()

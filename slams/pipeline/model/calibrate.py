@@ -1,4 +1,4 @@
-"""What observations are worth: error covariances of the decoders, calibrated on the validation part."""
+"""Observation errors: error covariances of the decoders, calibrated on the validation part."""
 
 import copy
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from slams.pipeline.model.model import Model
 from slams.pipeline.model.prior import LearntPrior, operators_on_patterns
 
 _FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-DENSE_UP_TO = 512  # values of a modality: beyond it a full error covariance cannot be estimated or kept
+DENSE_UP_TO = 512  # values of a modality: beyond it a full error covariance is neither estimated nor stored
 _CLASSES = 10  # of decoded rain, equally frequent
 
 
@@ -34,40 +34,40 @@ def learnt_prior(
     train: tuple[Tensor, Anomalies],
     validation: tuple[Tensor, Anomalies],
 ) -> LearntPrior:
-    """Linearized decoders on the patterns, and covariances of what patterns and decoders leave.
+    """Linearized decoders on the patterns, and residual covariances of patterns and decoders.
 
-    Observation errors come from training days, enlarged where validation days say so; the residuals that draws
-    get back come from validation days.
+    Observation errors come from training days, inflated to the residuals of validation days; the residuals added
+    to draws come from validation days.
 
     Args:
-        codec: Trained, with its recipe.
-        denoiser: Trained.
-        covariance: Of the Gaussian's coefficients.
+        codec: Trained codec with its recipe.
+        denoiser: Trained denoiser.
+        covariance: Covariance of the Gaussian's coefficients over a window, (L K, L K).
         train: Latents (n, *Z) and anomalies of training days.
-        validation: Those of validation days.
+        validation: Latents and anomalies of validation days.
     """
-    recipe, (z, given), (z_held, held) = codec.recipe, train, validation
-    thin = max(1, len(z) // 1800)  # more days cost memory, not accuracy
-    z, given = z[::thin], {name: x[::thin] for name, x in given.items()}
+    recipe, (z, x_train), (z_validation, x_validation) = codec.recipe, train, validation
+    stride = max(1, len(z) // 1800)  # more days cost memory, not accuracy
+    z, x_train = z[::stride], {name: x[::stride] for name, x in x_train.items()}
     basis = denoiser.gaussian.basis.cpu()
     a = z.flatten(1) @ basis
-    inside = (z_held.flatten(1) @ basis @ basis.mT).reshape(z_held.shape)
+    inside = (z_validation.flatten(1) @ basis @ basis.mT).reshape(z_validation.shape)
     operators, errors, residuals, samples = {}, {}, {}, {}
     profiles: dict[str, Tensor] = {}
     for name, layout in codec.layouts.items():
         modality = recipe.modalities[name]
         operators[name], decoded = operators_on_patterns(codec, basis, a, name)
-        residual = (given[name] - decoded).flatten(1)
-        fresh = (held[name] - codec.decode(inside, name)).flatten(1)
+        residual = (x_train[name] - decoded).flatten(1)
+        fresh = (x_validation[name] - codec.decode(inside, name)).flatten(1)
         ratio = max(1.0, float(torch.nanmean(fresh**2) / torch.nanmean(residual**2)))
         full = layout.size <= DENSE_UP_TO and modality.role == "observation"
         errors[name] = (residual_covariance(residual) if full else residual_variance(residual)) * ratio
-        decoded = codec.decode(z_held, name).flatten(1)
-        left = held[name].flatten(1) - decoded
-        residuals[name] = residual_variance(left)
+        decoded = codec.decode(z_validation, name).flatten(1)
+        unresolved = x_validation[name].flatten(1) - decoded
+        residuals[name] = residual_variance(unresolved)
         bounded = modality.transformed.lower is not None
-        if bounded and torch.isfinite(left).sum() > 10 * _CLASSES:
-            profiles[name] = profile(decoded, left, residuals[name])
+        if bounded and torch.isfinite(unresolved).sum() > 10 * _CLASSES:
+            profiles[name] = profile(decoded, unresolved, residuals[name])
         if layout.is_grid:
             samples[name] = fresh[:: max(1, len(fresh) // 64)].reshape(-1, *layout.shape)
     statistics = {"covariance": covariance, "coefficients": a}
@@ -75,11 +75,11 @@ def learnt_prior(
 
 
 def profile(decoded: Tensor, residual: Tensor, whole: Tensor) -> Tensor:
-    """How the variance of a residual goes with the decoded value: on dry days the decoder of rain is nearly right.
+    """Variance of a residual as a function of the decoded value, for bounded variables such as rain.
 
     Args:
-        decoded: Values (n, P).
-        residual: What they leave (n, P), NaN where unknown.
+        decoded: Decoded values (n, P).
+        residual: Residuals (n, P), NaN where unknown.
         whole: Variance of each column's residual (P).
 
     Returns:
@@ -91,12 +91,12 @@ def profile(decoded: Tensor, residual: Tensor, whole: Tensor) -> Tensor:
     return torch.stack([torch.stack([x[rows].mean() for rows in groups]) for x in (value, ratio)])
 
 
-def calibrate(model: Model, held: Anomalies, starts: Tensor, console: Console) -> None:
+def calibrate(model: Model, validation: Anomalies, starts: Tensor, console: Console) -> None:
     """Choose a factor for each modality's error covariance and one for the spread, on the validation part.
 
-    What a decoder leaves of different modalities is not independent and training residuals are too small; the factor
-    with the best CRPS of the closed-form posterior, one modality after another over the sets it is in, makes up for
-    that. The spread's factor is the square root of error variance over predicted variance.
+    Residuals of different modalities are dependent and training residuals are too small; the factor
+    with the best CRPS of the closed-form posterior, one modality after another over the sets it is in, corrects
+    for both. The spread's factor is the square root of error variance over predicted variance.
     """
     recipe = model.recipe
     sets = recipe.experiment.sets
@@ -108,18 +108,18 @@ def calibrate(model: Model, held: Anomalies, starts: Tensor, console: Console) -
     states = model.states
     chosen = starts[:: max(1, len(starts) // 48)]
     rows = chosen[:, None] + torch.arange(recipe.prior.window)
-    truth = {n: held[n][rows] for n in states}
+    truth = {n: validation[n][rows] for n in states}
     decode = torch.cat([prior.operators[n] for n in states])
     target = torch.cat([truth[n].flatten(2) for n in states], -1)
     scored = torch.isfinite(target).all((0, 1)).nonzero().squeeze(-1)
-    # a part of the points tells as much as all of them
+    # a subset of the points is as informative as all of them
     scored = scored[:: max(1, len(scored) // 2000)]
     rest = torch.cat([prior.errors[n] for n in states])[scored]  # states have variances, no full covariance
     closed = ClosedFormGaussian(copy.deepcopy(prior.gaussian).cpu(), decode[scored], rest)
     target = target[..., scored]
 
     def score(names: Sequence[str]) -> float:
-        seen = observe(model.layouts, recipe, {n: held[n] for n in names}, names, days=rows)
+        seen = observe(model.layouts, recipe, {n: validation[n] for n in names}, names, days=rows)
         mean, std = closed.windows(model.seen(seen, model.errors()), jacobians)
         return float(normal_crps(target - mean, std).mean())
 
@@ -134,10 +134,10 @@ def calibrate(model: Model, held: Anomalies, starts: Tensor, console: Console) -
                 trials[factor] = sum(score(group) for group in users)
             prior.factors[name] = min(trials, key=lambda f: trials[f])
             advance(1, ", ".join(f"{n} x {f:g}" for n, f in prior.factors.items() if f != 1))
-    _inflate(model, held, rows[:: max(1, len(rows) // 8)], console)
+    _inflate(model, validation, rows[:: max(1, len(rows) // 8)], console)
 
 
-def _inflate(model: Model, held: Anomalies, rows: Tensor, console: Console) -> None:
+def _inflate(model: Model, validation: Anomalies, rows: Tensor, console: Console) -> None:
     """Factor on the deviations of the draws that makes their variance that of the error, over a few windows."""
     recipe, prior, states = model.recipe, model.prior, model.states
     sets = list(recipe.experiment.sets.values())[-3:]
@@ -146,7 +146,9 @@ def _inflate(model: Model, held: Anomalies, rows: Tensor, console: Console) -> N
     std = {n: s.std for n, s in model.codec.statistics.items()}
     with console.bar("calibrating the spread", len(sets) * recipe.assimilation.steps) as advance:
         for names in sets:
-            seen = observe(model.layouts, recipe, {n: held[n] for n in names}, names, days=rows, std=std)
+            seen = observe(
+                model.layouts, recipe, {n: validation[n] for n in names}, names, days=rows, std=std
+            )
             observations = model.seen(seen, model.errors(), model.device).pullback(model.decoders)
             z = model.sda().windows(
                 observations, recipe.assimilation.members, rng=rng, progress=lambda n: advance(n, "")
@@ -154,8 +156,8 @@ def _inflate(model: Model, held: Anomalies, rows: Tensor, console: Console) -> N
             error = spread = rest = 0.0
             for n in states:
                 x = model.codec.decode(z, n)
-                weight = torch.where(torch.isfinite(held[n][rows]), model.layouts[n].weights(), 0.0)
-                error += float((weight * torch.nan_to_num(held[n][rows] - x.mean(0)) ** 2).sum())
+                weight = torch.where(torch.isfinite(validation[n][rows]), model.layouts[n].weights(), 0.0)
+                error += float((weight * torch.nan_to_num(validation[n][rows] - x.mean(0)) ** 2).sum())
                 spread += float((weight * x.var(0)).sum()) * (1 + 1 / len(x))
                 rest += float((weight * prior.residuals[n].reshape(model.layouts[n].shape)).sum())
             ratios.append((max(error - rest, 0.1 * error) / spread) ** 0.5)

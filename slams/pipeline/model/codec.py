@@ -1,4 +1,4 @@
-"""Physical fields of several modalities to one latent and back, and how that is kept on disk."""
+"""Codec: physical fields of several modalities to one latent and back, and its file."""
 
 import hashlib
 from collections.abc import Mapping
@@ -29,8 +29,8 @@ class MultimodalCodec(nn.Module):
 
     Args:
         recipe: Settings of the latent.
-        layouts: Where each modality's values are.
-        statistics: Seasonal mean and spread of each.
+        layouts: Layouts by modality.
+        statistics: Seasonal mean and spread by modality.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class MultimodalCodec(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the autoencoder computes; statistics, and what goes in and comes out, are on the CPU."""
+        """Device of the autoencoder; statistics, inputs and outputs are on the CPU."""
         return self.autoencoder.mean.device
 
     @property
@@ -53,11 +53,11 @@ class MultimodalCodec(nn.Module):
         return next(iter(self.layouts.values())).is_global
 
     def anomaly(self, name: str, x: Tensor, phase: Tensor) -> Tensor:
-        """Standardized anomalies of physical values (n, *S) on days of phase (n); NaN where training had none."""
+        """Standardized anomalies of physical values (n, *S) on days of phase (n); NaN where training had no data."""
         return self.masked(name, self.statistics[name].encode(x, phase))
 
     def masked(self, name: str, x: Tensor) -> Tensor:
-        """Values of a modality (*B, *S), NaN where training never had one."""
+        """Values of a modality (*B, *S), NaN where training had no data."""
         return torch.where(self.statistics[name].present, x, torch.nan)
 
     def physical(self, name: str, anomaly: Tensor, phase: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class MultimodalCodec(nn.Module):
         return self.statistics[name].decode(anomaly, phase)
 
     def possible(self, name: str, anomaly: Tensor, phase: Tensor) -> Tensor:
-        """Physical values of drawn anomalies: none below the least of the transform, NaN where training had none."""
+        """Physical values of drawn anomalies, bounded by the transform, NaN where training had no data."""
         x = self.physical(name, anomaly, phase)
         lower = self.recipe.modalities[name].transformed.lower
         return self.masked(name, x if lower is None else x.clamp(min=lower))
@@ -82,7 +82,7 @@ class MultimodalCodec(nn.Module):
 
     @torch.no_grad()
     def decode(self, z: Tensor, name: str) -> Tensor:
-        """Standardized anomalies of one modality from latents (*B, *Z), in pieces of bounded memory."""
+        """Standardized anomalies of one modality from latents (*B, *Z), in chunks of bounded memory."""
         event = len(self.autoencoder.event)
         flat = z.reshape(-1, *self.autoencoder.event)
         parts = (part.to(self.device) for part in flat.split(256))
@@ -90,25 +90,25 @@ class MultimodalCodec(nn.Module):
         return out.reshape(*z.shape[: z.ndim - event], *out.shape[1:])
 
     def save(self, path: Path) -> None:
-        """Weights, statistics, recipe and layouts in one file."""
+        """Write weights, statistics, recipe and layouts to one file."""
         layouts = {name: asdict(layout) for name, layout in self.layouts.items()}
         write_tensors(path, self.state_dict(), {"recipe": to_tree(self.recipe), "places": layouts})
 
     @classmethod
     def load(cls, path: Path) -> "MultimodalCodec":
-        """Read what `save` wrote.
+        """Read a file of `save`.
 
         Raises:
             FileNotFoundError: If the file is not there.
-            ValueError: If it cannot be read, or does not hold the weights its recipe asks for.
+            ValueError: If it is unreadable, or its weights do not fit its recipe.
         """
         tensors, facts = read_tensors(path)
         layouts = read_layouts(facts["places"])
-        lost = [
+        missing = [
             f"{n}.{part}" for n in layouts for part in _STATISTICS if f"statistics.{n}.{part}" not in tensors
         ]
-        if lost:
-            raise ValueError(f"{path} lacks {lost[0]}; it was written by another version, train again.")
+        if missing:
+            raise ValueError(f"{path} lacks {missing[0]}; it was written by another version, train again.")
         statistics = {
             name: SeasonalStandardize(*(tensors[f"statistics.{name}.{part}"] for part in _STATISTICS))
             for name in layouts
@@ -148,14 +148,14 @@ def take_codec(recipe: Recipe, layouts: Mapping[str, Layout]) -> MultimodalCodec
     """The codec of the run `latent.trained`, as one of this recipe.
 
     Args:
-        recipe: Whose latent names the run.
-        layouts: Where the values of this recipe's modalities are.
+        recipe: Recipe with `latent.trained`.
+        layouts: Layouts of this recipe's modalities.
 
     Returns:
         The codec, its weights and statistics unchanged.
 
     Raises:
-        ValueError: If it was made for other modalities, days, grids or a latent of another kind.
+        ValueError: If its modalities, days, grids or kind of latent differ.
     """
     codec = MultimodalCodec.load(trained_codec(recipe.latent.trained))
     other = codec.recipe

@@ -24,17 +24,17 @@ from slams.pipeline.recipe import Recipe
 
 
 class Model:
-    """Codec and prior, joined for assimilation; what follows from the recipe is resolved once.
+    """Codec and prior, joined for assimilation; settings of the recipe are resolved once.
 
     Args:
-        codec: Of all modalities.
-        prior: Prior and errors.
-        recipe: Settings; those of the codec if None.
+        codec: Codec of all modalities.
+        prior: Prior and observation errors.
+        recipe: Recipe; that of the codec if None.
 
     Attributes:
-        layouts: Where the values of each modality are.
+        layouts: Layouts by modality.
         states: Names of the state variables.
-        operators: Of modalities that are not seen cell by cell, by name.
+        operators: Operators of modalities not observed cell by cell, by name.
     """
 
     def __init__(self, codec: MultimodalCodec, prior: LearntPrior, recipe: Recipe | None = None) -> None:
@@ -47,7 +47,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where networks compute and posteriors are drawn."""
+        """Device of the networks and of posterior draws."""
         return self.prior.gaussian.basis.device
 
     def on(self, device: torch.device) -> "Model":
@@ -62,16 +62,16 @@ class Model:
         errors: Mapping[str, Tensor],
         device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
     ) -> Observations:
-        """Anomalies (*B, L, *S), NaN where not seen, as observations of themselves, or of what operators make of them.
+        """Observations from anomalies (*B, L, *S), NaN where unobserved, through the recipe's operators.
 
         Args:
-            anomalies: By modality.
-            errors: Covariance (P, P) or variances (P) of what an estimate of each leaves of what is seen; the
+            anomalies: Anomalies by modality.
+            errors: Covariance (P, P) or variances (P) of the residual of an estimate, by modality; the
                 instrument's own, where stated, comes on top, independent in each cell.
-            device: Where the observations are wanted.
+            device: Device of the observations.
 
         Returns:
-            One observation a modality, standardized.
+            One standardized observation per modality.
         """
         found = {}
         for name, value in anomalies.items():
@@ -90,7 +90,7 @@ class Model:
         return Observations(found)
 
     def errors(self) -> dict[str, Tensor]:
-        """What the patterns do not resolve of what is seen of each modality, calibrated.
+        """Calibrated error covariances of the patterns at the observed points, by modality.
 
         Raises:
             ValueError: If the run was trained by a version that did not keep what operators need.
@@ -99,21 +99,21 @@ class Model:
         for name, operator in self.operators.items():
             if name not in self.prior.samples:
                 raise ValueError(
-                    f"this run does not know how far {name} is from its decoder on the whole grid, which "
+                    f"this run has no residuals of {name} on the whole grid, which "
                     "assimilation.operators need; train it again with this version."
                 )
             errors[name] = residual_variance(operator(self.prior.samples[name]))
         return {name: error * self.prior.factors[name] for name, error in errors.items()}
 
     def jacobians(self) -> dict[str, Tensor]:
-        """Linearized operators from the patterns to what is seen of each modality, (prod(O), K)."""
+        """Linearized operators from the patterns to the observations of each modality, (prod(O), K)."""
         found = dict(self.prior.operators)
         for name, operator in self.operators.items():
             found[name] = through(operator, found[name], self.layouts[name])
         return found
 
     def observations(self, anomalies: Mapping[str, Tensor]) -> Observations:
-        """Anomalies (*B, L, *S), NaN where not seen, with the errors that `decoders` leave, one observation a modality.
+        """Observations from anomalies (*B, L, *S), NaN where unobserved, with the errors of `decoders`, by modality.
 
         With guidance "published", one pseudo-observation of the latent.
         """
@@ -123,7 +123,7 @@ class Model:
 
     @property
     def decoders(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Of every modality, and of the latent itself, for `Latent`."""
+        """Decoders of every modality, and of the latent itself, for `Latent`."""
         decode = self.codec.autoencoder.decode
         return {name: partial(decode, name=name) for name in self.layouts} | {"latent": lambda z: z}
 
@@ -145,10 +145,10 @@ class Model:
         return SDA(self.prior.denoiser, sampler, guidance=guidance)
 
     def published(self, anomalies: Mapping[str, Tensor]) -> Observations:
-        """The published system's pseudo-observation: what was seen, encoded and taken as noisy in the latent.
+        """The published system's pseudo-observation: the encoded observations, with noise in the latent.
 
         Args:
-            anomalies: By modality (*B, L, *S); a step counts as seen where any modality has a value.
+            anomalies: Anomalies by modality (*B, L, *S); a step is observed if any modality has a value.
 
         Returns:
             One observation named "latent".

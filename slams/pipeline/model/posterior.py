@@ -23,14 +23,14 @@ def posterior(
     """Latent draws for trajectories.
 
     Args:
-        model: Trained.
+        model: Trained model.
         seen: Observed anomalies of each trajectory, (T, *S) by name.
         composed: Whether trajectories are composed of windows; else each is one window and all are drawn at once.
-        rng: Generator.
-        progress: Called with 1 after each step of the sampler.
+        rng: Generator of the draws.
+        progress: Callback with 1 after each step of the sampler.
 
     Returns:
-        (N, T, *Z) each, on the CPU.
+        Latent draws (N, T, *Z) of each trajectory, on the CPU.
     """
     sda, members = model.sda(), model.recipe.assimilation.members
     method, draws = Latent(sda, model.decoders), list[Tensor]()
@@ -58,15 +58,15 @@ def decoded(
 ) -> Tensor:
     """Physical draws of a modality (N, T, *S) from latent draws (N, T, *Z).
 
-    What the latent cannot hold is added as a draw of the decoder's residual; bounded variables stay in their bounds.
+    A draw of the decoder's residual is added; bounded variables stay in their bounds.
 
     Args:
-        model: Trained.
-        z: Draws.
-        name: Modality.
-        phase: Of the year, (T).
+        model: Trained model.
+        z: Latent draws, (N, T, *Z).
+        name: Name of the modality.
+        phase: Phase of the year, (T).
         rng: Generator of the residual.
-        residual: Whether to add it; the recipe's choice if None.
+        residual: Whether to add the residual; the recipe's choice if None.
     """
     x = model.codec.decode(z, name)
     if model.recipe.assimilation.residual if residual is None else residual:

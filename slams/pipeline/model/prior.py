@@ -1,4 +1,4 @@
-"""The prior over windows of latents, what is known of observation errors, and how both are kept on disk.
+"""The prior over windows of latents, the observation errors, and their file.
 
 A file holds parameters and statistics; eigenvectors and the decoders' operators on the patterns follow from them. They
 are made when a run is opened, and kept beside it in a file that may be deleted.
@@ -29,18 +29,18 @@ _EIGEN = ("gaussian.values", "gaussian.vectors")
 
 
 class LearntPrior(nn.Module):
-    """Prior over latent windows, and what is known of observation errors.
+    """Prior over latent windows, and observation errors.
 
     Attributes:
-        denoiser: Gaussian and network.
+        denoiser: Denoiser of Gaussian and network.
         operators: Linearized decoders on the patterns, (prod(S), K) by name.
-        errors: Covariance of what the patterns do not resolve of a modality: (P, P) or variances (P), standardized.
-        residuals: Variance of what a decoder does not resolve with the whole latent, (P).
-        profiles: For bounded variables such as rain, how that variance goes with the decoded value: values and
+        errors: Standardized residual covariance (P, P) or variances (P) of the patterns, by modality.
+        residuals: Residual variance of a decoder on the whole latent, (P).
+        profiles: For bounded variables such as rain, that variance as a function of the decoded value: values and
             factors, (2, K).
-        samples: What the patterns do not resolve of gridded modalities on some validation days, (n, *S), of which
-            operators make their own errors.
-        statistics: What eigenvectors and operators follow from: the Gaussian's `covariance` (L K, L K), and training
+        samples: Residuals of gridded modalities on some validation days, (n, *S), from which
+            the errors of operators are estimated.
+        statistics: Inputs of eigenvectors and operators: the Gaussian's `covariance` (L K, L K), and training
             `coefficients` (n, K); empty in runs of versions before 0.2, whose files hold the results.
         factors: Calibrated factor on each error covariance.
         inflation: Calibrated factor on the deviations of the draws from their mean.
@@ -70,7 +70,7 @@ class LearntPrior(nn.Module):
         return self.denoiser.gaussian
 
     def unresolved(self, name: str, decoded: Tensor) -> Tensor:
-        """Variance of what a decoder does not resolve where it gives `decoded` (*B, P), standardized."""
+        """Standardized residual variance of a decoder with output `decoded` (*B, P)."""
         if name not in self.profiles:
             return self.residuals[name].expand_as(decoded)
         at, factor = self.profiles[name]
@@ -79,7 +79,7 @@ class LearntPrior(nn.Module):
         return self.residuals[name] * torch.lerp(factor[upper - 1], factor[upper], share)
 
     def save(self, recipe: Recipe, path: Path) -> None:
-        """Parameters and statistics in one file."""
+        """Write parameters and statistics to one file."""
         groups = {part: getattr(self, part) for part in _PARTS}
         groups["denoiser"] = self.denoiser.state_dict()
         if self.statistics:
@@ -92,11 +92,11 @@ class LearntPrior(nn.Module):
 
     @classmethod
     def load(cls, codec: MultimodalCodec, path: Path) -> "LearntPrior":
-        """Read what `save` wrote, for the codec it was trained with.
+        """Read a file of `save`, for the codec of its training.
 
         Raises:
             FileNotFoundError: If the file is not there.
-            ValueError: If it cannot be read, or the prior belongs to a codec of another recipe.
+            ValueError: If it is unreadable, or the prior belongs to a codec of another recipe.
         """
         tensors, facts = read_tensors(path)
         recipe = from_tree(facts["recipe"])
@@ -125,13 +125,13 @@ class LearntPrior(nn.Module):
 def operators_on_patterns(
     codec: MultimodalCodec, basis: Tensor, a: Tensor, name: str
 ) -> tuple[Tensor, Tensor]:
-    """A decoder linearized by ridge regression on training days, and what it makes of them.
+    """A decoder linearized by ridge regression on training days, and its output on them.
 
     Args:
-        codec: Of all modalities.
+        codec: Codec of all modalities.
         basis: Patterns, (prod(Z), K).
-        a: Coefficients of training days (n, K).
-        name: Modality.
+        a: Coefficients of training days, (n, K).
+        name: Name of the modality.
 
     Returns:
         G, (prod(S), K), and the decoded anomalies of those days (n, *S).
@@ -186,5 +186,5 @@ def _kept(
 
 
 def _origin(recipe: Recipe) -> tuple[Any, ...]:
-    """The settings that make a codec."""
+    """The settings that a codec depends on."""
     return recipe.seed, recipe.latent, replace(recipe.data, store="")

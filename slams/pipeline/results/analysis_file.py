@@ -29,15 +29,15 @@ def field_array(
     """Values of a modality with their coordinates.
 
     Args:
-        model: Knows where the values are.
-        name: Modality.
-        values: (N, T, *S) with members, else (T, *S), after the transform.
-        dates: (T).
-        member: Whether there is a member axis.
+        model: Model with the layouts.
+        name: Name of the modality.
+        values: Values (N, T, *S) with members, else (T, *S), after the transform.
+        dates: Dates (T).
+        member: Whether the values have a member axis.
         physical: Whether to undo the transform (log1p).
 
     Returns:
-        Dims (time[, member][, level], lat, lon) or (time[, member], station), float32, in the unit of the
+        Array with dims (time[, member][, level], lat, lon) or (time[, member], station), float32, in the unit of the
         source.
     """
     layout = model.layouts[name]
@@ -69,7 +69,7 @@ def field_array(
 
 
 def provenance(model: Model, folder: Path, observations: Any, seed: int) -> dict[str, str]:
-    """Attributes that say where an analysis comes from."""
+    """Provenance of an analysis, as attributes."""
     weights = {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in ("codec.safetensors", "denoiser.safetensors")
@@ -103,14 +103,14 @@ def analysis_tree(
     The group of an observed modality has its name, or observed_NAME where a state variable is called so.
 
     Args:
-        model: Trained.
-        dates: (T).
+        model: Trained model.
+        dates: Dates (T).
         members: State variables (N, T, *S), physical.
-        observed: By modality, members at the observation points (N, T, *S), and which were observed (T, *S),
+        observed: Members at the observation points (N, T, *S) and mask of observed values (T, *S) by modality,
             bool.
-        attributes: Of the root.
-        baselines: Groups of the root's layout by name.
-        observations: What was seen (T, *S), NaN where nothing, for the groups of observed modalities.
+        attributes: Attributes of the root.
+        baselines: Groups of baselines, in the root's layout, by name.
+        observations: Observed values (T, *S), NaN where unobserved, for the groups of observed modalities.
     """
     root = dataset_of(model, members, dates, member=True).assign_attrs(attributes)
     groups = {"/": root}

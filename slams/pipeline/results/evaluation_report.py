@@ -1,4 +1,4 @@
-"""Tables and figures of an analysis that was compared with truth."""
+"""Tables and figures of an analysis verified against truth."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,11 +22,11 @@ def write_evaluation(
     """Write figures/*.png and report.html.
 
     Args:
-        folder: Where to.
+        folder: Folder of the report.
         title: Name of the analysis.
-        attributes: Of the analysis file.
-        views: The variables scored.
-        transforms: What the model saw of each.
+        attributes: Attributes of the analysis file.
+        views: Views of the scored variables.
+        transforms: Transforms before the model, by variable.
 
     Returns:
         The path of the report.
@@ -54,7 +54,7 @@ def write_evaluation(
 
 
 def parts_shown(rows: Rows, variable: str) -> tuple[str, ...]:
-    """Parts that a table is made for: where nothing is withheld, "observed" says what "all" says."""
+    """Parts with a table of their own; without withheld values "observed" equals "all"."""
     withheld = any((row["variable"], row["part"]) == (variable, "withheld") for row in rows)
     return ("all", "observed", "withheld") if withheld else ("all",)
 
@@ -63,7 +63,7 @@ def _note(view: View, transform: Transform) -> str:
     text = (
         f"Scores are area-weighted over time and space, in {view.units or 'the unit of the file'}; "
         "intervals are 95 % over stretches of 15 days. Baselines are scored as ensembles drawn from their "
-        "marginals, so that all methods pay alike for their number of members."
+        "marginals, so that all methods have the same number of members."
     )
     if transform.name != "none":
         text += f" The model sees {transform.label('x')} of this variable; it is scored here in the unit of the file."

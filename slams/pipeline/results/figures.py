@@ -23,7 +23,7 @@ from slams.evaluation.tables import scores_by_method
 from slams.pipeline.inputs.layout import Layout
 
 Rows = Sequence[Mapping[str, Any]]  # of metrics.csv: making them draws the bootstrap, so it is done once
-_SERIES = 120  # days of a time series that can still be told apart
+_SERIES = 120  # days of a time series that are still distinguishable
 
 
 @dataclass
@@ -31,19 +31,19 @@ class View:
     """A variable of an analysis beside its truth.
 
     Attributes:
-        name: Modality.
-        layout: Where its values are.
-        units: Of the values.
-        dates: Days that analysis and truth have (T).
-        truth: (T, *S), NaN where missing.
-        members: Of the analysis (N, T, *S).
-        scores: Of all methods.
-        rows: The rows of metrics.csv.
-        methods: Those shown.
-        points: What was observed of the same quantity: where, and values (T, *S').
-        withheld: Which values were not observed (T, *S); None if none of this variable was.
-        coastlines: Whether to draw those of the Earth.
-        land: Where there is land (H, W), for an outline.
+        name: Name of the modality.
+        layout: Layout of its values.
+        units: Units of the values.
+        dates: Common days of analysis and truth, (T).
+        truth: Truth (T, *S), NaN where missing.
+        members: Members of the analysis, (N, T, *S).
+        scores: Scores of all methods.
+        rows: Rows of metrics.csv.
+        methods: Names of the shown methods.
+        points: Observations of the same quantity: layout and values (T, *S').
+        withheld: Mask of unobserved values (T, *S); None if none of this variable was observed.
+        coastlines: Whether to draw the Earth's coastlines.
+        land: Land mask (H, W), for an outline.
     """
 
     name: str
@@ -62,7 +62,7 @@ class View:
 
     @property
     def level(self) -> int:
-        """The channel in the middle."""
+        """Index of the middle channel."""
         return len(self.layout.levels()) // 2
 
     def value(self, method: str, metric: str, **where: Any) -> float:
@@ -71,19 +71,19 @@ class View:
 
 
 def figures_of(view: View, names: Sequence[str]) -> dict[str, Figure]:
-    """Those figures that the variable has, by "VARIABLE_NAME"."""
+    """Figures of the variable, by "VARIABLE_NAME"."""
     made = {f"{view.name}_{name}": FIGURES[name](view) for name in names}
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
 def save_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
-    """Each as a PNG, whole or not at all."""
+    """Write figures as PNG files, atomically."""
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
 
 
 def calibration_facts(view: View) -> list[Fact]:
-    """Whether the spread of the analysis is that of its errors."""
+    """Facts on the calibration of the analysis: spread against error."""
     skill, cover = view.value("analysis", "spread_skill"), view.value("analysis", "coverage90")
     return [
         Fact(f"{view.name}: spread / skill", f"{skill:.2f}", "1 is calibrated", 0.8 <= skill <= 1.25),
@@ -92,7 +92,7 @@ def calibration_facts(view: View) -> list[Fact]:
 
 
 def _maps(view: View) -> Figure | None:
-    """The day in the middle of those with truth, on the level in the middle."""
+    """Maps of the middle day with truth, on the middle level."""
     if not view.layout.is_grid:
         return None
     days = torch.isfinite(view.truth).flatten(1).any(1).nonzero().flatten()
@@ -103,9 +103,9 @@ def _maps(view: View) -> Figure | None:
     if view.points is not None:
         layout, values = view.points
         value = values[day, min(level, values.shape[1] - 1)].flatten().numpy()
-        here = np.isfinite(value)
-        at = layout.points().numpy()[here]
-        points = (at[:, 0], at[:, 1], value[here])
+        finite = np.isfinite(value)
+        at = layout.points().numpy()[finite]
+        points = (at[:, 0], at[:, 1], value[finite])
     height = f" at {view.layout.levels()[level]} hPa" if view.layout.levels() else ""
     truth = view.truth[day, level]
     lat, lon = (np.array(view.layout.coords[axis]) for axis in ("lat", "lon"))
@@ -127,7 +127,7 @@ def _profiles(view: View) -> Figure | None:
 
 
 def _series(view: View) -> Figure:
-    """The longest run of days, at the station most often withheld or as an area mean."""
+    """Time series of the longest run of days, at the station most often withheld or as an area mean."""
     run = max(runs(view.dates), key=lambda s: s.stop - s.start)
     run = slice(run.start, min(run.stop, run.start + _SERIES))
     level, withheld = view.level, view.withheld

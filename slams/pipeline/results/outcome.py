@@ -1,4 +1,4 @@
-"""What a test finds, whole or of one part."""
+"""Outcome of a test or of one of its parts."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,15 +14,15 @@ from slams.evaluation import Scores
 
 @dataclass
 class Outcome:
-    """What a test leaves for tables, figures and files.
+    """Outcome of a test, for tables, figures and files.
 
     Attributes:
-        scores: Of every method.
+        scores: Scores of every method.
         dates: Days of the test, one after another.
         truth: State variables on those days (T, *S), physical.
-        members: Draws of the main set (N, T, *S), physical: state variables and what was observed.
-        observed: What the main set saw (T, *S), physical, NaN where nothing.
-        interpolators: What was tuned, by (set, variable).
+        members: Draws of the main set (N, T, *S), physical: state variables and observed modalities.
+        observed: Observed values of the main set (T, *S), physical, NaN where unobserved.
+        interpolators: Tuned interpolators by (set, variable).
     """
 
     scores: Scores
@@ -33,14 +33,14 @@ class Outcome:
     interpolators: dict[tuple[str, str], AnomalyInterp] = field(default_factory=dict)
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a part found, as tensors and as facts that JSON can hold."""
+        """The outcome of a part as tensors and JSON facts."""
         sums, index = self.scores.pack()
         tensors = flat({"scores": sums, "members": self.members, "observed": self.observed})
         fits = [[*where, asdict(fitted)] for where, fitted in self.interpolators.items()]
         return tensors, {"scores": index, "interpolators": fits}
 
     def unpack(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Add what `pack` gave."""
+        """Add the output of `pack`."""
         groups = grouped(tensors)
         self.scores.unpack(groups["scores"], facts["scores"])
         self.members.update(groups.get("members", {}))

@@ -24,10 +24,10 @@ _METHODS = ("analysis", "gaussian", "interpolation", "climatology", "reconstruct
 def write_summary(
     model: Model, baselines: Baselines, fields: Fields, outcome: Outcome, rows: Rows, out: Path
 ) -> None:
-    """Figures as PNG in out/figures and one self-contained page out/report.html."""
+    """Write figures as PNG in out/figures and one self-contained page out/report.html."""
     recipe = model.recipe
     views = [_view(model, outcome, rows, name) for name in model.states]
-    sections = [Section("What each modality adds", [Table(gains(model, outcome), "paired over windows")])]
+    sections = [Section("Gain from each modality", [Table(gains(model, outcome), "paired over windows")])]
     for view in views:
         figures = figures_of(view, ("maps", "profiles", "ranks", "spectra", "methods"))
         save_figures(out / "figures", figures)
@@ -88,7 +88,7 @@ def _section(model: Model, view: View, figures: dict[str, Figure]) -> Section:
     blocks: list[Block] = [
         f"Main set of observations: {label} ({', '.join(names)}). Other sets are named behind a colon. Scores are "
         f"area-weighted over time and space, in {view.units}; intervals are 95 % over windows. 'reconstruction' is the "
-        "autoencoder's own error with everything seen: no latent analysis can beat it on average.",
+        "autoencoder's error with everything observed: the lower bound of any latent analysis on average.",
         Table(wide(view.rows, variable=view.name), f"{view.name}, all points"),
     ]
     for part in ("observed", "withheld"):
@@ -144,7 +144,7 @@ def _facts(view: View) -> list[Fact]:
 
 
 def _land(model: Model) -> np.ndarray | None:
-    """Where rain gauges are, for the outline of the planet's continents."""
+    """Land mask from the rain gauges, for the outline of the planet's continents."""
     for name, layout in model.layouts.items():
         present = model.codec.statistics[name].present
         if model.recipe.planet.years and layout.is_grid and not bool(present.all()):

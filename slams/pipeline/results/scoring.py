@@ -1,4 +1,4 @@
-"""The test of a run: a list of methods on every set of observations, scored over the same windows."""
+"""The test of a run: methods on every set of observations, scored over the same windows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from slams.core.stages import Stage, Stages
 from slams.evaluation import Scores, gaussian_window_statistics, window_statistics
 from slams.observation.operators import Interpolate
 from slams.pipeline.baselines.fit import Baselines
-from slams.pipeline.baselines.members import BASELINES, Baseline, Seen
+from slams.pipeline.baselines.members import BASELINES, Baseline, Observed
 from slams.pipeline.inputs.fields import Fields, phase_of
 from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.observe import observe
@@ -28,15 +28,15 @@ _BLOCK = 15  # days of a continuous analysis that count as one window of the int
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a method says of one variable along one trajectory.
+    """A method's estimate of one variable along one trajectory.
 
     Attributes:
-        method: Its name in tables.
-        variable: The modality.
+        method: Name of the method in tables.
+        variable: Name of the modality.
         trajectory: Number of the trajectory.
         value: Physical members (N, T, *S), or standardized mean and standard deviation (T, *S).
-        masks: Parts that are scored apart, by name; observed and withheld values of the variable if None.
-        kept: Whether its members go into the analysis file.
+        masks: Masks of separately scored parts, by name; observed and withheld values of the variable if None.
+        kept: Whether to write its members to the analysis file.
     """
 
     method: str
@@ -49,19 +49,19 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Part:
-    """One set of observations and the methods that are run on it, one after the other.
+    """One set of observations and the methods run on it.
 
     Attributes:
-        label: Of the set.
-        methods: Give estimates, from the test, this part and what was seen of each trajectory.
-        names: Observed modalities.
+        label: Label of the set.
+        methods: Functions from the test, this part and the observations of each trajectory to estimates.
+        names: Names of the observed modalities.
         main: Whether this is the set of the analysis file.
         shuffled: Whether the dates of observation-role modalities are shuffled.
-        withhold: Stations kept back.
+        withhold: Withheld stations by modality.
     """
 
     label: str
-    methods: Sequence[Callable[["Test", "Part", list[Seen]], Iterator[Estimate]]]
+    methods: Sequence[Callable[["Test", "Part", list[Observed]], Iterator[Estimate]]]
     names: tuple[str, ...] = ()
     main: bool = False
     shuffled: bool = False
@@ -69,7 +69,7 @@ class Part:
 
     @property
     def tail(self) -> str:
-        """What is added to a method's name; nothing for the main set."""
+        """Suffix of a method's name; empty for the main set."""
         return "" if self.main else f":{self.label}"
 
 
@@ -84,12 +84,12 @@ def test(
     """Run every set of observations through every method.
 
     Args:
-        model: Trained.
-        baselines: Fitted; interpolators that are tuned are added.
-        fields: All days.
-        console: Where progress is shown.
-        stages: Where each finished part is kept and found again; nothing is kept if None.
-        stage: The test; its key names everything the parts depend on.
+        model: Trained model.
+        baselines: Fitted baselines; tuned interpolators are added.
+        fields: Fields of all days.
+        console: Console for the progress.
+        stages: Stages that store finished parts; nothing is stored if None.
+        stage: Stage of the test, whose key covers all inputs of the parts.
 
     Returns:
         The outcome; the method names are "analysis", "gaussian" and so on for the main (last) set, with ":SET"
@@ -129,25 +129,25 @@ def _parts(model: Model) -> list[Part]:
 
 
 def _ignore(units: int = 1, message: str = "") -> None:
-    """Progress that nobody watches."""
+    """Progress callback without effect."""
 
 
 class Test:
-    """What the methods of one test share.
+    """Shared inputs of the methods of one test.
 
     Args:
-        model: Trained.
-        baselines: Fitted.
-        fields: All days.
+        model: Trained model.
+        baselines: Fitted baselines.
+        fields: Fields of all days.
 
     Attributes:
         rows: Rows of the fields' days of each trajectory.
         composed: Whether trajectories are composed of windows.
-        slices: Of each trajectory, in the days of all.
-        values: Anomalies on the days of all trajectories.
+        slices: Slice of each trajectory in the days of all.
+        values: Anomalies on the days of all trajectories, by modality.
         truth: State variables on those days, physical.
-        units: Steps of the sampler that a part takes.
-        advance: Shows progress.
+        units: Number of sampler steps of a part.
+        advance: Progress callback.
     """
 
     def __init__(self, model: Model, baselines: Baselines, fields: Fields) -> None:
@@ -167,7 +167,7 @@ class Test:
 
     @cached_property
     def train(self) -> Anomalies:
-        """Training anomalies, which only some baselines need."""
+        """Training anomalies, needed by some baselines only."""
         return anomalies(self.model.codec, self.fields, self.fields.part(self.recipe.data.train))
 
     @cached_property
@@ -176,11 +176,11 @@ class Test:
         return anomalies(self.model.codec, self.fields, self.fields.part(self.recipe.data.validation))
 
     def blank(self) -> Outcome:
-        """The outcome before anything was done."""
+        """An empty outcome."""
         return Outcome(Scores(seed=self.recipe.seed), self.dates, self.truth)
 
     def run(self, part: Part) -> Outcome:
-        """What the methods of one part find."""
+        """Outcome of the methods of one part."""
         outcome, members = self.blank(), dict[str, list[Tensor]]()
         seen = self._seen(part) if part.names else []
         if part.main:
@@ -197,10 +197,10 @@ class Test:
         return outcome
 
     def phase(self, trajectory: int) -> Tensor:
-        """Of the year, on the days of a trajectory."""
+        """Phase of the year on the days of a trajectory."""
         return phase_of(self.dates[self.slices[trajectory]])
 
-    def _seen(self, part: Part) -> list[Seen]:
+    def _seen(self, part: Part) -> list[Observed]:
         rows = [torch.arange(s.start, s.stop) for s in self.slices]
         days = torch.cat(rows) if self.composed else torch.stack(rows)
         std = {n: s.std for n, s in self.model.codec.statistics.items()}
@@ -211,8 +211,8 @@ class Test:
         flat = {n: v if self.composed else v.flatten(0, 1) for n, v in whole.items()}
         return [{n: v[s] for n, v in flat.items()} for s in self.slices]
 
-    def _observed(self, seen: Sequence[Seen]) -> dict[str, Tensor]:
-        """What was seen, physical: nothing of a modality of which not a single cell was seen as it is."""
+    def _observed(self, seen: Sequence[Observed]) -> dict[str, Tensor]:
+        """Physical observed values; without modalities that were observed through an operator."""
         phase, found = phase_of(self.dates), {}
         for name in seen[0]:
             value = torch.cat([s[name] for s in seen])
@@ -221,7 +221,7 @@ class Test:
             found[name] = self.model.codec.physical(name, value, phase)
         return found
 
-    def _score(self, scores: Scores, estimate: Estimate, seen: Sequence[Seen]) -> None:
+    def _score(self, scores: Scores, estimate: Estimate, seen: Sequence[Observed]) -> None:
         name, i, value = estimate.variable, estimate.trajectory, estimate.value
         layout, masks = self.model.layouts[name], estimate.masks
         truth = self.truth[name] if name in self.truth else self.fields.values[name][self.days]
@@ -254,17 +254,17 @@ def score(
     blocks: Sequence[tuple[str, slice]],
     masks: Mapping[str, Tensor],
 ) -> None:
-    """Add what a method says of one variable, whole and in parts.
+    """Add the scores of a method's estimate of one variable, whole and in parts.
 
     Args:
-        scores: To add to.
-        method: Whose estimate.
-        name: Of which variable.
-        layout: Where its values are.
+        scores: Scores to extend.
+        method: Name of the method.
+        name: Name of the variable.
+        layout: Layout of its values.
         value: Members (N, T, *S), or mean and standard deviation (T, *S).
-        truth: (T, *S), NaN where missing.
+        truth: Truth (T, *S), NaN where missing.
         blocks: Windows of the intervals: names and days.
-        masks: Parts by name, (T, *S), or (C, P) for all days.
+        masks: Masks of the parts by name, (T, *S), or (C, P) for all days.
     """
     weights, levels = layout.weights(), layout.levels() or None
     for block, days in blocks:
@@ -279,8 +279,8 @@ def score(
             scores.add(method, name, block, statistics, part=part, levels=levels)
 
 
-def _references(test: Test, part: Part, seen: list[Seen]) -> Iterator[Estimate]:
-    """What needs no observations: climatology, the autoencoder's own reconstruction and the unconditional prior."""
+def _references(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estimate]:
+    """References without observations: climatology, the autoencoder's reconstruction and the unconditional prior."""
     model = test.model
     rng = fork(test.recipe.seed, "prior")
     drawn = model.sda().prior(max(64, test.recipe.assimilation.members), rng=rng)
@@ -301,8 +301,8 @@ def _references(test: Test, part: Part, seen: list[Seen]) -> Iterator[Estimate]:
     test.advance(test.units, "")
 
 
-def _analysis(test: Test, part: Part, seen: list[Seen]) -> Iterator[Estimate]:
-    """Draws of the posterior; those of the main set are kept, of what was observed too."""
+def _analysis(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estimate]:
+    """Draws of the posterior; those of the main set are stored, also at the observation points."""
     model = test.model
     rng = fork(test.recipe.seed, "analysis", part.label)
     draws = posterior(model, seen, test.composed, rng=rng, progress=lambda n: test.advance(n, part.label))
@@ -313,10 +313,10 @@ def _analysis(test: Test, part: Part, seen: list[Seen]) -> Iterator[Estimate]:
             yield Estimate(f"analysis{part.tail}", name, i, members, kept=part.main)
 
 
-def _scored(baseline: type[Baseline]) -> Callable[[Test, Part, list[Seen]], Iterator[Estimate]]:
+def _scored(baseline: type[Baseline]) -> Callable[[Test, Part, list[Observed]], Iterator[Estimate]]:
     """A baseline as a method of the test."""
 
-    def method(test: Test, part: Part, seen: list[Seen]) -> Iterator[Estimate]:
+    def method(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estimate]:
         tuned = baseline.tuned(test.model, test.baselines, test, part.label, part.names)
         for i, moments in enumerate(tuned.each(seen, test.composed) if tuned else ()):
             for name, pair in moments.items():
@@ -325,8 +325,8 @@ def _scored(baseline: type[Baseline]) -> Callable[[Test, Part, list[Seen]], Iter
     return method
 
 
-def _withheld(test: Test, part: Part, seen: list[Seen]) -> Iterator[Estimate]:
-    """Scores at the stations kept back, beside fields interpolated to them."""
+def _withheld(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estimate]:
+    """Scores at the withheld stations, beside fields interpolated to them."""
     model, rng = test.model, fork(test.recipe.seed, "withheld")
     draws = posterior(model, seen, test.composed, rng=rng, progress=lambda n: test.advance(n, part.label))
     for name, stations in part.withhold.items():

@@ -1,4 +1,4 @@
-"""Which method to use when: sentences that follow from the numbers by stated rules."""
+"""Advice on the choice of a method: sentences derived from the scores by stated rules."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ SCORE_FILTERS = ("EnSF", "DampedEnSF", "SingleMemberEnSF", "SSLS", "GenerativeEn
 WORDS = {"density": "observation density", "sensor": "sensors", "model": "model error"}
 CALIBRATED = (0.8, 1.25)  # of spread over error
 CLOSE = 0.1  # fraction by which the advised method's error may exceed the smallest
-CHEAPER = 0.1  # share of the CPU time at which another method is worth a sentence
+CHEAPER = 0.1  # fraction of the CPU time below which another method is mentioned
 
 RULES = (
     "Most accurate is the smallest mean rmse over truths. Tied with it is every method whose rmse, paired truth by "
@@ -33,8 +33,8 @@ class Advice:
 
     Attributes:
         case: The set-up with its results.
-        best: Most accurate method, None if nothing beats the trivial rows.
-        use: Cheapest of those tied with it.
+        best: Most accurate method, None if no method beats the trivial rows.
+        use: Cheapest method tied with it.
         sentences: The advice in words.
     """
 
@@ -77,12 +77,12 @@ def advise(case: CaseResults) -> Advice:
 
 
 def near(tied: Sequence[MethodResult]) -> list[MethodResult]:
-    """Those of the tied, which begin with the best, that come close to it."""
+    """Tied methods with an error close to the best, which is the first."""
     return [p for p in tied if p.rmse <= (1 + CLOSE) * tied[0].rmse]
 
 
 def frugalest(tied: Sequence[MethodResult]) -> MethodResult:
-    """Of these the one with the fewest model calls."""
+    """The method with the fewest model calls."""
     return min(near(tied), key=lambda p: p.value("model_calls"))
 
 
@@ -165,8 +165,8 @@ def calibrated(point: MethodResult) -> bool:
     return CALIBRATED[0] <= point.value("spread_skill") <= CALIBRATED[1]
 
 
-def chains(cases: Sequence[CaseResults]) -> list[tuple[str, list[CaseResults]]]:
-    """Set-ups that differ in one factor alone, at least two at a time, in the factor's order."""
+def sweeps(cases: Sequence[CaseResults]) -> list[tuple[str, list[CaseResults]]]:
+    """Groups of at least two set-ups that differ in one factor alone, in the factor's order."""
     out = []
     for factor in FACTORS:
         groups: dict[str, list[CaseResults]] = {}
@@ -215,7 +215,7 @@ def overall(cases: Sequence[CaseResults]) -> list[str]:
         ),
         _count(cases, lambda case: _used(advise(case)), "Advised"),
     ]
-    for factor, group in chains(cases):
+    for factor, group in sweeps(cases):
         fixed = ", ".join(level(other, group[0]) for other in FACTORS if other != factor)
         uses = [
             f"{level(factor, case)}: {_name(next(a for a in advices if a.case is case))}" for case in group
@@ -247,7 +247,7 @@ def milliseconds(point: MethodResult) -> str:
 
 
 def _times(one: MethodResult, other: MethodResult) -> float:
-    """How many times the CPU time of another."""
+    """Ratio of the CPU times of two methods, as text."""
     least = other.value("cpu_seconds")
     return one.value("cpu_seconds") / least if least else math.inf
 
@@ -268,20 +268,20 @@ def _name(advice: Advice) -> str:
 
 
 def _count(cases: Sequence[CaseResults], chosen: Callable[[CaseResults], set[str]], what: str) -> str:
-    """How often each method is chosen, of the set-ups it was run on."""
+    """Number of set-ups on which each method is chosen, of those it was run on."""
     run: dict[str, int] = {}
     hits: dict[str, int] = {}
     for case in cases:
-        here = chosen(case)
+        picked = chosen(case)
         for method in {p.method for p in case.role("method")}:
             run[method] = run.get(method, 0) + 1
-            hits[method] = hits.get(method, 0) + (method in here)
+            hits[method] = hits.get(method, 0) + (method in picked)
     listed = sorted((m for m in hits if hits[m]), key=lambda m: (-hits[m], m))
     return f"{what}: {', '.join(f'{m} in {hits[m]} of {run[m]}' for m in listed)}." if listed else ""
 
 
 def _never(cases: Sequence[CaseResults]) -> list[str]:
-    """Methods that no set-up has among its candidates."""
+    """Methods that are a candidate on no set-up."""
     run: Mapping[str, Any] = dict.fromkeys(p.method for case in cases for p in case.role("method"))
     sound = {p.method for case in cases for p in case.candidates}
     return [method for method in run if method not in sound]

@@ -1,4 +1,4 @@
-"""Results of `slams bench` read back: set-ups, and the methods that were run on them."""
+"""Results of `slams bench`: set-ups and the methods run on them."""
 
 import csv
 import inspect
@@ -32,11 +32,11 @@ class MethodResult:
     Attributes:
         label: Name in the table.
         method: Name of the class.
-        origin: Where the settings are from.
-        settings: Settings, as far as the folder holds them.
+        origin: Origin of the settings.
+        settings: Settings in the folder; may be incomplete.
         scores: Mean and 95 % interval by metric; costs are per analysis.
-        errors: rmse by seed of the truth.
-        role: "trivial" rows and the "exact" filter are lines to compare with, not candidates.
+        errors: RMSE by seed of the truth.
+        role: Role: "trivial" rows and the "exact" filter are references, not candidates.
     """
 
     label: str
@@ -48,7 +48,7 @@ class MethodResult:
     role: Literal["method", "trivial", "exact"] = "method"
 
     def value(self, metric: str) -> float:
-        """A mean, NaN if it was not scored."""
+        """Mean of a metric, NaN if it was not scored."""
         return self.scores.get(metric, (math.nan,) * 3)[0]
 
     @property
@@ -103,7 +103,7 @@ class CaseResults:
         return next((p.rmse for p in self.points if p.method == "Climatology"), math.nan)
 
     def frontier(self, cost: str) -> list[MethodResult]:
-        """Candidates that nothing beats in error and cost at once, the cheapest first."""
+        """Pareto-optimal candidates in error and cost, the cheapest first."""
         points = self.candidates
         kept = pareto([p.value(cost) for p in points], [p.rmse for p in points])
         return sorted((p for p, on in zip(points, kept, strict=True) if on), key=lambda p: p.value(cost))
@@ -139,14 +139,14 @@ def read_cases(folders: Iterable[str | Path]) -> tuple[list[CaseResults], list[s
     """All results below some folders; those of one set-up are one case.
 
     Args:
-        folders: Of `slams bench`, or above some.
+        folders: Folders of `slams bench`, or parents of such.
 
     Returns:
-        Results in the order of the folders' names, and why other folders were left out.
+        Results in the order of the folders' names, and reasons for omitted folders.
 
     Raises:
         FileNotFoundError: If there is no such folder or no metrics.csv below it.
-        ValueError: If a folder's metrics.csv is none of `slams bench`, or nothing is left.
+        ValueError: If a folder's metrics.csv is not of `slams bench`, or no results remain.
     """
     cases: dict[str, CaseResults] = {}
     passed: list[str] = []
@@ -200,7 +200,7 @@ def describe(setup: Mapping[str, Any]) -> str:
 
 
 def mismatches(setup: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings in which the model departs from the truth: (truth, model) by name.
+    """Settings that differ between model and truth: (truth, model) by name.
 
     >>> mismatches({"system": "lorenz96", "truth": {"forcing": 11}, "model": {"forcing": 8, "dt": 0.05}})
     {'forcing': (11, 8)}
@@ -214,7 +214,7 @@ def mismatches(setup: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
 def _result_folders(top: Path) -> list[Path]:
     """Folders with a metrics.csv, this one or those below it."""
     if not top.is_dir():
-        raise FileNotFoundError(f"there is no folder {top}; make one with slams bench SYSTEM --out {top}.")
+        raise FileNotFoundError(f"folder {top} not found; make one with slams bench SYSTEM --out {top}.")
     if (top / "metrics.csv").exists():
         return [top]
     found = sorted(path.parent for path in top.rglob("metrics.csv"))
@@ -278,7 +278,7 @@ def _point(
 
 
 def _join(case: CaseResults, points: Sequence[MethodResult], folder: Path) -> None:
-    """Add methods; one that is there already, of another folder, keeps the folder's name."""
+    """Add methods; one with a taken name gets the name of its folder."""
     known = {p.label: p for p in case.points}
     for point in points:
         same = known.get(point.label)

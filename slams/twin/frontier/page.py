@@ -21,11 +21,11 @@ from slams.twin.frontier.advice import (
     Advice,
     advise,
     by_size,
-    chains,
     frugalest,
     level,
     milliseconds,
     overall,
+    sweeps,
 )
 from slams.twin.frontier.cases import COSTS, CaseResults, MethodResult
 
@@ -54,13 +54,13 @@ _TITLES = {
     "model_calls": "Accuracy against model calls",
     "network_calls": "Accuracy against network calls",
 }
-_MEANT = (
+_FIGURE_NOTES = (
     "Errors are roots of mean squares over time and space, mean over truths, in figures as a share of the "
     "climatology's on the same truths (of the unit of the state where a set-up has no climatology); bars are 95 % "
     "intervals by Student's t over truths. Costs are of one truth and one analysis with the model steps that lead to "
     "it: CPU seconds of one thread, all truths at once, scoring left out; model calls are states advanced by one step; "
     "network calls are inputs passed through a network, a backward pass counted as two. The frontier joins methods "
-    "that none beats in error and cost at once. Points on it are named and edged black; larger ensembles are larger; "
+    "that are Pareto-optimal in error and cost. Points on it are named and edged black; larger ensembles are larger; "
     "an arrow is a method whose error lies above the panel."
 )
 _SETTINGS = (
@@ -68,7 +68,7 @@ _SETTINGS = (
     "published, default or starting ones were not chosen on this set-up: a method that has them may do better. "
     "A method has diverged where innovations are larger than its own errors explain; one that reports no growing error, "
     "such as nudging, has diverged by that measure although nothing broke. "
-    "Climatology, OptInterp and ThreeDVar know mean and covariance of the truth's own long run."
+    "Climatology, OptInterp and ThreeDVar are given mean and covariance of the truth's own long run."
 )
 
 
@@ -76,13 +76,13 @@ def write_page(folder: Path, cases: Sequence[CaseResults], *, title: str, passed
     """Write report.html, frontier.csv and figures/.
 
     Args:
-        folder: Where.
+        folder: Folder of the page.
         cases: Set-ups with their methods.
-        title: Of the page.
-        passed: Folders that were not read, and why.
+        title: Title of the page.
+        passed: Omitted folders, with reasons.
 
     Returns:
-        The page.
+        Path of report.html.
     """
     advices = [advise(case) for case in cases]
     write_csv(folder / "frontier.csv", advices)
@@ -103,7 +103,8 @@ def write_page(folder: Path, cases: Sequence[CaseResults], *, title: str, passed
         Section("Which method to use when", [*overall(cases), Table(_summary(advices), "A line a set-up")]),
         *(Section(_caption(p), [p]) for p in pictures.values()),
         Section(
-            "Rules", [RULES, _MEANT, _SETTINGS, *(["Passed over: " + " ".join(passed)] if passed else [])]
+            "Rules",
+            [RULES, _FIGURE_NOTES, _SETTINGS, *(["Passed over: " + " ".join(passed)] if passed else [])],
         ),
         *(_section(advice) for advice in advices),
     ]
@@ -137,7 +138,7 @@ def write_csv(path: Path, advices: Sequence[Advice]) -> None:
 
 
 def figures(cases: Sequence[CaseResults]) -> dict[str, tuple[Figure, str]]:
-    """Every figure with its caption."""
+    """All figures with their captions."""
     styles = looks(sorted({p.family for case in cases for p in case.role("method")}))
     ylabel = "rmse / rmse of the climatology"
     out: dict[str, tuple[Figure, str]] = {}
@@ -153,7 +154,7 @@ def figures(cases: Sequence[CaseResults]) -> dict[str, tuple[Figure, str]]:
         figure = along_factor(sizes, ylabel=ylabel, styles=styles)
         out["size"] = (figure, "Accuracy against ensemble size: one panel a set-up.")
     for factor in FACTORS:
-        panels = [_factor_panel(factor, group) for name, group in chains(cases) if name == factor]
+        panels = [_factor_panel(factor, group) for name, group in sweeps(cases) if name == factor]
         if panels:
             figure = along_factor(panels, ylabel=ylabel, styles=styles, columns=2)
             caption = f"Accuracy over {WORDS[factor]}: each method at its best size, with 95 % intervals."

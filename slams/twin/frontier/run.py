@@ -30,8 +30,8 @@ class Candidate:
     Attributes:
         method: Name of its class.
         members: Ensemble sizes; the method's own if empty.
-        settings: Settings that replace those it starts from.
-        trials: Trials that tune it at each ensemble size; the plan's if None.
+        settings: Settings in place of the initial ones.
+        trials: Tuning trials at each ensemble size; the plan's if None.
         label: Name of its rows, before the ensemble size; its class if empty.
     """
 
@@ -70,7 +70,7 @@ class BenchLength:
     burn_in: int | None = None
 
     def given(self) -> dict[str, int]:
-        """Those that are not None."""
+        """Values that are not None, by name."""
         return {key: value for key, value in vars(self).items() if value is not None}
 
 
@@ -86,7 +86,7 @@ class TuningLength:
 
 @dataclass(frozen=True)
 class FrontierPlan:
-    """Set-ups, and the methods to be run on each.
+    """Set-ups and the methods to run on each.
 
     Attributes:
         cases: The set-ups and their methods.
@@ -114,7 +114,7 @@ def frontier(
     cycles: int | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Draw the frontier of accuracy against cost, and advise which method to use when.
+    """Draw the frontier of accuracy against cost, with advice on the choice of a method.
 
     Args:
         folders: Results of `slams bench`, or folders above such.
@@ -123,14 +123,14 @@ def frontier(
             stopped.
         replicates: Truths of each set-up of the plan.
         cycles: Scored analyses of each truth.
-        console: Where progress is shown.
+        console: Console for the progress.
 
     Returns:
-        The page: report.html, beside frontier.csv and figures/.
+        Path of report.html, beside frontier.csv and figures/.
 
     Raises:
-        FileNotFoundError: If there is no such folder or plan, or no metrics.csv below a folder.
-        ValueError: If a folder holds something else, a plan is invalid, or there is nothing to do.
+        FileNotFoundError: If a folder or plan is missing, or a folder has no metrics.csv.
+        ValueError: If a folder or plan is invalid, or none is given.
     """
     console = console or Console()
     if not folders and not run:
@@ -194,18 +194,18 @@ def read_plan(name: str | Path) -> FrontierPlan:
 
 
 def run_plan(plan: FrontierPlan, folder: Path, console: Console, lengths: Mapping[str, int]) -> list[Path]:
-    """Tune and run every method on every set-up of a plan, or what is left of it.
+    """Tune and run every method on every set-up of a plan, or resume such a run.
 
     Args:
         plan: The plan.
-        folder: Gets cases/NAME as of `slams bench`, and tuned/NAME.trials.json.
-        console: Where progress is shown.
-        lengths: Replicates and cycles in place of the plan's.
+        folder: Folder of cases/NAME, as of `slams bench`, and of tuned/NAME.trials.json.
+        console: Console for the progress.
+        lengths: Numbers of replicates and cycles in place of the plan's.
 
     Returns:
         Folders of the set-ups.
     """
-    # all of them before the first begins
+    # all are validated before the first begins
     made = [setup({**plan.test.given(), **case.setup, **lengths}) for case in plan.cases]
     tuning = {key: value for key, value in vars(plan.tuning).items() if key != "trials"}
     trivial = [

@@ -157,7 +157,7 @@ def test_gaussian_posterior_is_where_its_gradient_vanishes(name, flows, gaussian
     _, best = gaussian_posterior(problem, gaussian, 1, torch.Generator().manual_seed(0))
     system = problem.process.system(gaussian.covariance)
     residual = problem.seen.value[0, system.steps] - system.seen(best[0])
-    pulled = gaussian.spread(system.pulled(residual / problem.process.std**2))
+    pulled = gaussian.covariance_product(system.pulled(residual / problem.process.std**2))
     torch.testing.assert_close(best[0] - gaussian.mean, pulled, rtol=0, atol=1e-8)
 
 

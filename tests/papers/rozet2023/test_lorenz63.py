@@ -34,7 +34,10 @@ PLAN = {
     "archive": {"count": 20, "spin_up": 70, "length": 80},
     "processes": {"lo": {"every": 4, "std": 0.05, "length": 17}},
     "nets": {"local1": {"order": 1, "width": 8, "gates": 8, "dilations": [0], "steps": 4, "batch": 8}},
-    "samplers": {"fast": {"steps": 16, "order": 2, "time_grid": "snr"}, "slow": {"steps": 4, "corrections": 1}},
+    "samplers": {
+        "fast": {"steps": 16, "order": 2, "time_grid": "snr"},
+        "slow": {"steps": 4, "corrections": 1},
+    },
     "guidances": {"sda": {"kind": "sda", "gamma": 0.03}},
     "runs": ["local1 / fast / sda"],
     "full": ["local1 / slow / sda"],
@@ -161,7 +164,7 @@ def test_what_a_guidance_costs_is_counted(kind, cost):
 
 
 @pytest.mark.parametrize(
-    "override, told",
+    "override, message",
     [
         ("replicats=3", "replicates"),
         ("runs=[local2 / fast / sda]", "local1"),
@@ -170,8 +173,8 @@ def test_what_a_guidance_costs_is_counted(kind, cost):
         ("nets.local1.widht=3", "widht"),
     ],
 )
-def test_what_is_unknown_is_told(papers, override, told):
-    with pytest.raises(ValueError, match=told):
+def test_unknown_names_are_reported(papers, override, message):
+    with pytest.raises(ValueError, match=message):
         read_plan(papers / "rozet2023" / "lorenz63" / "tiny2023_l63.yaml", [override])
 
 

@@ -1,4 +1,4 @@
-"""Estimates of a flow that need no net: its climate, observations joined by lines, a Gaussian prior in closed form."""
+"""Baselines of a flow without a network: climatology, linear interpolation, a Gaussian prior in closed form."""
 
 import math
 
@@ -20,15 +20,15 @@ class FlowGaussian:
     """N(m, C) of trajectories of velocities.
 
     Args:
-        mean: m, (2, N, N).
-        covariance: C, diagonal in waves.
+        mean: Mean m, (2, N, N).
+        covariance: Covariance C, diagonal in waves.
     """
 
     def __init__(self, mean: Tensor, covariance: FlowCovariance) -> None:
         self.mean, self.covariance = mean, covariance
 
-    def spread(self, v: Tensor) -> Tensor:
-        """C v, (*B, L, 2, N, N)."""
+    def covariance_product(self, v: Tensor) -> Tensor:
+        """Covariance product C v, (*B, L, 2, N, N)."""
         return self.covariance.posterior(v, v.new_zeros(()))
 
     def sample(self, count: int, *, rng: torch.Generator) -> Tensor:
@@ -41,10 +41,10 @@ class FlowGaussian:
 
 
 def interpolated(problem: FlowProblem, mean: Tensor) -> Tensor:
-    """Observations joined by lines, in space and in time: (R, L, 2, N, N).
+    """Linear interpolation of the observations in space and time: (R, L, 2, N, N).
 
     It is the anomaly from the mean flow (2, N, N) that is interpolated; where nothing is near, as outside of a box, it
-    is 0. Before the first and after the last observed step the nearest is held. A vorticity seen through a saturating
+    is 0. Before the first and after the last observed step it is constant. A vorticity observed through a saturating
     sensor is taken back through it, interpolated, and turned into the velocity that has it.
     """
     steps = problem.process.steps
@@ -71,7 +71,7 @@ def _frames(problem: FlowProblem, mean: Tensor) -> Tensor:
     """Anomalies of velocity at the observed steps, (R, n, 2, N, N)."""
     process, value = problem.process, problem.seen.value[:, problem.process.steps]
     if process.has("loop") or process.has("ring"):
-        raise ValueError(f"{process.title or 'this sensor'} shows no field that could be interpolated.")
+        raise ValueError(f"{process.title or 'this sensor'} observes no field that can be interpolated.")
     step, offset = _lattice(process)
     if process.has("saturate"):
         value = value.clamp(-_SATURATED, _SATURATED)
@@ -130,20 +130,20 @@ def gaussian_posterior(
     iterations: int = 100,
     tolerance: float = 1e-2,
 ) -> tuple[Tensor, Tensor]:
-    """Draws of a Gaussian prior given what was seen, and its most likely trajectory.
+    """Draws of a Gaussian prior conditioned on the observations, and its most likely trajectory.
 
     A draw x_0 of the prior is moved to meet perturbed values, x = x_0 + C H^T (H C H^T + R)^-1 (y + e - H x_0), which
     is exact for a linear h: optimal interpolation in space and time. A non-linear h is linearized a few times on the way
     to the most likely trajectory, and draws are those of the linear problem there.
 
     Args:
-        problem: What was seen.
+        problem: Problem with its observations.
         gaussian: Prior of trajectories of the problem's length.
         size: Draws N for each truth.
-        rng: Generator.
-        relinearized: Linearizations of a non-linear sensor.
-        iterations: Most steps of the solver, which only values that are on no lattice need.
-        tolerance: Relative residual at which it stops.
+        rng: Generator of the draws.
+        relinearized: Number of linearizations of a non-linear sensor.
+        iterations: Largest number of steps of the iterative solver, for observations off a lattice.
+        tolerance: Relative residual at which the solver stops.
 
     Returns:
         Draws (R, N, L, 2, N, N), and (R, L, 2, N, N).
@@ -166,7 +166,7 @@ def gaussian_posterior(
             noise = problem.process.std * normal((size + 1, *value.shape), like=value, rng=rng)
             noise[0] = 0
             solved = system.solve(value + noise - system.seen(start), 0.0)
-            moved = start + gaussian.spread(system.pulled(solved))
+            moved = start + gaussian.covariance_product(system.pulled(solved))
         means.append(moved[0])
         draws.append(moved[1:])
     return torch.stack(draws), torch.stack(means)
@@ -205,7 +205,7 @@ def _solved(
     """C G^T (G C G^T + 1)^-1 of a target."""
 
     def product(u: Tensor) -> Tensor:
-        return u + local.jvp(gaussian.spread(local.vjp(u)))
+        return u + local.jvp(gaussian.covariance_product(local.vjp(u)))
 
     solved = conjugate_gradients(product, target, iterations=iterations, tolerance=tolerance)
-    return gaussian.spread(local.vjp(solved)).detach()
+    return gaussian.covariance_product(local.vjp(solved)).detach()

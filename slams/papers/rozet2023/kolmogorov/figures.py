@@ -27,11 +27,11 @@ def image(field: Tensor) -> NDArray[Any]:
 
 
 def panel(process: FlowProcess, found: Mapping[str, SDAOutcome]) -> Figure:
-    """What is seen, and of every method the mean, draws, their standard deviation and the error, at one state.
+    """Observations, and of every method the mean, draws, their standard deviation and the error, at one state.
 
     Args:
-        process: What is seen.
-        found: Of the methods.
+        process: Observing network.
+        found: Outcomes by method.
     """
     event = process.value is not None
     names = [name for name in found if not (event and name in ("climatology", "4D-Var"))]
@@ -69,7 +69,7 @@ def panel(process: FlowProcess, found: Mapping[str, SDAOutcome]) -> Figure:
 
 
 def _moment(process: FlowProcess) -> int:
-    """A state between two observed ones where there is one; of an event the last it says something of."""
+    """A state between two observed ones where there is one; of an event the last observed state."""
     steps = process.steps
     if process.value is not None:
         return steps[-1]
@@ -78,7 +78,7 @@ def _moment(process: FlowProcess) -> int:
 
 
 def _top(row: Sequence[Axes], process: FlowProcess, e: Mapping[str, Tensor], when: int, event: bool) -> None:
-    """The truth and what is seen last before the moment."""
+    """The truth and the latest observation before the moment."""
     for axis in row:
         axis.set_axis_off()
     if not event:
@@ -97,14 +97,14 @@ def _top(row: Sequence[Axes], process: FlowProcess, e: Mapping[str, Tensor], whe
 
 
 def again(draw: Tensor, solved: Tensor, error: Tensor, persistence: Tensor, apart: float) -> Figure:
-    """A draw, what the solver makes of its first state, and how far they are apart.
+    """A draw, the flow resimulated from its first state, and their difference.
 
     Args:
-        draw: (L, 2, n, n), of which the first states are shown.
-        solved: (K, 2, n, n).
+        draw: A draw, (L, 2, n, n); its first states are shown.
+        solved: Resimulated states, (K, 2, n, n).
         error: Root mean square difference at each of the K steps.
-        persistence: That of the first state held.
-        apart: That of unrelated states.
+        persistence: The same for persistence of the first state.
+        apart: The same for unrelated states.
     """
     shown = sorted({0, len(solved) // 3, 2 * len(solved) // 3, len(solved) - 1})
     figure = new_figure(11.0, 4.6)
@@ -119,7 +119,7 @@ def again(draw: Tensor, solved: Tensor, error: Tensor, persistence: Tensor, apar
     axis = figure.add_subplot(grid[:, len(shown) :])
     steps = np.arange(1, len(error) + 1)
     axis.plot(steps, error.numpy(), "o-", color=COLOURS[0], label="draw against solver")
-    axis.plot(steps, persistence.numpy(), "o-", color=COLOURS[1], label="first state held")
+    axis.plot(steps, persistence.numpy(), "o-", color=COLOURS[1], label="persistence")
     axis.axhline(apart, color=BLACK, linestyle="--", linewidth=1.0, label="unrelated states")
     axis.legend(frameon=False, fontsize=8)
     dress(axis, "state", "root mean square difference of velocity", "")

@@ -1,4 +1,4 @@
-"""What a reproduction on the Kolmogorov flow does: rows, nets, samplers, guidances, and how much of each."""
+"""Plan of the reproduction on the Kolmogorov flow: processes, networks, samplers, guidances and sizes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,19 +19,19 @@ _JUDGED = 16  # truths from which on a bar is judged
 
 @dataclass(frozen=True, kw_only=True)
 class FlowPlan(SDAPlan):
-    """A reproduction; see also `SDAPlan`. Setting "error" of a guidance is a factor on the observations' error.
+    """Plan of the reproduction; see also `SDAPlan`. Setting "error" of a guidance is a factor on the observation error.
 
     Attributes:
-        archive: Trajectories to learn from and to test on.
-        processes: What is observed.
-        main: The run that is held against the bars: one setting for all processes.
+        archive: Settings of the training and test trajectories.
+        processes: Observing networks by name.
+        main: Name of the judged run: one setting for all processes.
         residual: Published standard deviation of y - h(x), by process.
-        chosen: Processes that are done; all if empty.
-        baselines: Methods without a net, of those that a process has.
-        split: "test", or "valid" for choosing settings.
+        chosen: Names of the selected processes; all if empty.
+        baselines: Names of methods without a network.
+        split: Part of the archive: "test", or "valid" for choosing settings.
         variational: Settings of `FlowFourDVar`, and "members".
-        climate: Trajectories of the other part that baselines learn the climate from.
-        chunk: Windows evaluated at once, which bounds memory.
+        climate: Number of training trajectories for the baselines' climate.
+        chunk: Number of windows evaluated at once, which bounds memory.
     """
 
     archive: FlowArchive
@@ -75,7 +75,7 @@ class FlowPlan(SDAPlan):
 
     @property
     def labels(self) -> list[str]:
-        """Processes that are done."""
+        """Names of the selected processes."""
         return list(self.chosen or self.processes)
 
     @property

@@ -1,4 +1,4 @@
-"""What is seen of the Kolmogorov flow: sensors by name, the problems of a paper's rows, and their scores."""
+"""Observations of the Kolmogorov flow: sensors by name, the problems of a paper's rows, and their scores."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -57,17 +57,17 @@ _PARTS: Mapping[str, Callable[[Any, int], Operator]] = {
 
 @dataclass(frozen=True)
 class FlowProcess:
-    """How a flow is seen: y = h(x_k) + N(0, std^2) at some of its steps.
+    """Observing network of a flow: y = h(x_k) + N(0, std^2) at some of its steps.
 
     Attributes:
-        sensor: Parts of h in order, each a name and its setting: {coarsen: 8}, {stride: [16, 7]}, {vorticity: true}
+        sensor: Parts of h in order, each a name and a setting: {coarsen: 8}, {stride: [16, 7]}, {vorticity: true}
             (clockwise, in grid units), {saturate: true}, {box: [4, 12]}, {ring: [0.4, 0.6]}, {loop: true}.
-        length: States L of the trajectory.
-        std: Of the error.
+        length: Number of states L of the trajectory.
+        std: Standard deviation of the observation error.
         every: Steps from one observation to the next.
-        times: Steps observed, in place of `every`; -1 is the last.
-        value: What every observation is said to be, of events that never were; seen from truths if None.
-        title: For figures.
+        times: Observed steps, in place of `every`; -1 is the last.
+        value: Value of every observation of a hypothetical event; observed from truths if None.
+        title: Title in figures.
 
     Raises:
         ValueError: If a part is unknown, or `std` or `length` not positive.
@@ -94,7 +94,7 @@ class FlowProcess:
 
     @property
     def operator(self) -> Operator:
-        """h: (*B, 2, N, N) -> (*B, *O); with "loop" (*B, L, 2, N, N) -> (*B, L, *O)."""
+        """Operator h: (*B, 2, N, N) -> (*B, *O); with "loop" (*B, L, 2, N, N) -> (*B, L, *O)."""
         size, parts = SIZE, []
         for part in self.sensor:
             for name, value in part.items():
@@ -104,11 +104,11 @@ class FlowProcess:
 
     @property
     def lattice(self) -> bool:
-        """Whether velocities are seen through one linear filter at the points of a lattice, or of a box of it."""
+        """Whether velocities are observed through one linear filter at the points of a lattice, or of a box of it."""
         return not any(self.has(name) for name in ("vorticity", "saturate", "ring", "loop"))
 
     def system(self, covariance: FlowCovariance) -> LatticeSystem:
-        """What solves for the values of a lattice, with the covariance of trajectories of this length."""
+        """Innovation system of lattice values, with the covariance of trajectories of this length."""
         filtered = FlowProcess([part for part in self.sensor if "box" not in part]).operator
         box = tuple(self.setting("box")) if self.has("box") else None
         return LatticeSystem(covariance, filtered, self.steps, (self.length, *EVENT), self.std, box=box)
@@ -118,12 +118,12 @@ class FlowProcess:
         return any(name in part for part in self.sensor)
 
     def setting(self, name: str) -> Any:
-        """Of a part of the sensor."""
+        """Setting of a part of the sensor."""
         return next(part[name] for part in self.sensor if name in part)
 
     @property
     def steps(self) -> list[int]:
-        """Which are observed."""
+        """Observed steps."""
         if self.times is not None:
             return sorted(k % self.length for k in self.times)
         return list(range(0, self.length, self.every))
@@ -131,11 +131,11 @@ class FlowProcess:
 
 @dataclass(frozen=True)
 class FlowProblem:
-    """Truths and what was seen of them.
+    """Truths and their observations.
 
     Attributes:
-        process: How.
-        truth: (R, L, 2, N, N); of events that never were, none has to do with the values.
+        process: Observing network.
+        truth: Truths, (R, L, 2, N, N); unrelated to the values of hypothetical events.
         observations: Values (R, L, *O) of "flow".
     """
 
@@ -145,10 +145,10 @@ class FlowProblem:
 
     @classmethod
     def draw(cls, process: FlowProcess, test: Tensor, seed: int, label: str) -> "FlowProblem":
-        """What is seen of the beginnings of trajectories (R, T, 2, N, N), each with its own noise.
+        """Observations of the beginnings of trajectories (R, T, 2, N, N), with independent noise.
 
         Raises:
-            ValueError: If trajectories are too short for what is to be seen of them.
+            ValueError: If trajectories are shorter than the process.
         """
         if process.value is not None:
             return cls(process, test[:, : process.length], _event(process, len(test), test))
@@ -165,24 +165,24 @@ class FlowProblem:
 
     @property
     def seen(self) -> Observation:
-        """The one modality."""
+        """The single modality."""
         return self.observations["flow"]
 
     def residual(self, samples: Tensor) -> Tensor:
-        """y - h(x) of what was seen: (R, N, L, 2, N, N) -> (R, N, n)."""
+        """Residual y - h(x) of the observed values: (R, N, L, 2, N, N) -> (R, N, n)."""
         keep = torch.isfinite(self.seen.value[0]).flatten()
         difference = self.seen.value.unsqueeze(1) - self.seen.operator(samples)
         return difference.flatten(2)[..., keep]
 
     def with_error(self, factor: float) -> "FlowProblem":
-        """The same values with errors of `factor` times their standard deviation, as guidance takes them."""
+        """Observations for the guidance: the same values, with errors of `factor` times their standard deviation."""
         process = replace(self.process, std=factor * self.process.std)
         return FlowProblem(
             process, self.truth, Observations({"flow": _observation(self.seen.value, process)})
         )
 
     def part(self, rows: slice) -> "FlowProblem":
-        """Of some of the truths."""
+        """The problem of some of the truths."""
         return FlowProblem(
             self.process,
             self.truth[rows],
@@ -195,7 +195,7 @@ def _observation(value: Tensor, process: FlowProcess) -> Observation:
 
 
 def _event(process: FlowProcess, count: int, like: Tensor) -> Observations:
-    """The same value at all that is observed."""
+    """Observations of a hypothetical event, with one value throughout."""
     shape = process.operator(like.new_zeros(1, process.length, *EVENT)).shape[1:]
     value = like.new_full((count, *shape), torch.nan)
     value[:, process.steps] = float(process.value)  # type: ignore[arg-type]
@@ -203,16 +203,16 @@ def _event(process: FlowProcess, count: int, like: Tensor) -> Observations:
 
 
 def scores(problem: FlowProblem, samples: Tensor, mean: Tensor | None = None) -> dict[str, Tensor]:
-    """What draws are worth, one number for each truth, (R).
+    """Scores of draws, one number for each truth, (R).
 
     Args:
-        problem: What was seen.
+        problem: Problem with its observations.
         samples: Draws (R, N, L, 2, N, N).
-        mean: Estimate of the mean where a method knows more than that of its draws, (R, L, 2, N, N).
+        mean: Posterior mean of a method that has one besides its draws, (R, L, 2, N, N).
 
     Returns:
         Means over states, channels and points: "squared_error" of the mean, "crps" (fair), "variance" (N + 1) / N s^2,
-        "coverage90" (NaN for a single draw), and of what was seen "misfit", the mean square of y - h(x) over the draws,
+        "coverage90" (NaN for a single draw), of the observations "misfit", the mean square of y - h(x) over the draws,
         and "spectral", the mean of |log10 E_draw / E_truth| over wavenumbers 1 to N / 3.
     """
     found: dict[str, list[Tensor]] = {}

@@ -33,7 +33,7 @@ _FINE = 128  # cells along a side on which events are simulated again
 
 
 def judge_process(plan: FlowPlan, label: str, found: Found) -> list[Verdict]:
-    """The bars of one process: residual, gain over rivals, spread against skill; only the main run is judged.
+    """Verdicts on one process: residual, gain over rivals, spread against skill; only the main run is judged.
 
     A gain is the mean over truths of the difference of root mean square errors, and passes where its 95 % interval
     (Student's t, paired) lies below 0. Intervals of the residual and of spread / skill are those of resampled truths.
@@ -41,18 +41,20 @@ def judge_process(plan: FlowPlan, label: str, found: Found) -> list[Verdict]:
     process, verdicts = plan.processes[label], []
     for name in (n for n in plan.runs if n in found):
         own, row = found[name].scores, f"{label} {name}"
-        held = plan.judged and name == plan.main and process.value is None
+        applies = plan.judged and name == plan.main and process.value is None
         low, high = (1 - _BAND) * process.std, (1 + _BAND) * process.std
         bar = Bar(row, "residual", low, high, published=plan.residual.get(label, math.nan))
-        verdicts.append(judge(bar, bootstrap(lambda s: s["misfit"].mean(-1).sqrt(), own), held=held))
+        verdicts.append(judge(bar, bootstrap(lambda s: s["misfit"].mean(-1).sqrt(), own), applies=applies))
         if process.value is not None:
             continue
         error = own["squared_error"].sqrt()
         for rival in (r for r in ("interpolation", "climatology") if r in found):
             gain = mean_interval((error - found[rival].scores["squared_error"].sqrt()).tolist())
-            verdicts.append(judge(Bar(row, f"rmse_minus_{rival}", high=0.0), gain, tested=gain[2], held=held))
+            verdicts.append(
+                judge(Bar(row, f"rmse_minus_{rival}", high=0.0), gain, tested=gain[2], applies=applies)
+            )
         ratio = bootstrap(lambda s: (s["variance"].mean(-1) / s["squared_error"].mean(-1)).sqrt(), own)
-        verdicts.append(judge(Bar(row, "spread_skill", *_SPREAD_SKILL), ratio, held=held))
+        verdicts.append(judge(Bar(row, "spread_skill", *_SPREAD_SKILL), ratio, applies=applies))
         verdicts.append(info(row, "rmse", *root(own)))
         verdicts.append(info(row, "crps", *mean_interval(own["crps"].tolist())))
     return verdicts
@@ -121,22 +123,22 @@ def show_results(
         )
 
 
-_WORDS = (
+_SCORE_NOTES = (
     "rmse: of the mean over draws (of climatology, gaussian and 4D-Var: of their own mean or minimum), "
     "root of the mean over truths, states, channels and points, with the 95 % interval of resampled "
     "truths. crps is fair; of a method with one draw it is the mean absolute error. spread_skill is "
     "sqrt((N + 1) / N mean variance) / rmse. coverage90 counts truths between the 5 % and 95 % quantiles "
-    "of the draws, which calibrated ensembles of N hold in 0.9 (N - 1) / (N + 1) of the cases. residual "
+    "of the draws, which calibrated ensembles of N cover in 0.9 (N - 1) / (N + 1) of the cases. residual "
     "is the root mean square of y - h(x) over draws, which for draws of the posterior is the error's std. "
     "spectral is the mean over wavenumbers 1 to 21 of |log10| of the ratio of kinetic energy to the "
     "truth's. evaluations are those of the network for one draw, a backward pass counted as two."
 )
-_RIVALS = (
+_BASELINE_NOTES = (
     "climatology: other trajectories, around the mean flow. persistence: the latest observed frame, "
-    "interpolated in space. interpolation: anomalies joined by lines in space and time. gaussian: optimal "
+    "interpolated in space. interpolation: anomalies, linear in space and time. gaussian: optimal "
     "interpolation in space and time, the posterior of a Gaussian of trajectories in closed form (non- "
-    "linear sensors linearized anew). 4D-Var: weak constraint, with the solver on 64 x 64 cells, whose "
-    "truncation and lack of what is below the cells is what its model error stands for; its first guess "
+    "linear sensors relinearized). 4D-Var: weak constraint, with the solver on 64 x 64 cells; its model "
+    "error covers truncation and subgrid scales; its first guess "
     "is that of gaussian."
 )
 
@@ -150,7 +152,7 @@ def write_pages(
         save_figure(figure, folder / "figures" / f"{name}.png")
     judged = [verdict for verdict in verdicts if verdict.judged]
     bars = Table(
-        [line(v) for v in judged or verdicts], "Bars" if judged else "Bars, too few truths to judge", None
+        [line(v) for v in judged or verdicts], "Bars" if judged else "Bars, too few truths for verdicts", None
     )
     tables = [
         Table(lines(plan, label, found), f"{label}: {plan.processes[label].title}", plan.main)
@@ -164,7 +166,7 @@ def write_pages(
     ]
     sections = [
         Section("Bars", [bars, plan.source]),
-        Section("Scores", [*tables, _WORDS, _RIVALS]),
+        Section("Scores", [*tables, _SCORE_NOTES, _BASELINE_NOTES]),
         *(Section(title, [Picture(figure, title)]) for title, figure in made.values()),
         Section("Set-up", [Verbatim(yaml.safe_dump(_setup(plan), sort_keys=False), "the work")]),
     ]

@@ -1,4 +1,4 @@
-"""Whether draws move as the flow does: their states beside those that the solver makes of the first."""
+"""Dynamical consistency of draws: their states beside those of the solver from the same first state."""
 
 from typing import NamedTuple
 
@@ -11,12 +11,12 @@ from slams.systems.flows.kolmogorov import KolmogorovFlow
 
 
 class Resimulation(NamedTuple):
-    """Draws simulated again.
+    """Resimulation of draws.
 
     Attributes:
-        states: Of the solver, from each draw's first, (N, L, 2, n, n).
-        error: Root mean square of the difference to the draws at each step, (L).
-        persistence: The same for the first state held, (L).
+        states: States of the solver from each draw's first state, (N, L, 2, n, n).
+        error: Root mean square difference from the draws at each step, (L).
+        persistence: The same for persistence of the first state, (L).
         apart: The same for states of different draws, or of different steps where there is one draw.
     """
 
@@ -31,15 +31,15 @@ def resimulate(draws: Tensor, fine: int, *, dt: float = 0.2) -> Resimulation:
     """Solve on from the first state of each draw, on a finer grid.
 
     Args:
-        draws: (N, L, 2, n, n).
+        draws: Draws, (N, L, 2, n, n).
         fine: Cells along a side, a multiple of n.
         dt: Model time between two states.
 
     Returns:
-        What comes of it.
+        The resimulated states and their differences from the draws.
 
     Raises:
-        FloatingPointError: If the solver blows up, as it does from states faster than it is laid out for.
+        FloatingPointError: If the solver diverges, as from states with larger velocities than its time step allows.
     """
     factor = fine // draws.shape[-1]
     flow = KolmogorovFlow(fine, dt=dt)
@@ -49,7 +49,7 @@ def resimulate(draws: Tensor, fine: int, *, dt: float = 0.2) -> Resimulation:
         x = finite(
             flow(x),
             f"the flow from a draw's first state is not finite after {k} of {draws.shape[1] - 1} steps (largest "
-            f"speed at the start {float(draws[:, 0].abs().max()):g}); the draw is no state of this flow.",
+            f"speed at the start {float(draws[:, 0].abs().max()):g}); the draw is no valid state of this flow.",
         )
         states.append(coarsen(x, factor))
     again = torch.stack(states, 1)

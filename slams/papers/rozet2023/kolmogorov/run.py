@@ -70,8 +70,8 @@ class FlowPrior:
     Attributes:
         denoiser: Denoiser of trajectories.
         mean: Mean flow, (2, N, N).
-        covariance: Makes the covariance of trajectories of a length.
-        fingerprint: Digest of all of it.
+        covariance: Function from a length to the covariance of trajectories.
+        fingerprint: Digest of all attributes.
     """
 
     denoiser: Denoiser
@@ -81,7 +81,7 @@ class FlowPrior:
     systems: dict[str, LatticeSystem] = field(default_factory=dict)
 
     def system(self, process: FlowProcess) -> LatticeSystem:
-        """What solves for values on a lattice, its matrices kept from truth to truth; one process at a time."""
+        """Innovation system of lattice values, its matrices kept from truth to truth; one process at a time."""
         key = repr(process)
         if key not in self.systems:
             self.systems.clear()
@@ -94,7 +94,7 @@ class FlowPrior:
 
 
 class _Method(NamedTuple):
-    """How draws are made of some truths, what they depend on, how many truths at once, and network evaluations."""
+    """A method: function of the problem, its inputs, number of truths at once, and network evaluations."""
 
     make: Callable[..., Draws]
     inputs: Mapping[str, Any]
@@ -105,17 +105,17 @@ class _Method(NamedTuple):
 def run(
     path: Path, folder: Path, overrides: Sequence[str], console: Console, *, train: bool = False
 ) -> list[Verdict]:
-    """Trajectories, weights, runs, tables and figures; the same call goes on where it stopped.
+    """Make trajectories, weights, runs, tables and figures; the same call resumes an interrupted run.
 
     Args:
         path: File of the plan.
         folder: Folder of the results.
-        overrides: Such as "size=reduced" or "members=16".
-        console: Where progress is shown.
+        overrides: Overrides such as "size=reduced" or "members=16".
+        console: Console for the progress.
         train: Whether to train anew, into the folder, instead of using shipped weights.
 
     Returns:
-        A verdict for each bar; without judgement where there are too few truths.
+        A verdict for each bar; INFO where there are too few truths.
     """
     plan = read_plan(path, overrides)
     console.say(f"{plan.title} ({plan.source})")
@@ -185,7 +185,7 @@ def _train(plan: FlowPlan, net: FlowNet, data: Path, own: Path, console: Console
 
 
 def _mean_flow(denoiser: Denoiser) -> Tensor:
-    """The mean that a denoiser was built around, (2, N, N); 0 of one that has none."""
+    """Mean of a denoiser's Gaussian, (2, N, N); 0 if it has none."""
     for module in denoiser.modules():
         mean = getattr(module, "mean", None)
         if isinstance(mean, Tensor) and mean.shape == EVENT:
@@ -196,7 +196,7 @@ def _mean_flow(denoiser: Denoiser) -> Tensor:
 def _methods(
     plan: FlowPlan, process: FlowProcess, priors: Mapping[str, FlowPrior], climate: Tensor
 ) -> dict[str, _Method]:
-    """Methods by name; those with a network are called as their runs."""
+    """Methods by name; those with a network have the names of their runs."""
     size, length, prior = plan.members, process.length, priors[plan.parts(plan.main)[0]]
 
     def climatology(part: FlowProblem, rng: torch.Generator) -> Draws:
@@ -255,7 +255,7 @@ def _kept(
     stages: Stages,
     console: Console,
 ) -> SDAOutcome:
-    """Truth after truth, each kept on disk, so that a killed run loses one.
+    """Outcomes truth by truth, each stored on disk, so that an interrupted run loses at most one.
 
     The outcome does not depend on how many truths there are, which come one after the other.
     """
@@ -281,7 +281,7 @@ def _kept(
 def _joined(
     kept: SDAOutcome, part: FlowProblem, samples: Tensor, mean: Tensor | None, seconds: float
 ) -> SDAOutcome:
-    """An outcome with the scores of some more truths; its example is of the first truth, but for the energy."""
+    """An outcome with the scores of further truths; its example is of the first truth, except for the energy."""
     new = scores(part, samples, mean)
     energy = torch.stack([spectrum(samples), spectrum(part.truth)]) * len(part.truth)
     if kept.scores:

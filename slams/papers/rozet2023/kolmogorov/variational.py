@@ -17,16 +17,16 @@ _LONG = 12  # steps from which on the model is run twice rather than kept in mem
 
 
 class FlowFourDVar:
-    """The most likely start and model errors of a flow: min 1/2 |c|^2 + 1/2 sum |(y_k - h(x_k)) / s|^2.
+    """Weak-constraint 4D-Var of a flow: min 1/2 |c|^2 + 1/2 sum |(y_k - h(x_k)) / s|^2.
 
     x_1 = m + B^(1/2) c_1, x_(k+1) = M(x_k) + Q^(1/2) c_(k+1). B is the climate's covariance, Q that of what one step of M
     misses, both diagonal in the wavenumbers of vorticity: M runs on the grid of the states, which are means over the
     cells of a finer one, and drops the third of their waves that it cannot carry.
 
     Args:
-        train: Trajectories to learn m, B and Q from, (n, T, 2, N, N).
-        samples: Trajectories that Q is measured on.
-        iterations: Of L-BFGS, for each length of a window.
+        train: Trajectories for estimating m, B and Q, (n, T, 2, N, N).
+        samples: Number of trajectories for estimating Q.
+        iterations: Iterations of L-BFGS, for each length of a window.
         strong: Whether to leave out model errors.
 
     Windows of more than 8 states are fitted from their beginning on, each fit starting from that of a shorter one.
@@ -60,12 +60,12 @@ class FlowFourDVar:
         """The minimum for each truth, and those with perturbed observations and background.
 
         Args:
-            problem: What was seen.
-            first_guess: Of x_1, (R, 2, N, N).
-            members: How many perturbed minima for each truth.
+            problem: Problem with its observations.
+            first_guess: First guess of x_1, (R, 2, N, N).
+            members: Number of perturbed minima for each truth.
             rng: Generator of the perturbations.
-            rows: Truths at once.
-            progress: Called with how many truths are done.
+            rows: Number of truths at once.
+            progress: Callback with the number of finished truths.
 
         Returns:
             (R, L, 2, N, N), and (R, N, L, 2, N, N) or None.

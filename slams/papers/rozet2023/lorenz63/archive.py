@@ -20,12 +20,12 @@ _PRIOR = ((64.0, 50.0, 0.0), (50.0, 81.0, 0.0), (0.0, 0.0, 75.0))
 
 @dataclass(frozen=True)
 class Lorenz63Archive:
-    """Which trajectories are simulated.
+    """Settings of the simulated trajectories.
 
     Attributes:
-        count: Trajectories; 8 of 10 are for training, one each for validation and test.
-        spin_up: Transitions that are dropped.
-        length: States kept of each.
+        count: Number of trajectories; 8 of 10 are for training, one each for validation and test.
+        spin_up: Number of dropped transitions.
+        length: Number of states kept of each.
         seed: Trajectory i draws from a generator of this seed and i.
     """
 
@@ -58,7 +58,7 @@ def simulate(archive: Lorenz63Archive) -> Tensor:
     """Normalised trajectories, (count, length, 3), each with its own random numbers.
 
     Args:
-        archive: Which.
+        archive: Settings of the trajectories.
     """
     system = noisy_lorenz63(torch.float64)
     rngs = [fork(archive.seed, "trajectory", i) for i in range(archive.count)]
@@ -74,12 +74,12 @@ def simulate(archive: Lorenz63Archive) -> Tensor:
 
 
 def trajectories(folder: Path, archive: Lorenz63Archive, console: Console | None = None) -> dict[str, Tensor]:
-    """The archive's three parts, simulated where they are not on disk.
+    """The archive's three parts, from disk or simulated.
 
     Args:
         folder: Folder of the archive.
-        archive: Which trajectories.
-        console: Where progress is shown.
+        archive: Settings of the trajectories.
+        console: Console for the progress.
 
     Returns:
         Normalised trajectories (n, length, 3) of "train", "valid" and "test".

@@ -30,7 +30,7 @@ def quality_figure(
     Colours are nets and guidances, marks samplers; lines join samplers that differ in the number behind their name.
 
     Args:
-        outcomes: By process and method.
+        outcomes: Outcomes by process and method.
         floor: Method drawn as a dashed line.
         title: Title of the figure.
     """
@@ -108,7 +108,7 @@ def trajectory_figure(problem: Lorenz63Problem, draws: Mapping[str, Tensor]) -> 
     """The observed coordinate of draws for the first truth, with truth and observations; one panel a method.
 
     Args:
-        problem: What was seen.
+        problem: Problem with its observations.
         draws: Normalised draws (N, L, 3) by method.
     """
     columns = 3

@@ -1,4 +1,4 @@
-"""What the reproduction on noisy Lorenz-63 does: nets, samplers, guidances, runs and bars."""
+"""Plan of the reproduction on noisy Lorenz-63: networks, samplers, guidances, runs and bars."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from slams.papers.table import Bar
 
 @dataclass(frozen=True, kw_only=True)
 class Lorenz63Plan(SDAPlan):
-    """A reproduction; see also `SDAPlan`. W1 and its floor depend on the number of draws.
+    """Plan of the reproduction; see also `SDAPlan`. W1 and its floor depend on the number of draws.
 
     Attributes:
-        particles: Particles of the smoothers.
-        archive: Trajectories to learn from and to test on.
-        processes: What is observed.
-        curves: Further runs.
-        reduced: Further runs.
-        full: Further runs.
-        more: Which of the further runs are made.
-        bars: Judged where their runs were made, `case` being the process. Metrics are "w1_ratio" to the floor, the
+        particles: Number of particles of the smoothers.
+        archive: Settings of the training and test trajectories.
+        processes: Observing networks by name.
+        curves: Runs of "curves" in `more`.
+        reduced: Runs of "reduced" in `more`.
+        full: Runs of "full" in `more`.
+        more: Names of the groups of further runs: "curves", "reduced" and "full".
+        bars: Bounds on the scores of runs, `case` being the process. Metrics are "w1_ratio" to the floor, the
             difference from the smoother's "log_prior" or "log_likelihood", or "absolute_log_prior", the number itself;
             with `against` "w1_ratio" to that run's W1, "log_prior_gap", how much further from the smoother's log p(x)
             than it, and "saved", its network evaluations over ours. Published are numbers of 64 observations and 1024
@@ -49,11 +49,11 @@ class Lorenz63Plan(SDAPlan):
 
     @property
     def chosen(self) -> list[str]:
-        """Runs to be made."""
+        """Selected runs."""
         return list(dict.fromkeys((*self.runs, *(run for name in self.more for run in getattr(self, name)))))
 
     def inputs(self, label: str) -> dict[str, Any]:
-        """What all results of a process depend on."""
+        """Plain values that all results of a process depend on."""
         numbers = {name: getattr(self, name) for name in ("seed", "replicates", "members", "particles")}
         return {**numbers, "archive": self.archive, "process": self.processes[label]}
 

@@ -1,4 +1,4 @@
-"""The smoothing problem of SDA on noisy Lorenz-63: what is seen, references, rivals and scores."""
+"""The smoothing problem of SDA on noisy Lorenz-63: observations, references, rivals and scores."""
 
 import math
 from collections.abc import Callable
@@ -27,12 +27,12 @@ _BLOWN = 8.0  # normalised; the attractor ends at 3
 
 @dataclass(frozen=True)
 class Lorenz63Process:
-    """How the normalised first coordinate is seen.
+    """Observing network of the normalised first coordinate.
 
     Attributes:
         every: Steps from one observation to the next.
-        std: Of the error.
-        length: States of the trajectory.
+        std: Standard deviation of the observation error.
+        length: Number of states of the trajectory.
     """
 
     every: int
@@ -40,7 +40,7 @@ class Lorenz63Process:
     length: int = 65
 
     def survey(self) -> Survey:
-        """Of normalised states."""
+        """Survey of normalised states."""
         return Survey(
             {"a": Select(torch.tensor([0]), event=1)}, {"a": Isotropic(self.std**2)}, every=self.every
         )
@@ -48,12 +48,12 @@ class Lorenz63Process:
 
 @dataclass(frozen=True)
 class Lorenz63Problem:
-    """Truths and what was seen of them.
+    """Truths and their observations.
 
     Attributes:
-        process: How.
-        truth: Normalised, (R, L, 3).
-        observations: Of normalised states, values (R, L, 1).
+        process: Observing network.
+        truth: Normalised truths, (R, L, 3).
+        observations: Observations of normalised states, values (R, L, 1).
     """
 
     process: Lorenz63Process
@@ -157,13 +157,13 @@ def variational(problem: Lorenz63Problem, size: int, climate: Tensor, rng: torch
 
 
 def climatology(problem: Lorenz63Problem, size: int, train: Tensor, rng: torch.Generator) -> Tensor:
-    """Pieces of training trajectories, whatever was seen."""
+    """Random segments of training trajectories, regardless of the observations."""
     count, length = problem.truth.shape[:2]
     return draw_pieces(train, (count, size), length, rng)
 
 
 def interpolated(problem: Lorenz63Problem, size: int, train: Tensor) -> Tensor:
-    """Observations joined by lines, and the climatological mean of what is not seen, N times the same."""
+    """Linear interpolation of the observations, and the climatological mean of unobserved coordinates, N equal copies."""
     value = problem.observations["a"].value[..., 0]
     steps = torch.arange(0, value.shape[1], problem.process.every)
     known = value[:, steps]
@@ -177,16 +177,16 @@ def interpolated(problem: Lorenz63Problem, size: int, train: Tensor) -> Tensor:
 
 
 def scores(problem: Lorenz63Problem, samples: Tensor, reference: Tensor) -> dict[str, Tensor]:
-    """What a method's draws are worth, one number for each truth, (R).
+    """Scores of a method's draws, one number for each truth, (R).
 
     Args:
-        problem: What was seen.
+        problem: Problem with its observations.
         samples: Normalised draws (R, N, L, 3).
-        reference: Draws of the posterior itself, same shape.
+        reference: Draws of the exact posterior, same shape.
 
     Returns:
         "w1" and "rmse" of the mean [units of the states], "log_prior" = E log p(x_2..x_L | x_1) and "log_likelihood" =
-        E log p(y | x) [nats], and "blown", the share of draws that left the attractor; these count in no mean.
+        E log p(y | x) [nats], and "blown", the fraction of draws that left the attractor; these count in no mean.
     """
     system = noisy_lorenz63(torch.float64)
     out: dict[str, list[float]] = {n: [] for n in ("w1", "log_prior", "log_likelihood", "rmse", "blown")}

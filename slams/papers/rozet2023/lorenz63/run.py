@@ -50,17 +50,17 @@ Make = Callable[[], Drawn]
 def run(
     path: Path, folder: Path, overrides: Sequence[str], console: Console, *, train: bool = False
 ) -> list[Verdict]:
-    """Data, weights, references, runs, tables and figures; the same call goes on where it stopped.
+    """Make data, weights, references, runs, tables and figures; the same call resumes an interrupted run.
 
     Args:
         path: File of the plan.
         folder: Folder of the results.
-        overrides: Such as "replicates=64" or "size=full".
-        console: Where progress is shown.
+        overrides: Overrides such as "replicates=64" or "size=full".
+        console: Console for the progress.
         train: Whether to train anew, into the folder, instead of using shipped weights.
 
     Returns:
-        A verdict for each bar whose run was made.
+        A verdict for each bar on these runs.
     """
     plan = read_plan(path, overrides)
     console.say(f"{plan.title} ({plan.source})")
@@ -93,10 +93,10 @@ def run(
 
 
 def judge_process(plan: Lorenz63Plan, label: str, found: Found) -> list[Verdict]:
-    """The bars of one process, on medians over truths; differences and ratios are those of each truth.
+    """Verdicts on the bars of one process, on medians over truths; differences and ratios are paired by truth.
 
-    Rows of the status INFO give the share of draws that left the attractor, and how many distinct first states the
-    smoother's draws have.
+    Rows of the status INFO: the fraction of draws that left the attractor, and the number of distinct first states in the
+    smoother's draws.
     """
     bars = [bar for bar in plan.bars if bar.case == label and {bar.row, bar.against or bar.row} <= set(found)]
     verdicts = []
@@ -166,7 +166,7 @@ def _net(
 
 @dataclasses.dataclass(frozen=True)
 class _Case:
-    """One process: its problem, and the results that are kept of it."""
+    """One process: its problem and its stored results."""
 
     plan: Lorenz63Plan
     label: str
@@ -176,7 +176,7 @@ class _Case:
     console: Console
 
     def guided(self, name: str, denoiser: Denoiser, fingerprint: str) -> SDAOutcome:
-        """Draws of a net."""
+        """Draws of a network."""
         plan = self.plan
         _, sampler, settings = plan.parts(name)
 
@@ -198,7 +198,7 @@ class _Case:
         return self._kept(name, {"net": fingerprint, "sampler": sampler, "guidance": settings}, make)
 
     def rivals(self) -> dict[str, SDAOutcome]:
-        """Methods that need no net; the second particle smoother is the floor."""
+        """Methods without a network; the second particle smoother is the floor."""
         problem, size = self.problem, self.plan.members
         climate, rng = self.train[:, ::64].reshape(-1, 3), partial(fork, self.plan.seed, self.label)
         drawn: dict[str, Callable[[], Tensor]] = {
@@ -215,7 +215,7 @@ class _Case:
         return {name: self._kept(name, {}, make) for name, make in made.items()}
 
     def reference(self) -> Tensor:
-        """Draws of the first particle smoother, (R, N, L, 3), made once."""
+        """Draws of the first particle smoother, (R, N, L, 3), computed once."""
         stage = Stage(f"{self.label} reference", self.plan.inputs(self.label))
         kept, _ = self.stages.keep(stage, lambda: ({"draws": self._smoothed("first", True)[0]}, {}))
         return kept["draws"]
@@ -232,7 +232,7 @@ class _Case:
         return draws.float(), 0.0, extra
 
     def _kept(self, name: str, inputs: Mapping[str, Any], make: Make) -> SDAOutcome:
-        """An outcome from disk where its inputs are the same, else made and kept."""
+        """An outcome from disk if its inputs are the same, else computed and stored."""
 
         def outcome() -> SDAOutcome:
             start = time.monotonic()
