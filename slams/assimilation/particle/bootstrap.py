@@ -19,6 +19,8 @@ from slams.systems.base import Dynamics
 
 Resampling = Literal["systematic", "residual"]
 
+_TRIALS = 128  # members whose moves tell how far the model's noise carries
+
 
 class BootstrapPF(Filter):
     """Bootstrap filter: w_i <- w_i p(y | x_i), and resampling where few members carry the weight.
@@ -149,8 +151,10 @@ class BootstrapPF(Filter):
 class AuxiliaryPF(BootstrapPF):
     """Auxiliary filter: members are chosen by how well their forecast will fit, before they move.
 
-    With a point m_i that stands for where member i goes, members are drawn with g_i ~ w_i p(y | m_i), moved,
-    and weighted with p(y | x_i) / p(y | m_i).
+    With a point m_i that stands for where member i goes, members are drawn with g_i ~ w_i q(y | m_i), moved,
+    and weighted with p(y | x_i) / q(y | m_i). The look-ahead q = N(h(m_i), R + S) is as wide as observation and model
+    together, S the mean over members of (h(x_i) - h(m_i)) (h(x_i) - h(m_i))^T for a trial move x_i: with R alone, sharper
+    than the model's noise, nearly all members would be those of few points, and the weights of the moved ones unbounded.
 
     Args:
         dynamics: The model.
@@ -162,7 +166,8 @@ class AuxiliaryPF(BootstrapPF):
         common: See `FilterKeywords`.
 
     Source:
-        Pitt & Shephard (1999), doi:10.1080/01621459.1999.10474153, section 3.
+        Pitt & Shephard (1999), doi:10.1080/01621459.1999.10474153, section 3; a look-ahead no sharper than
+        the target: Johansen & Doucet (2008), doi:10.1016/j.spl.2008.01.032.
     """
 
     def __init__(
@@ -186,7 +191,7 @@ class AuxiliaryPF(BootstrapPF):
         before = self._weights(x, memory)
         point = self._forecast_point(x, memory, rng)
         seen = whitened_residual(coming, point)
-        fit = log_likelihood(seen)
+        fit = log_likelihood(self._widened(seen, coming, x, memory, rng))
         first = normalise(before + fit, before)
         needed = (self._few(first) & torch.isfinite(fit).any(-1))[..., None]
         index = torch.where(
@@ -210,6 +215,17 @@ class AuxiliaryPF(BootstrapPF):
         """Weigh; members are chosen before the next move."""
         self._weigh(forecast, observation, Memory() if memory is None else memory)
         return forecast
+
+    def _widened(self, seen: Tensor, coming: Observation, x: Tensor, memory: Memory, rng: Rng) -> Tensor:
+        """Residuals (*B, N, O) of the points in units of R + S, S from a trial move of some members."""
+        axis, some = seen.ndim - 2, min(seen.shape[-2], _TRIALS)
+        trial = super().forecast(x.narrow(axis, 0, some), memory, rng=rng)
+        apart = whitened_residual(coming, trial) - seen[..., :some, :]
+        apart = torch.where(torch.isfinite(apart).all(-1, keepdim=True), apart, 0.0)
+        C = apart.mT @ apart / some
+        C.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        root = torch.linalg.cholesky_ex(C)[0]
+        return torch.linalg.solve_triangular(root, seen.mT, upper=False).mT
 
     def _forecast_point(self, x: Tensor, memory: Memory, rng: Rng) -> Tensor:
         if self.point is not None:

@@ -127,7 +127,8 @@ class Conditioning:
     def joint(cls, z: Tensor, Y: Tensor, d: Tensor, b: Tensor) -> "Conditioning":
         """The same with what the coordinates do not explain as an error, for widths b (*B, 1, 1)."""
         size, count = Y.shape[-2:]
-        if z.shape[-1] >= size - 1:
+        # members without linear dependence explain all they predict
+        if z.shape[-1] >= size - 1 and bool((z.abs().amax(-2) > 0).all()):
             return cls.of(z, Y, d)
         Y, d = (Y, d) if count < size else compressed(Y, d)
         G = Y.mT @ z / (size - 1)

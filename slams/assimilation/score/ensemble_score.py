@@ -102,23 +102,7 @@ class KernelScore:
     def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> FittedScore:
         """See `EnsembleScore.fit`; diagnostic "kernel", b."""
         b = self._width(z)
-        # kernels that do not shrink widen the mixture beyond N(0, 1)
-        if self.shrink and bool((b > ONE).all()):
-            return _gaussian(b)
-        wide = b[..., None, None]
-        points = (1 - wide * wide).sqrt() * z if self.shrink else z
-        square = points.square().sum(-1).unsqueeze(-2)
-        factor = 1 / (wide * wide)
-
-        def both(x: Tensor) -> tuple[Tensor, Tensor]:
-            logits = factor * (x @ points.mT - 0.5 * square)
-            most = logits.amax(-1, keepdim=True)
-            shares = (logits - most).exp_()
-            total = shares.sum(-1, keepdim=True)
-            density = (most + total.log()).squeeze(-1) - 0.5 * (factor * x.square()).sum(-1)
-            return density, factor * ((shares @ points) / total - x)
-
-        return FittedScore(lambda x: both(x)[1], lambda x: both(x)[0], both, diagnostics={"kernel": b})
+        return kernel_score(z, b, shrink=self.shrink)
 
     def _width(self, z: Tensor) -> Tensor:
         """b, (*B)."""
@@ -126,6 +110,27 @@ class KernelScore:
             return z.new_full(z.shape[:-2], self.width)
         widths = candidates(z)
         return widths[leave_one_out(z, widths).argmax(-1)]
+
+
+def kernel_score(z: Tensor, b: Tensor, *, shrink: bool = True) -> FittedScore:
+    """Density and score of kernels of widths b (*B) about members (*B, N, r); see `KernelScore`."""
+    # kernels that do not shrink widen the mixture beyond N(0, 1)
+    if shrink and bool((b > ONE).all()):
+        return _gaussian(b)
+    wide = b[..., None, None]
+    points = (1 - wide * wide).sqrt() * z if shrink else z
+    square = points.square().sum(-1).unsqueeze(-2)
+    factor = 1 / (wide * wide)
+
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = factor * (x @ points.mT - 0.5 * square)
+        most = logits.amax(-1, keepdim=True)
+        shares = (logits - most).exp_()
+        total = shares.sum(-1, keepdim=True)
+        density = (most + total.log()).squeeze(-1) - 0.5 * (factor * x.square()).sum(-1)
+        return density, factor * ((shares @ points) / total - x)
+
+    return FittedScore(lambda x: both(x)[1], lambda x: both(x)[0], both, diagnostics={"kernel": b})
 
 
 def _gaussian(b: Tensor) -> FittedScore:

@@ -25,11 +25,15 @@ class Likelihood:
     shift: Tensor
     unit: Tensor
 
+    def value(self, z: Tensor) -> Tensor:
+        """l, (*B, N)."""
+        return -0.5 * self._misfit(z).square().sum(-1)
+
     def gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """l, (*B, N), and grad l, (*B, N, d)."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            value = -0.5 * self._misfit(z).square().sum(-1)
+            value = self.value(z)
             (slope,) = torch.autograd.grad(value.sum(), z)
         return value.detach(), slope
 

@@ -307,3 +307,25 @@ def test_settings_that_cannot_be_are_refused():
 def _one(observation: Observation) -> Observation:
     """The first of replicates that all see the same."""
     return Observation(observation.value[0], observation.operator, observation.noise)
+
+
+@pytest.mark.parametrize("model, error", [(1.0, 0.1), (0.3, 0.05)])
+def test_look_ahead_at_observations_sharper_than_the_models_noise(model, error):
+    """x' = 0.9 x + e: mean and variance of 64 replicates as near to Kalman's as those of the bootstrap filter.
+
+    Mean absolute errors after the first step are at most 1.3 times the bootstrap filter's, which are 0.012 to 0.021;
+    weighting points by R alone makes them 15 to 32 times as large. Each is an average of 256 values, so that the ratio is
+    1 +- 0.08: a false alarm in 1e4 fresh seeds; the seed is fixed.
+    """
+    one = torch.eye(1, dtype=torch.float64)
+    system = LinearGaussian(0.9 * one, model**2 * one, torch.zeros(1, dtype=torch.float64), one)
+    truth = system.trajectory(system.initial(64, rng=generator(3)), 4, rng=generator(4))
+    observations = Survey(Identity(), error**2).observe(truth, rng=generator(5))
+    exact = system.filter(observations)
+    std = exact.cov.diagonal(dim1=-2, dim2=-1).sqrt()
+    found = []
+    for method in (BootstrapPF(system, threshold=1.0), AuxiliaryPF(system)):
+        posterior = method.assimilate(observations, 16384, keep="moments", rng=generator(6))
+        mean, variance = (posterior.mean - exact.mean) / std, posterior.variance / std**2 - 1
+        found.append(torch.stack([x[:, 1:].abs().mean() for x in (mean, variance)]))
+    assert (found[1] < 1.3 * found[0]).all(), f"bootstrap {found[0].tolist()}, auxiliary {found[1].tolist()}"

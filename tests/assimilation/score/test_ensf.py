@@ -117,7 +117,7 @@ def test_iterations_change_nothing_where_the_operator_is_linear():
 
 
 def test_iterations_follow_an_operator_that_bends():
-    """Prior N(0, 1), arctan x = 0.9 with error 0.05: the mean within 0.02 of quadrature; at first beyond 0.09."""
+    """Prior N(0, 1), arctan x = 0.9 with error 0.05: the mean within 0.02 of quadrature, the first beyond 0.04."""
     place = (torch.arange(400, dtype=DOUBLE) + 0.5) / 400
     E = math.sqrt(2) * torch.erfinv(2 * place - 1)[None, :, None]
     observation = arctan(1, torch.full((1, 1), 0.9, dtype=DOUBLE), 0.05)
@@ -126,10 +126,10 @@ def test_iterations_follow_an_operator_that_bends():
     exact = (grid * density).sum() / density.sum()
 
     def error(count: int) -> float:
-        method = EnSF(still(1), kernel=1 - 1e-12, iterations=count)
+        method = EnSF(still(1), kernel=1 - 1e-12, iterations=count, likelihood="linearized")
         return abs(float(method.analyse(E, observation).mean() - exact))
 
-    assert error(4) < 0.02 < 0.09 < error(1)
+    assert error(4) < 0.02 < 0.04 < error(1)
 
 
 @pytest.mark.parametrize("local", [False, True])
