@@ -146,8 +146,9 @@ class Stages:
         """
         found = self.load(stage)
         if found is None:
-            found = make()
-            self.save(stage, *found)
+            self.save(stage, *make())
+            found = self.load(stage)  # rounding depends on how numbers lie in memory, and a resumed run reads them
+            assert found is not None
         return found
 
     def load(self, stage: Stage) -> Result | None:
