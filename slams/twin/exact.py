@@ -7,7 +7,7 @@ from slams.assimilation.baseline.gaussian import normal_crps
 from slams.observation.observation import Observations
 from slams.systems.base import Dynamics
 from slams.systems.doublewell import DoubleWell
-from slams.systems.gridfilter import GridBelief, grid_filter
+from slams.systems.gridfilter import GridPosterior, grid_filter
 from slams.systems.linear import LinearGaussian
 from slams.twin.scores import wrong_sign
 
@@ -46,10 +46,10 @@ def exact(model: Dynamics, truth: Tensor, observations: Observations) -> tuple[s
         }
         name, calls = "Kalman", 1 + truth.shape[-1]
     elif isinstance(model, DoubleWell):
-        belief = grid_filter(model, observations, count=_POINTS)
-        mean, variance = belief.mean, belief.variance
+        posterior = grid_filter(model, observations, count=_POINTS)
+        mean, variance = posterior.mean, posterior.variance
         error = mean - truth
-        numbers = _of_density(belief, truth[..., 0]) | wrong_sign(mean, truth)
+        numbers = _of_density(posterior, truth[..., 0]) | wrong_sign(mean, truth)
         name, calls = "grid filter", _POINTS
     else:
         raise ValueError(
@@ -64,13 +64,13 @@ def exact(model: Dynamics, truth: Tensor, observations: Observations) -> tuple[s
     return name, mean, variance, numbers
 
 
-def _of_density(belief: GridBelief, truth: Tensor) -> Numbers:
+def _of_density(posterior: GridPosterior, truth: Tensor) -> Numbers:
     """CRPS, int (F(x) - 1{x >= truth})^2 dx, and whether the truth lies between the quantiles of 5 and 95 %, (B, L)."""
-    step = belief.points[1] - belief.points[0]
-    cdf = (belief.density.cumsum(-1) - belief.density / 2) * step
-    above = (belief.points >= truth.unsqueeze(-1)).to(cdf)
-    place = torch.searchsorted(belief.points, truth.unsqueeze(-1).contiguous()).clamp(
-        max=len(belief.points) - 1
+    step = posterior.points[1] - posterior.points[0]
+    cdf = (posterior.density.cumsum(-1) - posterior.density / 2) * step
+    above = (posterior.points >= truth.unsqueeze(-1)).to(cdf)
+    place = torch.searchsorted(posterior.points, truth.unsqueeze(-1).contiguous()).clamp(
+        max=len(posterior.points) - 1
     )
     at = cdf.gather(-1, place).squeeze(-1)
     return {

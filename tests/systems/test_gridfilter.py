@@ -103,3 +103,11 @@ def test_the_model_error_of_unforeseen_flips_is_large():
         return math.sqrt(float(error.square().mean()))
 
     assert rmse(0.05) < 0.1 < rmse(0.0)
+
+
+def test_old_name_of_the_posterior_warns():
+    """GridBelief is GridPosterior until version 0.4."""
+    import slams.systems
+
+    with pytest.warns(FutureWarning, match="GridPosterior"):
+        assert slams.systems.GridBelief is slams.systems.GridPosterior
