@@ -1,4 +1,4 @@
-"""What comes from elsewhere may name files, but neither choose where they go nor run anything."""
+"""Safety of external input: it may name files, but neither choose their location nor run code."""
 
 import gzip
 import json
@@ -28,7 +28,7 @@ def is_address(source: str | os.PathLike[str]) -> bool:
         True for http and https.
 
     Raises:
-        ValueError: For any other scheme, `file:` included.
+        ValueError: If the address has any other scheme, `file:` included.
 
     >>> is_address("https://example.org/precip.1998.nc"), is_address("mirror/precip.1998.nc")
     (True, False)

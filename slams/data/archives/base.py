@@ -23,7 +23,7 @@ class Archive(Convention):
     Attributes:
         url: Base address.
         file: Name of a file there; with `{year}`, one a year.
-        folder: Where `slams data` puts its files and stores.
+        folder: Folder of files and stores of `slams data`.
         first_year: First year of the archive.
         delay: Days after the end of a year until its file is complete.
     """
@@ -40,21 +40,21 @@ class Archive(Convention):
 
     @property
     def method(self) -> dict[str, str]:
-        """How each variable is put on another grid."""
+        """Regridding method of each variable."""
         return {quantity.name: quantity.method for quantity in self.quantities}
 
     @property
     def period(self) -> Mapping[str, Period]:
-        """What a value of each variable stands for in time."""
+        """Validity period of the values of each variable."""
         return {quantity.name: quantity.period for quantity in self.quantities}
 
     @property
     def transforms(self) -> dict[str, tuple[str, ...]]:
-        """What models may see of each variable."""
+        """Allowed transforms of each variable."""
         return {quantity.name: quantity.transforms for quantity in self.quantities}
 
     def items(self, years: Sequence[int], source: str | Path | None = None) -> list[Item]:
-        """What to download for some years.
+        """Files to download for some years.
 
         Args:
             years: The years wanted.
@@ -101,7 +101,7 @@ class Archive(Convention):
             folder: The data folder.
             jobs: Downloads at a time.
             offline: Use only what is there.
-            progress: As of `fetch`.
+            progress: Progress bars, as in `fetch`.
             variables: Those wanted, where they can be had one by one; None takes all.
 
         Returns:

@@ -22,7 +22,7 @@ _HOW = (
 
 
 def request(variable: str, year: int, month: int, hour: int = 0) -> dict[str, Any]:
-    """What is asked for: a month of a variable at one hour, on the levels and the grid of the system.
+    """One request: a month of a variable at one hour, on the levels and the grid of the system.
 
     Args:
         variable: Short name, such as "t".
@@ -91,7 +91,7 @@ def retrieve(
         check: Tests the header of a file.
         offline: Use only what is there.
         progress: Called with the name of each file that is there.
-        make_client: Makes the client once one is needed.
+        make_client: Constructor of the client, called at the first request.
 
     Returns:
         Paths in order of variable and time.

@@ -83,7 +83,7 @@ class ERA5(Archive):
             folder: The data folder.
             jobs: Downloads at a time.
             offline: Use only what is there.
-            progress: As of `fetch`.
+            progress: Progress bars, as in `fetch`.
             variables: Those wanted, where they can be had one by one; None takes all.
 
         Returns:
@@ -188,7 +188,7 @@ class ERA5(Archive):
         if array.attrs.get("source_name") not in ("z", "geopotential") or "level" not in array.dims:
             return array
         level = float(array.level.min())
-        if level > 850:  # too near the ground for the ratio to tell
+        if level > 850:  # too near the ground for the ratio to be decisive
             return array
         height = 7400.0 * np.log(1013.25 / level)
         first = array.isel(time=0).sel(level=level)  # one record: the others may be on disk
@@ -210,7 +210,7 @@ def _layout(dataset: xr.Dataset, name: str) -> str | None:
 
 
 def parts_before(last: Path) -> int:
-    """How many parts come before the last one of a split zip, by its end record.
+    """Number of parts before the last one of a split zip, by its end record.
 
     Args:
         last: The part `NAME.zip`.

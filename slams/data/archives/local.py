@@ -18,7 +18,7 @@ def is_local(source: str | Path) -> Path | None:
     """A local source as a path, None for an address.
 
     Args:
-        source: As the user gave it.
+        source: Source as given by the user.
 
     Returns:
         The path, which exists.
@@ -38,7 +38,7 @@ def is_local(source: str | Path) -> Path | None:
 
 
 def years_in(dataset: xr.Dataset, path: Path) -> list[int]:
-    """Years of which an open file has records.
+    """Years with records in an open file.
 
     Args:
         dataset: The open file.

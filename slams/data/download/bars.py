@@ -25,7 +25,7 @@ def download_bars(console: Console | None = None) -> Iterator[Report]:
     """Bars for the files under way; each that is whole leaves one line.
 
     Args:
-        console: Where to; by default the standard error.
+        console: Output console; by default the standard error.
 
     Yields:
         What `fetch` wants as `progress`.

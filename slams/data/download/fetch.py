@@ -62,8 +62,8 @@ class Fetched:
     """One file that is there, whole and checked.
 
     Args:
-        item: What was asked for.
-        path: Where it lies: under the folder, or the local source itself.
+        item: Requested item.
+        path: Path of the file: under the folder, or the local source itself.
         fresh: Whether this run brought it, or found it changed.
     """
 
@@ -96,7 +96,7 @@ def fetch(
     hand is taken if it passes them too. A local source is read where it lies.
 
     Args:
-        items: What to get.
+        items: Items to download.
         folder: The data folder.
         jobs: Downloads at a time.
         offline: Use only what is there.
@@ -104,7 +104,7 @@ def fetch(
         timeout: Longest silence of a server [s].
         progress: Called with (name, bytes so far, bytes in all or None, remark) from several threads; see
             `download_bars`.
-        sleep: How to wait [s]; by default until somebody else's error ends all downloads.
+        sleep: Function that waits [s]; by default interrupted if another download fails.
         jitter: Source of the randomness in waiting times.
 
     Returns:

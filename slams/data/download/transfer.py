@@ -38,14 +38,14 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Version:
-    """Which content of an address the bytes belong to.
+    """Version of the content of an address.
 
     Args:
         url: The address.
-        etag: Of the server.
-        last_modified: Of the server.
-        strong: What If-Range may carry: equal exactly if every byte is.
-        length: Of the whole file [bytes].
+        etag: Entity tag from the server.
+        last_modified: Date of last modification from the server.
+        strong: Validator for If-Range, equal only if every byte is.
+        length: Length of the whole file [bytes].
     """
 
     url: str
@@ -57,14 +57,14 @@ class Version:
 
 @dataclass(frozen=True)
 class Connection:
-    """How to talk to servers.
+    """Settings of the connection to servers.
 
     Args:
-        session: Of this thread.
+        session: Session of this thread.
         retries: Attempts in a row that may bring nothing new.
         timeout: Longest silence [s].
         wait: Sleeps [s]; raises `Stopped` if all shall end.
-        jitter: Of the back-off, so that many clients don't come back at once.
+        jitter: Random factor of the back-off, so that clients do not retry simultaneously.
         report: Called with name, bytes so far, bytes in all, remark.
     """
 
@@ -95,13 +95,13 @@ def public(url: str) -> str:
 
 
 def partial_of(target: Path) -> tuple[Path, Path]:
-    """Where unfinished bytes lie, and what they are of."""
+    """Partial file of a download, and the version of its content."""
     part = target.with_name(f".{target.stem}.part{target.suffix}")  # readers may go by the suffix
     return part, target.with_name(f".{target.name}.part.json")
 
 
 def version_of(target: Path) -> Version | None:
-    """What is noted of a target's bytes, while they come and until the manifest has them."""
+    """Note on a target's bytes, kept during the download and until the manifest records them."""
     note = partial_of(target)[1]
     try:
         return Version(**json.loads(note.read_text(encoding="utf-8")))
@@ -122,9 +122,9 @@ def download(
 
     Args:
         url: Its address.
-        target: Where to; replaced only by a whole, checked file. Its note stays until `forget`.
+        target: Target file; replaced only by a complete, checked file. Its note stays until `forget`.
         verify: Raises ValueError if the bytes aren't the file.
-        connection: How to talk to the server.
+        connection: Connection settings.
         size: Published length [bytes].
         known: The version that lies at `target`: nothing is brought if it's still that one.
 
@@ -211,7 +211,7 @@ def _attempt(
 def _judge(
     response: requests.Response, url: str, target: Path, have: Version | None, offset: int
 ) -> tuple[Version, int]:
-    """What a response brings, and where its first byte belongs."""
+    """Version of the content of a response, and the offset of its first byte."""
     status, headers = response.status_code, response.headers
     if status == 200:
         return _version(response, url), 0
@@ -345,7 +345,7 @@ def _size(path: Path) -> int:
 
 
 def _plain(error: Exception) -> str:
-    """What a network error means, without the layers it came through."""
+    """Cause of a network error, without the layers of libraries."""
     if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):
         return "the server was silent for too long"
     if isinstance(error, urllib3.exceptions.ProtocolError):

@@ -49,7 +49,7 @@ class _Member:
 
     name: str
     size: int
-    mark: str  # tells contents apart without reading them
+    mark: str  # identifies the content without reading it
     open: Callable[[], IO[bytes]]
 
 
@@ -68,8 +68,8 @@ def unpack(
 
     Args:
         archive: The file, or its parts in order; see `parts_of`.
-        folder: Where to.
-        wanted: Which members, by name; the others aren't even looked at.
+        folder: Output folder.
+        wanted: Predicate on the names of members; others are not read.
         limit: Most bytes to write; by default what the disk has free.
         progress: Called with (archive's name, bytes so far, bytes in all, remark).
 
@@ -144,7 +144,7 @@ def _zip_members(archive: zipfile.ZipFile, path: Path, starts: Sequence[int]) ->
     for info in archive.infolist():
         info.header_offset += starts[info.volume]  # of its part, until here
         if hasattr(info, "_end_offset"):
-            info._end_offset = None  # newer Pythons compare it with offsets that don't know of parts
+            info._end_offset = None  # newer Pythons compare it with offsets that ignore parts
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _refused(path, info.filename, "a link or device")
@@ -162,7 +162,7 @@ def _tar_members(archive: tarfile.TarFile, path: Path) -> Iterator[_Member]:
             yield _Member(info.name, info.size, f"{info.mtime}", partial(_tar_content, archive, info))
     rest = archive.fileobj
     while rest is not None and rest.read(_BLOCK):
-        pass  # to the checksum at the end of what is compressed: nothing else tells a damaged content
+        pass  # to the checksum at the end of what is compressed: nothing else detects damaged content
 
 
 def _tar_content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:

@@ -14,7 +14,7 @@ def align(array: xr.DataArray, reference: xr.DataArray | xr.Dataset) -> xr.DataA
     interpolated: every point of the reference must be a point of the array within 0.001 degrees.
 
     Args:
-        array: As `read` returns it.
+        array: Array as returned by `read`.
         reference: With the coordinates lat and lon wanted (and level, where both have it).
 
     Returns:

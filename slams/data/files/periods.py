@@ -1,4 +1,4 @@
-"""Which stretch of time a record stands for, means over windows of time, and who belongs to which state."""
+"""Validity periods of records, means over time windows, and matching of records to states."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _RULES = {
 
 @dataclass(frozen=True)
 class Period:
-    """The stretch of time for which a value of a day stands, from 00 UTC of the day that labels it.
+    """Validity period of a daily value, relative to 00 UTC of the day that labels it.
 
     Args:
         start: Start [hours].
@@ -57,7 +57,7 @@ def bounds(days: np.ndarray, period: Period) -> np.ndarray:
 
     Args:
         days: (T), anything that becomes datetime64[D].
-        period: Where it lies in the day.
+        period: Validity period within the day.
 
     Returns:
         (T, 2), datetime64[s].
@@ -120,7 +120,7 @@ def average(
 
 
 def records_per(stamps: np.ndarray, width: np.timedelta64 = _DAY) -> int:
-    """How many records a whole window of time has, by the commonest step between stamps.
+    """Number of records of a complete time window, by the commonest step between stamps.
 
     Args:
         stamps: Rising.
@@ -180,7 +180,7 @@ def standard_times(stamps: np.ndarray, choice: Calendar = "refuse") -> tuple[np.
 
 @dataclass(frozen=True)
 class Match:
-    """Which record of each modality belongs to which state.
+    """Match the records of each modality to states.
 
     Args:
         dates: Dates of the states that every modality has a record for, datetime64[D].
@@ -207,10 +207,10 @@ def match(
 
     Args:
         periods: Start and end of each record (T, 2), rising, by modality.
-        state: Which of them is the state.
+        state: Modality of the state.
         rule: "end" takes the record whose period ends when the state's does: a snapshot at 00 UTC then closes
             the rain day before it. "start" compares the starts, "date" the labels (days of the starts).
-        tolerance: How far ends (starts) may lie apart: rain days end between 00 and 06 UTC or so in most
+        tolerance: Largest difference between ends (starts): rain days end between 00 and 06 UTC or so in most
             countries.
 
     Returns:

@@ -30,7 +30,7 @@ def read(
     label, so that 29 February is a gap there; a day that doesn't exist (30 February) is refused.
 
     Args:
-        modality: What to read.
+        modality: Modality to read.
         dates: Days wanted (anything that becomes datetime64[D]); those that the files hold are returned. None
             reads all.
         allow_empty_days: Accept days without any value, as when no station reported.
@@ -98,7 +98,7 @@ def write_netcdf(
     Args:
         dataset: A dataset, or a tree of them for a file with groups.
         path: The file.
-        encoding: As of `xarray.Dataset.to_netcdf`.
+        encoding: Encoding, as in `xarray.Dataset.to_netcdf`.
 
     Returns:
         The path of the file.

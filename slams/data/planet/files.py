@@ -30,7 +30,7 @@ def write_year(
     """Write those of a year's three files that are not complete, each whole or not at all.
 
     Args:
-        folder: Where the files go.
+        folder: Output folder.
         year: Calendar year; the first day is 1 January.
         latitude: Latitudes, north to south [degrees], (H,).
         longitude: Longitudes [degrees east], (W,).

@@ -27,18 +27,18 @@ _AHEAD = 2  # tasks in flight for each thread of a cluster: enough to keep it bu
 
 
 class FieldSource(Protocol):
-    """What processing asks of an archive; `method`, `period` and `transforms` may differ by variable.
+    """Interface of an archive in processing; `method`, `period` and `transforms` may differ by variable.
 
     Attributes:
-        name: How commands call it.
-        variables: What it holds.
+        name: Name in commands.
+        variables: Names of its variables.
     """
 
     name: str
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """What it holds."""
+        """Names of its variables."""
 
     def open(self, path: Path, variable: str) -> xr.DataArray:
         """One file, lazily: (time[, level], lat, lon) with one record a day or several."""
@@ -46,7 +46,7 @@ class FieldSource(Protocol):
 
 @dataclass
 class Processed:
-    """What a run of `process` found and did.
+    """Report of a run of `process`.
 
     Args:
         store: The store, None if no day had a value.
@@ -54,7 +54,7 @@ class Processed:
         added: Days added, by year.
         days: Days there now, by year.
         empty: Days without any value, which are left out.
-        absent: Years asked for of which no source has a day.
+        absent: Requested years without any day in the sources.
         incomplete: Days with some of their records only, which are left out.
     """
 
@@ -116,10 +116,10 @@ def process(
         archive: Whose files they are.
         sources: Files that the archive opens; each may hold days or decades.
         out: Folder of the store.
-        variable: What to process; None takes the only one of the archive.
-        grid: Where to: a grid or the name of one.
+        variable: Variable to process; None for the only one of the archive.
+        grid: Target grid or its name.
         years: Years wanted; None takes all there are.
-        method: See `Regridder`; None takes the archive's.
+        method: Regridding method, as in `Regridder`; None for the archive's.
         threshold: Part of a cell that must be valid.
         training: First and last year of the mean and spread in the store's attributes, which keep those of every
             year as well.
@@ -280,7 +280,7 @@ def _conclude(path: Path, done: Processed, settings: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _loader(scheduler: str | None) -> Iterator[Callable[[Iterable[tuple[Any, ...]]], Iterator[LoadedDays]]]:
-    """What does tasks in order: this process, or a cluster with a bounded number in flight."""
+    """Executor of tasks in order: this process, or a cluster with a bounded number in flight."""
     if scheduler is None:
         yield load_here
         return

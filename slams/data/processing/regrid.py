@@ -154,8 +154,8 @@ class Regridder:
     Beyond the edge of a regional grid there's nothing.
 
     Args:
-        source: Where values are.
-        target: Where they are wanted.
+        source: Source grid.
+        target: Target grid.
         method: Area means (rain, anything that adds up) or interpolation (smooth fields at points).
         threshold: The least part of a cell (or weight of interpolation) that must be valid; less is missing.
             A half keeps the area of land as it is; 0 takes any valid part, however small.
@@ -244,9 +244,9 @@ def regrid(
 
     Args:
         array: (..., lat, lon).
-        target: Where values are wanted.
-        method: See `Regridder`.
-        threshold: See `Regridder`.
+        target: Target grid.
+        method: Method, as in `Regridder`.
+        threshold: Threshold, as in `Regridder`.
 
     Returns:
         float64, with the coordinate `fraction` (..., lat, lon), the valid part of each cell.

@@ -37,7 +37,7 @@ class Moments:
         Args:
             values: ([level,] *S); NaN where missing.
             weights: (*S) of the points, such as areas.
-            transform: What is done to the values before.
+            transform: Transform applied to the values first.
 
         Returns:
             Moments per level in float64.
@@ -78,7 +78,7 @@ class Moments:
         """The inverse of `to_json`.
 
         Args:
-            row: As `to_json` gives it.
+            row: Row as returned by `to_json`.
 
         Returns:
             The same moments.
@@ -157,7 +157,7 @@ class Statistics:
 
         Args:
             attrs: Attributes of the store.
-            transform: Which of the transforms kept there.
+            transform: Name of a transform with stored statistics.
 
         Returns:
             The statistics.
