@@ -25,7 +25,7 @@ def coordinates(A: Tensor) -> Tensor:
 
 
 def projection(A: Tensor) -> Tensor:
-    """What anomalies are multiplied by to have covariance 1: V s^-1/2 of their covariance V s V^T.
+    """Whitening matrix of anomalies, V s^-1/2 of their covariance V s V^T.
 
     Args:
         A: Anomalies, (*B, N, n).
@@ -188,7 +188,7 @@ def _kernels(z: Tensor, b: Tensor) -> KernelMixture:
 
 
 def compressed(Y: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """All that d tells of the members, in as few numbers as there are directions: (*B, N, N - 1) and (*B, N - 1)."""
+    """Sufficient statistics of d for the members: (*B, N, N - 1) and (*B, N - 1)."""
     s, U = torch.linalg.eigh(Y @ Y.mT)
     U, root = U[..., 1:], s[..., 1:].clamp(min=torch.finfo(s.dtype).eps * s[..., -1:]).sqrt()
     return U * root.unsqueeze(-2), ((U.mT @ (Y @ d.unsqueeze(-1)))[..., 0] / root).nan_to_num()

@@ -65,7 +65,7 @@ class EnSF(_Localized):
         stochastic: Reverse diffusion from fresh noise instead of the flows.
         iterations: Analyses in turn: where there is one Gaussian, each after the first takes the slopes from the members
             that the one before arrived at, for operators that bend between forecast and analysis.
-        common: See `LocalizationKeywords`.
+        common: Keywords of `LocalizationKeywords`.
 
     Raises:
         ValueError: If a setting is out of range, patch and localization are not given together, or the patch is of
@@ -213,7 +213,7 @@ class EnSF(_Localized):
     def _analysis(
         self, A: Tensor, z: Tensor, Y: Tensor, d: Tensor, b: Tensor, rng: Rng, after: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """What an analysis adds to members (*B, N, m), and its effective number of components.
+        """Analysis increments of members (*B, N, m), and the effective number of mixture components.
 
         Args:
             A: Anomalies of the variables to be changed, (*B, N, m).
@@ -247,11 +247,11 @@ class _Neighbours:
     """Lists of what is near the variables of each local analysis.
 
     Attributes:
-        near: Observations, (G, K), and the square roots of their weights.
-        root: (G, K).
-        patch: Variables that are the coordinates, (G, n).
-        there: Which of them are no padding, (G, n).
-        variables: What the analysis changes, (G, m).
+        near: Indices of observations, (G, K).
+        root: Square roots of their weights, (G, K).
+        patch: Variables used as coordinates, (G, n).
+        there: Mask of those that are not padding, (G, n).
+        variables: Analysed variables, (G, m).
     """
 
     near: Tensor
