@@ -79,7 +79,7 @@ def contained(folder: str | os.PathLike[str], name: str) -> Path:
 
 
 def refuse_pickles(path: str | os.PathLike[str]) -> None:
-    """Refuse a file or a folder (such as a zarr) whose reading would load pickles, which can run any code.
+    """Reject a file or folder (such as a zarr) that contains pickles, which can run any code.
 
     Args:
         path: The file or folder.

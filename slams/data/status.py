@@ -147,7 +147,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def store_paths(folder: Path) -> list[Path]:
-    """Stores of a folder and its subfolders: zarrs that this package wrote, or meant to."""
+    """Stores of a folder and its subfolders: zarrs of this package, complete or not."""
     paths = [path for each in data_folders(folder) for path in sorted(each.glob("[!.]*.zarr"))]
     return [path for path in paths if _is_ours(path)]
 

@@ -1,4 +1,4 @@
-"""An archive's address and files, and how they become labelled arrays in the unit of its store."""
+"""Archives: addresses and files, and their conversion to labelled arrays in the unit of the store."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ Report = Callable[[str, int, int | None, str], None]
 
 
 class Archive(Convention):
-    """A source of gridded data: where its files are, and how they become fields in the unit of the store.
+    """A source of gridded data: location of its files, and their conversion to fields in the unit of the store.
 
     Attributes:
         url: Base address.
@@ -93,7 +93,7 @@ class Archive(Convention):
         progress: Report | None = None,
         variables: Sequence[str] | None = None,
     ) -> list[Path]:
-        """Get the files of some years, and unpack them where they come packed.
+        """Download the files of some years, and unpack packed ones.
 
         Args:
             years: The years wanted.
@@ -132,7 +132,7 @@ class Archive(Convention):
             return any(name in dataset.variables for name in self.quantity(variable).names)
 
     def holding(self, paths: Sequence[Path], variable: str) -> list[Path]:
-        """Those files that have a variable: the data store gives each variable a file of its own.
+        """Files with a variable, since the data store has one file per variable.
 
         Args:
             paths: Files of the archive.
@@ -243,7 +243,7 @@ class Archive(Convention):
 
 
 def span(years: Sequence[int]) -> str:
-    """Years in words.
+    """Text for a set of years.
 
     >>> span([1999, 1998]), span([2001]), span([])
     ('1998 to 1999', '2001', 'any year')
@@ -254,7 +254,7 @@ def span(years: Sequence[int]) -> str:
 
 
 def within(years: Sequence[int], first: int, archive: str) -> list[int]:
-    """The years in order, if the archive can have them.
+    """Sorted years, checked against the archive's range.
 
     Args:
         years: The years wanted.
@@ -331,7 +331,7 @@ def _clean(
 
 
 def _extremes(block: np.ndarray) -> tuple[float, float]:
-    """Least and greatest value; NaN where there is none, which is in no range and out of none."""
+    """Minimum and maximum; NaN without values, which compares false to any range."""
     if not block.size:
         return np.nan, np.nan
     return float(np.fmin.reduce(block, axis=None)), float(np.fmax.reduce(block, axis=None))

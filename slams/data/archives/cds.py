@@ -1,4 +1,4 @@
-"""ERA5 on pressure levels from the Copernicus Climate Data Store, a request a variable and month."""
+"""ERA5 on pressure levels from the Copernicus Climate Data Store, one request per variable and month."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -82,7 +82,7 @@ def retrieve(
     progress: Report | None = None,
     make_client: Callable[[], Any] = client,
 ) -> list[Path]:
-    """Files of some years, a variable and month each; what is there and listed in the manifest is kept.
+    """Download the files of some years, one per variable and month; those listed in the manifest are kept.
 
     Args:
         years: The years wanted; months that haven't begun are left out.

@@ -180,7 +180,7 @@ class ERA5(Archive):
         return array.isel(level=list(found.values())).assign_coords(level=list(found))
 
     def decode(self, array: xr.DataArray, last: np.datetime64) -> xr.DataArray:
-        """Name the unit of geopotential after what the values are.
+        """Set the unit of geopotential by its values.
 
         ChaosBench divides z by g and may keep `m**2 s**-2`. In the standard atmosphere the height of a level
         is close to 7.4 km * ln(1013 / p), of which z / height is 1 or 9.8.
@@ -237,6 +237,6 @@ def parts_before(last: Path) -> int:
 
 
 def _of_years(name: str, years: Sequence[int]) -> bool:
-    """Whether a member can be of the years; what carries no date is unpacked and looked into."""
+    """Whether a member may belong to the years; members without a date in the name are unpacked."""
     date = re.search(r"_((?:19|20)\d\d)\d{4}\.zarr/", name)
     return date is None or not years or int(date[1]) in years

@@ -1,4 +1,4 @@
-"""Files that are on this machine already: which there are, and what they hold by their headers."""
+"""Local files: listing, and contents by their headers."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,7 +55,7 @@ def years_in(dataset: xr.Dataset, path: Path) -> list[int]:
 
 
 def fields_under(top: Path, own: Callable[[Path], object]) -> Iterator[Path]:
-    """Paths that can be files of fields by their suffix; hidden ones and parts of a zarr are passed over.
+    """Paths of possible field files by their suffix, without hidden ones and parts of a zarr.
 
     Args:
         top: A folder, or one file.

@@ -22,7 +22,7 @@ from slams.data.download.transfer import Report
 
 @contextmanager
 def download_bars(console: Console | None = None) -> Iterator[Report]:
-    """Bars for the files under way; each that is whole leaves one line.
+    """Progress bars of current downloads; each finished file prints one line.
 
     Args:
         console: Output console; by default the standard error.

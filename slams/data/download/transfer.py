@@ -1,4 +1,4 @@
-"""One file over HTTP: streamed, resumed, retried, checked; what is whole takes its name in one step."""
+"""Download of one file over HTTP: streamed, resumed, retried, verified, and renamed atomically."""
 
 import errno
 import json
@@ -29,11 +29,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class TransferError(OSError):
-    """A file that can't be had; names the address, what happened and the remedy."""
+    """A failed download; names the address, the cause and the remedy."""
 
 
 class Stopped(Exception):
-    """Another download met something that ends all of them."""
+    """Stopped by a fatal error of another download."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Connection:
 
 
 class _Again(Exception):
-    """An attempt failed in a way that another may not."""
+    """A transient failure of an attempt."""
 
     def __init__(self, why: str, after: float | None = None) -> None:
         super().__init__(why)
@@ -85,7 +85,7 @@ class _Again(Exception):
 
 
 class _Wrong(Exception):
-    """All bytes came, but aren't the file."""
+    """Complete content that fails verification."""
 
 
 def public(url: str) -> str:
@@ -118,7 +118,7 @@ def download(
     size: int | None = None,
     known: Version | None = None,
 ) -> Version | None:
-    """Bring one file.
+    """Download one file.
 
     Args:
         url: Its address.
@@ -175,7 +175,7 @@ def forget(target: Path) -> None:
 def _attempt(
     url: str, target: Path, connection: Connection, size: int | None, known: Version | None
 ) -> Version | None:
-    """One request, and its body as far as it comes; None if the server says that `known` still holds."""
+    """Send one request and store its body; None if the server reports `known` as current."""
     part = partial_of(target)[0]
     have = version_of(target)
     offset = _size(part) if have is not None and have.url == public(url) and have.strong else 0
@@ -250,7 +250,7 @@ def _version(response: requests.Response, url: str) -> Version:
 
 
 def _check_length(response: requests.Response, version: Version, size: int | None) -> None:
-    """A body whose end can't be distinguished from a broken connection, or that isn't what was published, is no use."""
+    """Reject a body of undefined length, or one that differs from the published file."""
     if size is not None and version.length not in (None, size):
         raise TransferError(
             f"{version.url} has {version.length} bytes, but {size} were published: its source has changed it; "
@@ -292,7 +292,7 @@ def _pour(
 
 
 def _finish(target: Path, verify: Callable[[Path], None]) -> None:
-    """Check the bytes, then give them their name."""
+    """Verify the bytes, then rename the file."""
     part = partial_of(target)[0]
     try:
         verify(part)
@@ -324,7 +324,7 @@ def _content_range(response: requests.Response) -> tuple[int, int | None]:
 
 
 def _retry_after(response: requests.Response) -> float | None:
-    """Seconds that the server asks for, given as a number or as a date."""
+    """Retry delay requested by the server [s], from a number or a date."""
     text = response.headers.get("Retry-After", "").strip()
     if text.isdecimal():
         return float(text)

@@ -1,4 +1,4 @@
-"""Unpacking archives that others made: nothing leaves the folder, runs, or fills the disk; all or nothing."""
+"""Safe unpacking of foreign archives: confined to the folder, without code execution, limited in size, atomic."""
 
 import errno
 import gzip
@@ -176,7 +176,7 @@ def _refused(path: Path, name: str, what: str) -> ValueError:
 
 
 def _pieces(members: Sequence[_Member], root: Path) -> dict[str, list[_Member]]:
-    """Members by what appears at once: a zarr, or a single file."""
+    """Members grouped by unit of unpacking: a zarr, or a single file."""
     pieces: dict[str, list[_Member]] = {}
     seen: set[str] = set()
     for member in members:
@@ -198,7 +198,7 @@ def _extract(
     limit: int | None,
     progress: Callable[[str, int, int | None, str], None] | None,
 ) -> list[Path]:
-    """Write what isn't there yet, piece by piece."""
+    """Write the missing pieces, one at a time."""
     rows = {row["path"]: row for row in read_manifest(root)["files"]}
     marks = {name: _mark(members) for name, members in pieces.items()}
     todo = [name for name in pieces if not _stands(root / name, rows.get(name), marks[name])]

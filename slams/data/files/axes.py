@@ -163,7 +163,7 @@ def _find_by_values(dataset: xr.Dataset, found: Found, unknown: list[str]) -> No
 
 
 def _require_grid(array: xr.DataArray, found: Found, subject: str) -> None:
-    """Refuse variables that aren't on a regular grid of latitude and longitude."""
+    """Check that a variable is on a regular grid of latitude and longitude."""
     for role in ("lat", "lon"):
         if role not in found or found[role][1] is None:
             hint = (

@@ -1,4 +1,4 @@
-"""Files opened lazily, and a variable of them with the axes called, ordered and directed as everywhere here."""
+"""Files opened lazily, and a variable of them with canonical names, order and direction of axes."""
 
 import difflib
 from collections.abc import Iterable

@@ -53,7 +53,7 @@ def align(array: xr.DataArray, reference: xr.DataArray | xr.Dataset) -> xr.DataA
 
 
 def describe(array: xr.DataArray | xr.Dataset) -> str:
-    """A grid in words, for messages.
+    """Description of a grid for messages.
 
     Args:
         array: With coordinates lat and lon.

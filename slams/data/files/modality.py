@@ -14,7 +14,7 @@ _CHOICES = {"role": get_args(Role), "kind": get_args(Kind)}
 
 @dataclass(frozen=True)
 class Modality:
-    """One modality of a recipe: a variable of some files, and what it's for.
+    """One modality of a recipe: a variable of some files and its role.
 
     Args:
         name: Name in recipes, observation files and tables.
@@ -44,7 +44,7 @@ class Modality:
     source: str = "auto"
 
     def __post_init__(self) -> None:
-        """Check at the door; lists from YAML become tuples."""
+        """Validate the fields; lists from YAML become tuples."""
         files = (self.files,) if isinstance(self.files, str) else tuple(str(file) for file in self.files)
         object.__setattr__(self, "files", files)
         if self.levels is not None:

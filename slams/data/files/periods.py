@@ -53,7 +53,7 @@ def years_of(days: np.ndarray) -> np.ndarray:
 
 
 def bounds(days: np.ndarray, period: Period) -> np.ndarray:
-    """Start and end of the time that each day's value stands for.
+    """Start and end of the validity period of each day's value.
 
     Args:
         days: (T), anything that becomes datetime64[D].
@@ -77,7 +77,7 @@ def average(
     records: int | None = None,
     allow_partial: bool = False,
 ) -> xr.DataArray:
-    """Means over windows of time: a record belongs to the window its stamp lies in, whoever its neighbours are.
+    """Means over windows of time: a record belongs to the window that contains its stamp.
 
     Windows start at multiples of `width` since 1970-01-01. One without all its records is left out, since half
     a day is biased by the cycle of the sun; a missing value in one of the records makes the mean missing there.
@@ -138,7 +138,7 @@ def records_per(stamps: np.ndarray, width: np.timedelta64 = _DAY) -> int:
 
 
 def standard_times(stamps: np.ndarray, choice: Calendar = "refuse") -> tuple[np.ndarray, np.ndarray]:
-    """Stamps of any calendar in the one that everyone lives by.
+    """Convert time stamps of any calendar to the Gregorian one.
 
     Calendars without leap years need no choice: each of their days exists, 29 February is a gap. A year of
     360 days has days that don't exist.
@@ -203,7 +203,7 @@ class Match:
 def match(
     periods: Mapping[str, np.ndarray], state: str, rule: Rule = "end", tolerance: np.timedelta64 = _TOLERANCE
 ) -> Match:
-    """Join records of several modalities to the states by the time they stand for.
+    """Join records of several modalities to the states by their validity periods.
 
     Args:
         periods: Start and end of each record (T, 2), rising, by modality.

@@ -135,7 +135,7 @@ def assemble(
 
 
 def quality(table: pd.DataFrame) -> pd.DataFrame:
-    """Gross checks, which only ever lower the quality that the source gives a value.
+    """Gross error checks, which only lower the quality given by the source.
 
     Bad: out of the possible range, or at an impossible place. Suspect: a spike against both neighbours in
     time, a dew point above the temperature of the same report. Of several reports of one station, variable

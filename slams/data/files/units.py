@@ -1,4 +1,4 @@
-"""The handful of units that daily weather files come in, and the way from one to another."""
+"""Units of daily weather files, and conversions between them."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The synthetic planet's archive: simulated weather, seen by instruments, in the real archives' files."""
+"""The synthetic planet's archive: simulated weather, observed by instruments, in the real archives' formats."""
 
 import hashlib
 import os

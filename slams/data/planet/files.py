@@ -27,7 +27,7 @@ def write_year(
     fields: tuple[np.ndarray, np.ndarray, np.ndarray],
     mark: str,
 ) -> None:
-    """Write those of a year's three files that are not complete, each whole or not at all.
+    """Write the missing files of a year's three, each atomically.
 
     Args:
         folder: Output folder.

@@ -77,7 +77,7 @@ class ProcessingPlan:
 
 
 def hold(archive: Any, path: Path, variable: str) -> Held:
-    """Look up which days a file holds; only its header and stamps are read.
+    """Days of a file, from its header and time stamps.
 
     Args:
         archive: Whose file it is.
@@ -112,7 +112,7 @@ def hold(archive: Any, path: Path, variable: str) -> Held:
 
 
 def plan(held: Sequence[Held], wanted: set[int], there: np.ndarray | None) -> ProcessingPlan:
-    """Order the days of all files, and set aside those the store has.
+    """Order the days of all files, without those in the store.
 
     Args:
         held: Contents of the files.
@@ -151,7 +151,7 @@ def plan(held: Sequence[Held], wanted: set[int], there: np.ndarray | None) -> Pr
 
 
 def load_here(tasks: Iterable[tuple[Any, ...]]) -> Iterator[LoadedDays]:
-    """Do tasks one after the other in this process; a file stays open as long as they are about it.
+    """Run tasks sequentially in this process; a file stays open for its successive tasks.
 
     Args:
         tasks: Arguments of `load`.

@@ -1,4 +1,4 @@
-"""From the files of an archive to a store: a chunk of days at a time, a year at a commit, on one grid."""
+"""Processing of an archive's files to a store on one grid, in chunks of days and commits of years."""
 
 import calendar
 import itertools
@@ -105,7 +105,7 @@ def process(
     scheduler: str | None = None,
     progress: Report | None = None,
 ) -> Processed:
-    """Bring the files of an archive to one grid, and add what is new to the store `out/VARIABLE.zarr`.
+    """Regrid the files of an archive, and append new days to the store `out/VARIABLE.zarr`.
 
     Days that the store has are passed over, so a second run does nothing and a run after a kill completes
     what is missing. Each year is added in one step. Memory holds a chunk of days and a shard, however many
@@ -171,7 +171,7 @@ class _Job:
     loading: Callable[[Iterable[tuple[Any, ...]]], Iterator[LoadedDays]] = load_here
 
     def run(self, path: Path, store: FieldStore | None, todo: ProcessingPlan) -> None:
-        """Add year by year; days that come late first, since they make the store anew."""
+        """Append year by year, late days first, since they rewrite the store."""
         if store is not None and todo.late and self._any_value(todo.late):
             self._renew(path, store, todo.merged)
             todo = plan(self.held, todo.wanted, FieldStore(path).dates)
@@ -183,11 +183,11 @@ class _Job:
                 FieldStore.append(path, attrs.watch(itertools.chain([first], parts)), attrs.content)
 
     def _any_value(self, runs: Sequence[DayRange]) -> bool:
-        """Whether days that come late have values; empty ones may stand in a file for ever."""
+        """Whether late days have values; empty ones may remain in a file."""
         return any(np.isfinite(values).any() for _, _, values in self._loaded(runs))
 
     def _renew(self, path: Path, store: FieldStore, runs: Sequence[DayRange]) -> None:
-        """Write the store anew, its own days among those that are late."""
+        """Rewrite the store with its own and the late days."""
         attrs = _Attrs(self, {**store.attrs, "statistics": {}}, "with late days")
         FieldStore.create(path, attrs.watch(self._parts(runs, path.name, store)), attrs.content)
 
@@ -326,7 +326,7 @@ def _of(archive: FieldSource, name: str, variable: str, default: Any) -> Any:
 
 
 def _standing(path: Path, settings: Mapping[str, Any]) -> FieldStore | None:
-    """The store as its last commit left it, which must have been made in the same way."""
+    """The store at its last commit, checked for equal settings."""
     if not path.exists():
         return None
     repair(path)

@@ -1,4 +1,4 @@
-"""From one grid of cells to another by their coordinates: area means and linear interpolation, missing kept."""
+"""Regridding by coordinates: area means and linear interpolation, with missing values."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +33,7 @@ class Grid:
     lon: np.ndarray
 
     def __post_init__(self) -> None:
-        """Check at the door; float64 from here on."""
+        """Validate the fields and convert to float64."""
         for name in ("lat", "lon"):
             values = np.asarray(getattr(self, name), dtype=np.float64)
             object.__setattr__(self, name, values)
@@ -124,7 +124,7 @@ class Grid:
 
     @cached_property
     def periodic(self) -> bool:
-        """Whether the columns go round: the gap at the seam is no wider than 1.5 of the widest step."""
+        """Whether the longitudes are periodic: the gap at the seam is no wider than 1.5 of the widest step."""
         gap = self.lon[0] + 360.0 - self.lon[-1]
         return bool(gap <= 1.5 * np.diff(self.lon).max())
 

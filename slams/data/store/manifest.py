@@ -1,4 +1,4 @@
-"""`manifest.json`: what lies in a data folder, where it came from, and what was done with it when."""
+"""`manifest.json`: contents of a data folder, their sources, and the history of processing."""
 
 import hashlib
 import json
@@ -107,7 +107,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def md5_of(path: str | os.PathLike[str]) -> str:
-    """Checksum of a file in the form that older archives publish; it guards against accidents only."""
+    """MD5 checksum of a file, as published by older archives; detects accidental damage only."""
     return _hash(Path(path), hashlib.md5(usedforsecurity=False))
 
 

@@ -32,7 +32,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: np.ndarray, weights: np.ndarray, transform: str = "none") -> "Moments":
-        """Of one day.
+        """Statistics of one day.
 
         Args:
             values: ([level,] *S); NaN where missing.
@@ -50,7 +50,7 @@ class Moments:
         return cls(*(np.reshape(column, levels) for column in zip(*rows, strict=True)))
 
     def join(self, other: "Moments") -> "Moments":
-        """Of the values of both.
+        """Statistics of the union of both.
 
         Args:
             other: Moments of other values.
