@@ -125,7 +125,7 @@ class Conditioning:
 
     @classmethod
     def joint(cls, z: Tensor, Y: Tensor, d: Tensor, b: Tensor) -> "Conditioning":
-        """The same with what the coordinates do not explain as an error, for widths b (*B, 1, 1)."""
+        """Conditioning with the residual of the regression as an error, for widths b (*B, 1, 1)."""
         size, count = Y.shape[-2:]
         if z.shape[-1] >= size - 1:
             return cls.of(z, Y, d)
@@ -177,7 +177,7 @@ class Conditioning:
         return KernelMixture(a * self.z + variances * (self.shift - a * self.pull), variances, logits)
 
     def prior(self, b: Tensor) -> KernelMixture:
-        """The same before the observation."""
+        """Prior mixture for widths b (*B, 1, 1)."""
         return _kernels(self.z, b)
 
 
@@ -205,7 +205,7 @@ def explained(G: Tensor, Y: Tensor, d: Tensor, E: Tensor, b: Tensor) -> tuple[Te
 
 @dataclass(frozen=True)
 class EachConditioning:
-    """The same for one variable with a slope for each component.
+    """Conditioning of one variable, with a slope for each component.
 
     G_j is the regression of Y on z with weights exp(-(z - z_j)^2 / (2 b^2)), and the observation of component j is
     linear about the mean of its weighted members.
@@ -222,11 +222,11 @@ class EachConditioning:
 
     @property
     def Q(self) -> Tensor:
-        """The basis: as it is."""
+        """The identity basis."""
         return self.z.new_ones(1, 1)
 
     def posterior(self, b: Tensor) -> KernelMixture:
-        """For widths b (*B, 1, 1)."""
+        """Posterior mixture for widths b (*B, 1, 1)."""
         z, Y = self.z, self.Y
         w = torch.softmax(-0.5 * ((z - z.mT) / b).square(), -1)
         z_near, Y_near = w @ z, w @ Y

@@ -312,7 +312,7 @@ class _Seen:
         return cls(lists, A.mT.contiguous(), departures.Y.mT.contiguous(), departures.d)
 
     def anomalies(self, index: Tensor) -> Tensor:
-        """Of variables (G, n): (*B, G, N, n)."""
+        """Anomalies of variables (G, n), (*B, G, N, n)."""
         return self.A.index_select(-2, index.flatten()).unflatten(-2, index.shape).mT
 
     def patch(self, places: Tensor) -> Tensor:

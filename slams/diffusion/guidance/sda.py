@@ -241,7 +241,7 @@ class GaussianGuidance(Guidance):
         return mean, sigma**2 / alpha * gradient
 
     def _log_likelihood(self, observations: Observations, mean: Tensor, ratio: Tensor) -> Tensor:
-        """Of all samples together, with errors widened by gamma times (sigma / alpha)^2."""
+        """Log-likelihood of all samples, with errors widened by gamma times (sigma / alpha)^2."""
         widths = self._widths(observations)
         if ratio.numel() == 1:
             added = {name: width * float(ratio) for name, width in widths.items()}
