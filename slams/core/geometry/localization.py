@@ -55,10 +55,9 @@ def gaspari_cohn(distance: Tensor, radius: float) -> Tensor:
 
 
 def half_width(localization_radius: float) -> float:
-    """Half-width of Gaspari and Cohn's function for a published localization radius, 1.82 times the radius.
+    """Half-width c = 1.82 r of Gaspari and Cohn's function for a published localization radius r.
 
-    At the radius the taper then is 0.634, somewhat more than the exp(-1/2) = 0.607 that the radius is named for;
-    a factor of 1.739 would give that.
+    The taper at r is 0.634, close to exp(-1/2).
 
     >>> round(float(gaspari_cohn(torch.tensor(4.0), half_width(4.0))), 3)
     0.634
