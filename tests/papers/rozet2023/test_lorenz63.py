@@ -34,7 +34,10 @@ PLAN = {
     "archive": {"count": 20, "spin_up": 70, "length": 80},
     "processes": {"lo": {"every": 4, "std": 0.05, "length": 17}},
     "nets": {"local1": {"order": 1, "width": 8, "gates": 8, "dilations": [0], "steps": 4, "batch": 8}},
-    "samplers": {"fast": {"steps": 16, "order": 2, "time_grid": "snr"}, "slow": {"steps": 4, "corrections": 1}},
+    "samplers": {
+        "fast": {"steps": 16, "order": 2, "time_grid": "snr"},
+        "slow": {"steps": 4, "corrections": 1},
+    },
     "guidances": {"sda": {"kind": "sda", "gamma": 0.03}},
     "runs": ["local1 / fast / sda"],
     "full": ["local1 / slow / sda"],
