@@ -1,4 +1,4 @@
-"""Belief and observation to posterior: filters, smoothers, variational and score-based methods, and their floor."""
+"""Assimilation methods: filters, smoothers, variational and score-based methods, and baselines."""
 
 from slams.assimilation.base import Assimilator, Explanation, Posterior
 from slams.assimilation.baseline.filters import Climatology, FreeRun, Nudging, OptInterp, Persistence

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What one analysis did, at the points that were observed.
+    """Diagnostics of one analysis at the observed points.
 
     Attributes:
         innovation: Observation minus forecast mean, in units of the observation error, (*B, O); 0 where
-            nothing was seen.
+            missing.
         increment: Analysis mean minus forecast mean, (*B, *S) [unit of the state].
         effective_size: Number of members that carry the weight, (*B).
         influence: Analysis variance over error variance of every observation, (*B, O): the share of the
@@ -43,7 +43,7 @@ _UNITS = {"lat": "degrees_north", "lon": "degrees_east"}
 
 @dataclass(frozen=True)
 class Labels:
-    """What labels the arrays of a posterior.
+    """Labels of the arrays of a posterior.
 
     Attributes:
         method: Class of the method.
@@ -104,8 +104,8 @@ class Posterior:
         diagnostics: Numbers along the trajectory, (*B, L), NaN at steps that have none.
         mean: (*B, L, *S), or None.
         variance: Unbiased variance of the members, (*B, L, *S), or None.
-        explanations: What the analyses asked for did, by step.
-        seed: Seed of the random draws: passed as `rng` it gives the same members again; of a generator its own.
+        explanations: Diagnostics of the requested analyses, by step.
+        seed: Seed of the random draws, of a generator its own; passed as `rng` it reproduces the members.
         labels: Method and axes, for `to_dataset`; None where the method has no model.
     """
 
@@ -141,10 +141,10 @@ class Posterior:
         )
 
     def explain(self, cycle: int) -> Explanation:
-        """What the analysis of one step did.
+        """Diagnostics of the analysis of one step.
 
         Args:
-            cycle: Its step.
+            cycle: Number of the step.
 
         Returns:
             Innovation, increment, effective sample size and influence of the observations.
@@ -168,7 +168,7 @@ class Assimilator(abc.ABC):
         """Draw a posterior ensemble.
 
         Args:
-            observations: What was seen along the trajectory, values (*B, L, *O).
+            observations: Observations along the trajectory, values (*B, L, *O).
             members: Number of members N.
             rng: Generator or seed; a fresh seed if None, kept in the posterior.
 

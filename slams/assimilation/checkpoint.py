@@ -1,4 +1,4 @@
-"""A run on disk, so that it can be killed: what it did so far, and of which set-up."""
+"""Checkpoint of a run on disk: its state and settings."""
 
 import hashlib
 import json
@@ -18,11 +18,11 @@ Settings = dict[str, Any]
 
 
 class Checkpoint:
-    """The saved state of one run, which no other set-up may take up.
+    """The saved state of one run, which resumes only with the same settings.
 
     Args:
-        path: The file.
-        settings: What the run is, as `describe` gives it.
+        path: File of the checkpoint.
+        settings: Settings of the run, as returned by `describe`.
     """
 
     def __init__(self, path: str | Path, settings: Settings) -> None:

@@ -30,15 +30,15 @@ _DIVERGED = 2.0  # innovations twice as large, in variance, as forecast and obse
 
 @dataclass
 class Memory:
-    """What a method carries from one cycle to the next beside its ensemble.
+    """Variables that a method carries from cycle to cycle beside its ensemble.
 
     Attributes:
-        carry: Tensors that live on: weights, a covariance, an estimated inflation, a window of the past.
+        carry: Persistent tensors: weights, a covariance, an estimated inflation, a window of the past.
         diagnostics: Numbers (*B) of the present step; "innovation" is the mean of squared innovations over
             their forecast variance, 1 on average for a calibrated method.
         step: Number of the present step.
-        coming: What will be seen at the step that is being forecast, for methods that look ahead.
-        observations: All that is assimilated, for methods that fit several steps at once.
+        coming: Observation of the step being forecast, for methods that look ahead.
+        observations: All assimilated observations, for methods that fit several steps at once.
     """
 
     carry: dict[str, Tensor] = field(default_factory=dict)
@@ -48,11 +48,11 @@ class Memory:
     observations: Observations | None = None
 
     def part(self, replicates: slice) -> "Memory":
-        """What is carried for some of the replicates, which are the first axis of every tensor."""
+        """The variables of some of the replicates, the first axis of every tensor."""
         return Memory({name: value[replicates] for name, value in self.carry.items()}, {}, self.step)
 
     def join(self, parts: Sequence["Memory"]) -> None:
-        """Take over what the parts, which are all replicates in order, carry and report."""
+        """Concatenate the variables and diagnostics of parts, which are all replicates in order."""
         for name in parts[0].carry:
             self.carry[name] = torch.cat([part.carry[name] for part in parts])
         for name in parts[0].diagnostics:
@@ -66,7 +66,7 @@ class FilterState:
     Attributes:
         method: Whose it is.
         x: Ensemble, (*B, N, *S).
-        memory: What the method carries.
+        memory: Variables of the method.
         size: Members asked for.
         rng: Generator for draws that do not disturb the run.
     """
@@ -87,11 +87,11 @@ class FilterState:
 
 
 class Filter(Assimilator):
-    """Forecast with the dynamics, analyse what is seen, step after step.
+    """Sequential filter: a forecast with the dynamics and an analysis of the observation at each step.
 
     Args:
         dynamics: The model.
-        failure: What to do about members that are not finite or larger than `bound`: "stop" raises,
+        failure: Treatment of members that are not finite or larger than `bound`: "stop" raises,
             "replace" puts copies of sound members of the same replicate in their place (fresh draws of
             `dynamics.initial` where none is sound) and counts them in the diagnostic "replaced".
         bound: Largest credible absolute value of a state.
@@ -125,17 +125,17 @@ class Filter(Assimilator):
         """Join forecast and observation at one time.
 
         Args:
-            forecast: (*B, N, *S).
-            observation: What is seen, values (*B, O).
+            forecast: Forecast ensemble, (*B, N, *S).
+            observation: Observation, values (*B, O).
             rng: Generator.
-            memory: What the method carries; a fresh one if None. Puts "innovation" into its diagnostics.
+            memory: Variables of the method; a fresh `Memory` if None. Puts "innovation" into its diagnostics.
 
         Returns:
             Analysis ensemble, (*B, N, *S).
         """
 
     def forecast(self, x: Tensor, memory: Memory, *, rng: Rng = None) -> Tensor:
-        """Advance the ensemble by one step of the model; overridden where more than members moves."""
+        """Advance the ensemble by one step of the model; overridden by methods with further variables."""
         return advanced(self.dynamics, x, memory.step - 1, rng)
 
     def cycle(
@@ -146,33 +146,33 @@ class Filter(Assimilator):
         rng: Rng = None,
         memory: Memory | None = None,
     ) -> Tensor:
-        """One step: forecast, then analyse if anything is seen; (*B, N, *S) -> (*B, N, *S)."""
+        """One step: forecast, then analyse if there is an observation; (*B, N, *S) -> (*B, N, *S)."""
         memory, rng = Memory() if memory is None else memory, generator(rng, "method")
         memory.coming = observation
         x = self.forecast(x, memory, rng=rng)
         return x if observation is None else self.analyse(x, observation, rng=rng, memory=memory)
 
     def start(self, x: Tensor, memory: Memory) -> Tensor:
-        """Turn the first ensemble into what the method carries; (*B, N, *S) -> (*B, N', *S)."""
+        """Initialise the method's ensemble and variables from the first ensemble; (*B, N, *S) -> (*B, N', *S)."""
         return x
 
     def moments(self, x: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance of what is believed, each (*B, *S)."""
+        """Mean and unbiased variance of the estimate, each (*B, *S)."""
         axis = self._axis
         return x.mean(axis), x.var(axis, correction=1 if x.shape[axis] > 1 else 0)
 
     def members(self, x: Tensor, memory: Memory, size: int, *, rng: Rng = None) -> Tensor:
-        """Equally likely members of what is believed, (*B, N, *S)."""
+        """Equally weighted members of the estimate, (*B, N, *S)."""
         return x
 
     def emit(self, k: int, last: int, x: Tensor, memory: Memory) -> Iterable[tuple[int, Tensor]]:
-        """Which steps are final after step k, and their ensembles; smoothers look back.
+        """Steps whose estimates are final after step k, with their ensembles; smoothers look back.
 
         Args:
             k: The step just done.
             last: The last step of the run.
             x: Its ensemble.
-            memory: What the method carries.
+            memory: Variables of the method.
 
         Returns:
             (step, ensemble (*B, N, *S)) in order of time.
@@ -200,9 +200,9 @@ class Filter(Assimilator):
             observations: Values (*B, L, *O).
             members: Number of members N.
             x0: First ensemble, (*B, N, *S); drawn from `dynamics.initial` if None.
-            keep: What of every step stays in memory: "members", "moments" or "scores" (diagnostics and what
+            keep: Results of every step kept in memory: "members", "moments" or "scores" (diagnostics and what
                 `monitor` returns).
-            monitor: Called with the step and the belief; its numbers (*B) join the diagnostics.
+            monitor: Called with the step and its estimate; its numbers (*B) join the diagnostics.
             explain: Steps to be explained.
             checkpoint: File to which the run is saved and from which it goes on; needs `rng`.
             every: Steps between two saves.
@@ -215,8 +215,8 @@ class Filter(Assimilator):
             observations than both spreads allow.
 
         Raises:
-            ValueError: On a size, first ensemble or checkpoint that does not fit.
-            FloatingPointError: On members that are not credible, if `failure` is "stop".
+            ValueError: If the size, first ensemble or checkpoint does not fit.
+            FloatingPointError: If members are not finite or exceed `bound` and `failure` is "stop".
         """
         check_observations(observations)
         if checkpoint is not None and rng is None:
@@ -267,7 +267,7 @@ class Filter(Assimilator):
 
 @dataclass
 class _State:
-    """Where a run stands."""
+    """State of a run."""
 
     method: Filter
     x: Tensor

@@ -13,7 +13,7 @@ _AXES = {"lat": "Y", "lon": "X", "y": "Y", "x": "X"}
 
 
 class Axes(Protocol):
-    """What labels the arrays; see `slams.assimilation.base.Labels`."""
+    """Labels of arrays, as in `slams.assimilation.base.Labels`."""
 
     @property
     def method(self) -> str: ...  # noqa: D102

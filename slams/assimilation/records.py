@@ -1,4 +1,4 @@
-"""What is kept of a run of a filter, and how it goes to disk and comes back."""
+"""Stored results of a filter run, and their serialization."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
@@ -12,7 +12,7 @@ from slams.observation.observation import Observations
 Keep = Literal["scores", "moments", "members"]
 
 
-class Believed(Protocol):
+class StepEstimate(Protocol):
     """The state of a method after one step."""
 
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -23,16 +23,16 @@ class Believed(Protocol):
 
 
 class Records:
-    """What is kept of a run, each a tensor with the steps behind the replicates.
+    """Results of a run, each a tensor with the axis of steps after the replicates.
 
     Args:
-        observations: What is assimilated.
-        keep: What of the beliefs stays.
-        monitor: Called with every step and belief; its numbers (*B) join the diagnostics.
+        observations: Assimilated observations.
+        keep: Stored results, "scores", "moments" or "members".
+        monitor: Called with every step and its estimate; its numbers (*B) join the diagnostics.
         explain: Steps to be explained.
 
     Raises:
-        ValueError: On a `keep` that does not exist.
+        ValueError: If `keep` is unknown.
     """
 
     def __init__(
@@ -52,16 +52,16 @@ class Records:
         self.explanations: dict[int, Explanation] = {}
         self.kept: dict[str, Tensor] = {}
 
-    def write(self, k: int, belief: Believed) -> None:
-        """The final belief of step k."""
+    def write(self, k: int, estimate: StepEstimate) -> None:
+        """Store the final estimate of step k."""
         if self.keep != "scores":
-            mean, variance = belief.moments()
+            mean, variance = estimate.moments()
             self._put("mean", k, mean, len(self.batch))
             self._put("variance", k, variance, len(self.batch))
         if self.keep == "members":
-            self._put("samples", k, belief.members(), len(self.batch) + 1)
+            self._put("samples", k, estimate.members(), len(self.batch) + 1)
         if self.monitor is not None:
-            self.note(k, self.monitor(k, belief))
+            self.note(k, self.monitor(k, estimate))
 
     def note(self, k: int, numbers: dict[str, Tensor]) -> None:
         """Numbers (*B) of step k."""

@@ -1,4 +1,4 @@
-"""Changes of coordinates: what is standardized or encoded, and back."""
+"""Changes of coordinates with an inverse: transforms, standardization, encoders."""
 
 import abc
 from collections.abc import Callable
@@ -14,11 +14,11 @@ class Transform:
     """A pointwise change of a variable, y = f(x), before statistics and networks see it.
 
     Attributes:
-        name: Of the transform, as recipes and files have it.
-        forward: f, of an array in the unit of the file.
+        name: Name of the transform in recipes and files.
+        forward: f, applied to an array in the unit of the file.
         inverse: f^-1.
-        lower: Smallest y that is a value of the variable; None where every y is one.
-        text: y in words, with {} for x.
+        lower: Smallest valid y; None if every y is valid.
+        text: Expression for y, with {} in place of x.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Transform:
     text: str = "{}"
 
     def label(self, x: str) -> str:
-        """y in words: of a unit, the unit of y.
+        """Expression for y, given a name or unit of x.
 
         >>> TRANSFORMS["log1p"].label("mm")
         'log(1 + mm)'
@@ -54,7 +54,7 @@ TRANSFORMS = {
 
 
 class Codec(nn.Module, abc.ABC):
-    """A change of coordinates x -> z with a way back."""
+    """An invertible change of coordinates x -> z."""
 
     @abc.abstractmethod
     def encode(self, x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class SeasonalStandardize(nn.Module):
     Args:
         coefficients: c, shape (1 + 2 J, *S) [unit of x]; J = 0 is a constant mean.
         std: s, broadcastable to (*S) [unit of x], positive.
-        present: Points that training data ever had, bool (*S); all if None.
+        present: Mask of points with training data, bool (*S); all if None.
     """
 
     coefficients: Tensor
@@ -104,7 +104,7 @@ class SeasonalStandardize(nn.Module):
     def fit(
         cls, x: Tensor, phase: Tensor, *, harmonics: int = 0, weights: Tensor | None = None
     ) -> "SeasonalStandardize":
-        """Least-squares harmonics of each point and the weighted anomaly spread of each channel.
+        """Least-squares harmonics of each point and the weighted standard deviation of each channel.
 
         Args:
             x: Training fields (n, C, *space), NaN where missing [any unit].
@@ -113,7 +113,7 @@ class SeasonalStandardize(nn.Module):
             weights: Area weights broadcastable to (*space).
 
         Returns:
-            The fitted codec; points never seen have mean 0.
+            The fitted codec; points without training data have mean 0.
 
         Raises:
             ValueError: If a channel has no variance.

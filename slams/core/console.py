@@ -20,10 +20,10 @@ Advance = Callable[[int, str], None]
 
 
 class Console:
-    """What a run tells the person who started it.
+    """Output of a run on the terminal: progress bars and status lines.
 
     Args:
-        quiet: Say nothing.
+        quiet: Whether to suppress all output.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -37,7 +37,7 @@ class Console:
         self.rich.print(text)
 
     def reused(self, what: str) -> None:
-        """A stage whose result is taken from an earlier run."""
+        """Report a stage whose result is reused from an earlier run."""
         self.say(f"{what}: reused, its inputs are unchanged")
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Error covariances: what an observation's noise is, and its precision where values are missing."""
+"""Observation-error covariances, and their precision where values are missing."""
 
 import abc
 from collections.abc import Callable, Sequence
@@ -17,28 +17,28 @@ class Covariance(abc.ABC):
 
     @abc.abstractmethod
     def precision(self, seen: Tensor) -> Tensor:
-        """Inverse covariance of the components that were seen, zero for the others.
+        """Inverse covariance of the observed components, zero for the others.
 
-        The inverse of the sub-matrix, not the sub-matrix of the inverse: what was not seen says nothing.
+        The inverse of the sub-matrix, not the sub-matrix of the inverse: missing values carry no information.
 
         Args:
-            seen: Bool, shape (*B, size).
+            seen: Mask of observed components, bool (*B, size).
 
         Returns:
             (*B, size) for a diagonal covariance, else (*B, size, size); a full covariance leaves the leading
-            axes out where the same was seen everywhere.
+            axes out where the mask is the same everywhere.
         """
 
     @abc.abstractmethod
     def whiten(self, residual: Tensor, seen: Tensor | None = None) -> Tensor:
-        """W r with W^T W = precision(seen): errors of what was seen become independent with unit variance.
+        """W r with W^T W = precision(seen): errors of observed components become independent with unit variance.
 
         Args:
-            residual: r, shape (..., size); what stands where nothing was seen does not matter.
-            seen: Bool, shape broadcasting to that of `residual`; all was seen if None, which is faster.
+            residual: r, shape (..., size); values at missing components are ignored.
+            seen: Mask of observed components, bool, broadcastable to `residual`; all if None, which is faster.
 
         Returns:
-            Shape of `residual`, exactly zero where nothing was seen.
+            Shape of `residual`, exactly zero at missing components.
         """
 
     @abc.abstractmethod
@@ -78,19 +78,19 @@ class Covariance(abc.ABC):
         """The covariance in the dtype and on the device of `like`."""
 
     def sized(self, size: int, like: Tensor | None = None) -> "Covariance":
-        """The covariance of `size` values, which most covariances already are.
+        """The covariance for `size` values; `Isotropic` ones have no size before.
 
         Args:
             size: Number of values.
-            like: Gives dtype and device to a covariance that has none of its own.
+            like: Tensor whose dtype and device a covariance without its own takes.
 
         Raises:
-            ValueError: If the covariance is one of another number of values.
+            ValueError: If the covariance has another size.
         """
         if size != self.size:
             raise ValueError(
                 f"the observation has {size} values but its noise covariance {self.size}; "
-                "give one error a value."
+                "give one error per value."
             )
         return self
 
@@ -158,9 +158,9 @@ class Diagonal(Covariance):
 
 
 class Isotropic(Diagonal):
-    """R = variance times the identity, of as many values as there will be.
+    """R = variance times the identity, for any number of values.
 
-    It whitens and weighs values of any number; what needs the number (draws, the matrix, a selection) needs
+    It whitens and weighs any number of values; what needs the number (draws, the matrix, a selection) needs
     `sized` first, which observations and surveys call themselves.
 
     Args:
@@ -251,7 +251,7 @@ class Dense(Covariance):
         return self._by_pattern(seen, torch.linalg.inv)
 
     def whiten(self, residual: Tensor, seen: Tensor | None = None) -> Tensor:
-        """See `Covariance.whiten`; W is the inverse of the Cholesky factor of what was seen."""
+        """See `Covariance.whiten`; W is the inverse Cholesky factor of the observed sub-matrix."""
         if seen is None or bool(seen.all()):
             return residual @ self._root.to(residual.dtype).mT
         root = self._by_pattern(seen, _inverse_factor).to(residual.dtype)
@@ -300,7 +300,7 @@ class Dense(Covariance):
         return _inverse_factor(self.matrix.double()).to(self.matrix.dtype)
 
     def _by_pattern(self, seen: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
-        """`inverse` of the sub-matrix of what was seen, once a distinct pattern; shape (*seen, size)."""
+        """`inverse` of the observed sub-matrix, once per distinct pattern; shape (*seen, size)."""
         patterns, where = seen.reshape(-1, self.size).unique(dim=0, return_inverse=True)
         full = self.matrix.new_zeros(len(patterns), self.size, self.size)
         for row, pattern in enumerate(patterns):
@@ -311,7 +311,7 @@ class Dense(Covariance):
 
 
 def stack(covariances: Sequence[Covariance]) -> Covariance:
-    """Block-diagonal covariance of independent vectors put one after the other.
+    """Block-diagonal covariance of concatenated independent vectors.
 
     Args:
         covariances: The blocks, each with a size.

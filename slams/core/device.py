@@ -1,10 +1,10 @@
-"""Where networks compute."""
+"""Selection of the computing device."""
 
 import torch
 
 
 def computing_device(setting: str) -> torch.device:
-    """The device that a setting asks for.
+    """The device named by a setting.
 
     Args:
         setting: "auto" (a GPU where there is one), "cpu" or "cuda".
@@ -13,7 +13,7 @@ def computing_device(setting: str) -> torch.device:
         The device.
 
     Raises:
-        ValueError: If a GPU is asked for where there is none, or the setting is another word.
+        ValueError: If a GPU is requested but unavailable, or the setting is unknown.
 
     >>> computing_device("cpu")
     device(type='cpu')

@@ -8,15 +8,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EOF:
-    """Orthonormal patterns and what they leave.
+    """Orthonormal patterns with the variance of their coefficients and residuals.
 
     x = V a + e, with V^T V = 1, E[a a^T] = diag(variance) and e uncorrelated with variances `remainder`.
 
     Attributes:
         basis: V, shape (D, K).
-        variance: Variance of each coefficient, shape (K), falling.
+        variance: Variance of each coefficient, shape (K), in descending order.
         remainder: Variance of each component outside the patterns, shape (D).
-        explained: Share of the total variance in the patterns.
+        explained: Fraction of the total variance in the patterns.
     """
 
     basis: Tensor
@@ -30,7 +30,7 @@ def eof(x: Tensor, *, fraction: float = 1.0, most: int | None = None) -> EOF:
 
     Args:
         x: Anomalies (n, D), mean removed, already weighted by the square root of area.
-        fraction: Share of variance to keep, in (0, 1].
+        fraction: Fraction of variance to keep, in (0, 1].
         most: Upper limit on the number of patterns.
 
     Returns:

@@ -2,7 +2,7 @@
 
 
 class SlamsError(Exception):
-    """Base of all errors that the package raises on purpose."""
+    """Base of all errors raised by the package."""
 
 
 class InvalidValueError(SlamsError, ValueError):
@@ -22,8 +22,8 @@ class SlamsWarning(UserWarning):
 
 
 class DivergenceWarning(SlamsWarning):
-    """A filter lost the truth, or its ensemble degenerated; results after that step are not trustworthy."""
+    """A filter diverged or its ensemble degenerated; results after that step are unreliable."""
 
 
 class DataWarning(SlamsWarning):
-    """Values that were left out, converted or filled on reading."""
+    """Values were dropped, converted or filled on reading."""

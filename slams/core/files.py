@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new one, never half of it."""
+"""Atomic writing of files: a reader sees the old content or the new one, never a part of it."""
 
 import ctypes
 import errno
@@ -27,14 +27,14 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     write of the same path.
 
     Args:
-        path: Where the finished file or folder shall be; its parent is created.
+        path: Final path of the file or folder; its parent is created.
 
     Yields:
         The temporary path, in the same folder (a rename across file systems isn't atomic) and with the same
         suffix.
 
     Raises:
-        OSError: If the disk is full, with the remedy; what stood at `path` before is untouched.
+        OSError: If the disk is full, with the remedy; earlier content of `path` is untouched.
         FileNotFoundError: If the block wrote nothing.
         PermissionError: If the folder is read-only or, on Windows, another program keeps the file open.
 
@@ -81,13 +81,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _prefix(target: Path) -> str:
-    """Name of a temporary file up to the process id: a process id means something on its own machine only."""
+    """Prefix of a temporary file's name: host before process id, which is unique on one machine only."""
     host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:32]
     return f".{target.stem}.{host}-"
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what processes of this machine that no longer run left while writing `target`."""
+    """Remove temporary files of `target` left by processes of this machine that have ended."""
     prefix = _prefix(target)
     pattern = re.compile(
         re.escape(prefix) + r"(\d+)-[0-9a-f]{8}\.partial" + re.escape(target.suffix) + r"(\.old)?$"
@@ -99,14 +99,14 @@ def remove_leftovers(target: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    """Whether a process of this number runs."""
+    """Whether a process with this id is running."""
     import psutil  # `os.kill(pid, 0)` would interrupt the process on Windows
 
     return bool(psutil.pid_exists(pid))
 
 
 def flush(path: Path) -> None:
-    """Ask the disk to hold the content of a file or folder before a name points to it."""
+    """Flush the content of a file or folder to disk before it is renamed."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     for file in files:
         with open(file, "r+b" if _WINDOWS else "rb") as handle:  # Windows flushes only what may be written

@@ -1,4 +1,4 @@
-"""Classes of a user's own package by import path; nothing is imported that is not named as trusted."""
+"""Classes of a user's own package by import path; only packages named as trusted are imported."""
 
 import importlib
 import importlib.util
@@ -20,13 +20,13 @@ _trusted: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
 
 @contextmanager
 def trusting(packages: Collection[str]) -> Iterator[None]:
-    """Allows packages to be imported by `network` while the block runs.
+    """Allow `network` to import packages while the block runs.
 
     Args:
-        packages: Their names; "." allows packages of the working folder too.
+        packages: Names of the packages; "." also allows packages of the working folder.
 
     Raises:
-        TypeError: If one text is given instead of several.
+        TypeError: If a single string is given instead of a list.
     """
     if isinstance(packages, str):
         raise TypeError(f"trust is a list of packages, got the text {packages!r}; pass trust=[{packages!r}].")
@@ -38,20 +38,20 @@ def trusting(packages: Collection[str]) -> Iterator[None]:
 
 
 def network(path: str, settings: Mapping[str, Any], where: str) -> nn.Module:
-    """A network of a user's own class, of a package that `trusting` allows.
+    """A network of a user-defined class from a package that `trusting` allows.
 
     Args:
         path: "package.module:Class".
-        settings: Keywords of the class: plain numbers, texts, lists and mappings.
-        where: Which setting or file asks for it, for messages.
+        settings: Keywords of the class: plain numbers, strings, lists and mappings.
+        where: Setting or file that names it, for messages.
 
     Returns:
         An instance.
 
     Raises:
-        PermissionError: If the package is not trusted, or lies in the working folder and that is not.
-        ValueError: If the path has another form, there is no such class, or a keyword is not plain.
-        TypeError: If the class is no `torch.nn.Module`, or refuses the keywords.
+        PermissionError: If the package, or the working folder that contains it, is not trusted.
+        ValueError: If the path is malformed, the class does not exist, or a keyword is not plain.
+        TypeError: If the class is no `torch.nn.Module` or rejects the keywords.
     """
     _check_plain(settings, where)
     found = _trusted_class(path, _trusted.get(), where)
@@ -77,7 +77,7 @@ def _trusted_class(path: str, trust: Collection[str], where: str) -> type[nn.Mod
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(
-            f"{where}: {module_name} cannot be imported ({error}); install the package, or put its folder on "
+            f"{where}: {module_name} failed to import ({error}); install the package, or put its folder on "
             "PYTHONPATH."
         ) from error
     found = getattr(module, name, None)

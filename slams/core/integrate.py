@@ -1,4 +1,4 @@
-"""Explicit time stepping: a tendency and a step length become a step."""
+"""Explicit time stepping of ordinary differential equations."""
 
 import difflib
 from collections.abc import Callable
@@ -75,7 +75,7 @@ _STEPS: dict[str, Step] = {"rk4": rk4, "heun": heun, "euler": euler}
 
 
 def stepper(method: str) -> Step:
-    """The one-step method of that name.
+    """The one-step method with a given name.
 
     Args:
         method: "rk4", "heun" or "euler".
@@ -84,7 +84,7 @@ def stepper(method: str) -> Step:
         A function of (tendency, x, time, dt), such as `rk4`.
 
     Raises:
-        ValueError: If there is none, with the nearest name.
+        ValueError: If the name is unknown, with the nearest one.
     """
     if method not in _STEPS:
         near = difflib.get_close_matches(method, _STEPS, 1, 0.0)[0]

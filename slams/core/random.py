@@ -57,7 +57,7 @@ def permutation(count: int, *, rng: Rng = None) -> Tensor:
     """The numbers 0, ..., count - 1 in random order, on the generator's device.
 
     Args:
-        count: Their number.
+        count: Length of the permutation.
         rng: Generator or seed; a fresh seed if None.
     """
     source = generator(rng, "permutation")
@@ -71,8 +71,8 @@ def fork(seed: int, *labels: str | int) -> torch.Generator:
     the stages after it.
 
     Args:
-        seed: The run's seed.
-        labels: What the numbers are for, such as ("prior", 3).
+        seed: Seed of the run.
+        labels: Purpose of the numbers, such as ("prior", 3).
 
     Returns:
         A seeded CPU generator.
@@ -90,7 +90,7 @@ def generator(rng: Rng, *purpose: str | int) -> torch.Generator:
 
     Args:
         rng: A generator, used as it is; a seed, whose numbers differ from purpose to purpose; None for a fresh seed.
-        purpose: What the numbers are for, such as ("truth",).
+        purpose: Purpose of the numbers, such as ("truth",).
 
     Returns:
         A generator; its `initial_seed()` is what reproduces the numbers.
@@ -107,13 +107,13 @@ def generator(rng: Rng, *purpose: str | int) -> torch.Generator:
 
 
 def settled(rng: Rng) -> tuple[torch.Generator | int, int]:
-    """A source that is no longer None, and its seed, to be kept with what is made of it.
+    """A definite source of random numbers and its seed, to be stored with the results.
 
     Args:
         rng: A generator, a seed, or None for a fresh seed.
 
     Returns:
-        The generator or the seed; and the seed, of a generator its `initial_seed()`.
+        The generator or the seed, and the seed (a generator's `initial_seed()`).
 
     Raises:
         TypeError: If `rng` is neither.

@@ -43,7 +43,7 @@ def renamed(scope: str, tree: Mapping[str, Any], *, warn: bool = True) -> dict[s
     Args:
         scope: A key of `RENAMED`.
         tree: Keys and values, or keywords.
-        warn: Whether to warn; not of files that the package wrote itself.
+        warn: Whether to warn; False for files written by the package.
 
     Returns:
         A new mapping, in the same order.
@@ -69,7 +69,7 @@ def renamed(scope: str, tree: Mapping[str, Any], *, warn: bool = True) -> dict[s
 
 
 def current(scope: str, name: str) -> str:
-    """The present name of one that may be old; see `renamed`."""
+    """The current name for one that may be old; see `renamed`."""
     return next(iter(renamed(scope, {name: None})))
 
 

@@ -1,4 +1,4 @@
-"""Settings: YAML and overrides to typed dataclasses; an unknown key is an error that names the nearest."""
+"""Settings: YAML and overrides to typed dataclasses; an unknown key raises an error with the nearest one."""
 
 import dataclasses
 import datetime
@@ -24,16 +24,16 @@ def read_yaml(text: str, where: str) -> Any:
     """The value of a YAML text.
 
     Args:
-        text: The text.
-        where: Its origin, for the message.
+        text: YAML text.
+        where: Origin of the text, for messages.
 
     Raises:
-        ValueError: If the text is no YAML.
+        ValueError: If the text is invalid YAML.
     """
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{where} cannot be read as YAML: {' '.join(str(error).split())}.") from error
+        raise ValueError(f"{where} is invalid YAML: {' '.join(str(error).split())}.") from error
 
 
 def read_tree(path: str | Path, what: str = "file of settings") -> dict[str, Any]:
@@ -41,25 +41,25 @@ def read_tree(path: str | Path, what: str = "file of settings") -> dict[str, Any
 
     Args:
         path: The file.
-        what: Its kind, for the message.
+        what: Kind of file, for messages.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it is no YAML, or no mapping.
+        ValueError: If the content is invalid YAML or not a mapping.
     """
     tree = read_yaml(Path(path).read_text(encoding="utf-8"), str(path))
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} is no {what}: expected keys and values, got {type(tree).__name__}.")
+        raise ValueError(f"{path} is not a {what}: expected keys and values, got {type(tree).__name__}.")
     return tree
 
 
 def override(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """The tree with "a.b=c" settings put in; c is read as YAML.
+    """The tree with overrides "a.b=c" applied; c is read as YAML.
 
     Raises:
-        ValueError: If a setting has another form, or its key goes into a plain value.
+        ValueError: If a setting has another form or its key leads into a plain value.
     """
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -70,21 +70,21 @@ def override(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ValueError(f"{key!r} goes into {parent!r}, which is a value and holds nothing.")
+                raise ValueError(f"{key!r} leads into {parent!r}, which is a plain value without keys.")
         node[last] = read_yaml(text, setting)
     return tree
 
 
 def sized(tree: dict[str, Any], overrides: Sequence[str] = (), *, default: str = "quick") -> dict[str, Any]:
-    """The tree at the size that `size=NAME` asks for, with the overrides put in.
+    """The tree at the size given by `size=NAME`, with overrides applied.
 
-    A file has one set of settings and, under `sizes`, what differs in each named size; keys there are dotted. The
-    overrides come last.
+    A file has one set of settings and, under `sizes`, the differences of each named size by dotted keys.
+    Overrides are applied last.
 
     Args:
         tree: Nested settings; `size` and `sizes` are taken out.
-        overrides: Such as "size=full" or "archive.count=8".
-        default: Size without an entry of its own.
+        overrides: Overrides such as "size=full" or "archive.count=8".
+        default: Name of the size without an entry under `sizes`.
 
     Returns:
         The nested settings, `size` among them.
@@ -122,16 +122,16 @@ def build(cls: type, tree: Any, where: str = "", *, kind: str = "key") -> Any:
         cls: The dataclass; its fields may be dataclasses, tuples, mappings, optional or plain values.
         tree: Keys and values.
         where: Dotted name of the tree, ending in a dot unless empty, for messages.
-        kind: What a key is called in messages.
+        kind: Noun for a key in messages.
 
     Returns:
         An instance.
 
     Raises:
-        ValueError: If a key is unknown (the nearest is named), is lacking, or a value has the wrong type.
+        ValueError: If a key is unknown (the nearest is named) or missing, or a value has the wrong type.
     """
     if not isinstance(tree, Mapping):
-        raise ValueError(f"{where[:-1] or 'the tree'} holds settings of its own, got {tree!r}.")
+        raise ValueError(f"{where[:-1] or 'the tree'} must be a mapping of settings, got {tree!r}.")
     tree = renamed(cls.RENAMED, tree) if hasattr(cls, "RENAMED") else tree
     kinds = typing.get_type_hints(cls)
     fields = [field for field in dataclasses.fields(cls) if field.init]
@@ -149,11 +149,11 @@ def build(cls: type, tree: Any, where: str = "", *, kind: str = "key") -> Any:
 
 
 def convert(kind: Any, value: Any, where: str) -> Any:
-    """A plain value as the type that a setting has.
+    """Convert a plain value to the type of a setting.
 
     Args:
-        kind: A dataclass, a tuple, sequence or mapping of types, X | None, Literal, a plain type, or Any.
-        value: What a file or an override holds.
+        kind: Type: a dataclass, a tuple, sequence or mapping of types, X | None, Literal, a plain type, or Any.
+        value: Value from a file or an override.
         where: Dotted name of the setting, for messages.
 
     Raises:
@@ -207,7 +207,7 @@ def arguments(
         function: A function or a class.
         tree: Keys and values.
         where: Dotted name of the tree, ending in a dot unless empty, for messages.
-        leave: Parameters that are no settings.
+        leave: Parameters that are not settings.
 
     Raises:
         ValueError: If a key is unknown (the nearest is named) or a value has the wrong type.
@@ -270,10 +270,10 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> str:
     """A message that names the nearest known name.
 
     Args:
-        kind: What it is the name of.
+        kind: Kind of thing that is named.
         name: The unknown name.
-        known: The known ones.
-        where: Dotted name in front of all of them, ending in a dot unless empty.
+        known: Known names.
+        where: Dotted prefix of all names, ending in a dot unless empty.
 
     >>> unknown("method", "EnFK", ["EnKF", "ETKF"])
     "unknown method 'EnFK'; did you mean EnKF? There are EnKF, ETKF."
@@ -294,16 +294,16 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> str:
 def known_settings(
     tree: Mapping[str, Any], allowed: Iterable[str], where: str = "", *, kind: str = "setting"
 ) -> None:
-    """Refuse a key that is not allowed.
+    """Reject keys that are not allowed.
 
     Args:
         tree: Keys and values.
         allowed: The keys that exist.
         where: Dotted name of the tree, ending in a dot unless empty.
-        kind: What a key is called in the message.
+        kind: Noun for a key in messages.
 
     Raises:
-        ValueError: Which names the dotted key and the nearest one.
+        ValueError: If a key is not allowed; names the dotted key and the nearest one.
     """
     allowed = list(allowed)
     for key in tree:
@@ -312,10 +312,10 @@ def known_settings(
 
 
 def known_keys(tree: Any, allowed: Iterable[str], where: str) -> None:
-    """Refuse what is no mapping, or has a key that is not allowed.
+    """Reject a value that is not a mapping or has a key that is not allowed.
 
     Raises:
-        ValueError: Which says where, and names the nearest key.
+        ValueError: If it is not a mapping or a key is not allowed; names the place and the nearest key.
     """
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where} holds keys and values, got {type(tree).__name__}.")
@@ -326,7 +326,7 @@ def known_keys(tree: Any, allowed: Iterable[str], where: str) -> None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
-    """What differs between nested settings, one line each.
+    """Differences between nested settings, one line each.
 
     >>> differences({"a": {"b": 1}}, {"a": {"b": 2}})
     ['a.b: 1 there, 2 here']

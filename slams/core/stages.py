@@ -1,4 +1,4 @@
-"""Finished work on disk: a stage's result is reused where its inputs and its version are the same."""
+"""Results of stages on disk, reused if inputs and version are unchanged."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ _LEDGER = ".stages.json"
 
 
 def digest(*parts: Any) -> str:
-    """A short name of plain values: the same for equal settings, whatever the order of their keys.
+    """A short hash of plain values, independent of the order of keys.
 
     Dataclasses count by the fields that differ from their defaults, so that a setting added later leaves the digest
     of older results alone.
@@ -51,7 +51,7 @@ def essential(value: Any) -> Any:
 
 
 def file_stem(label: str) -> str:
-    """A label without the characters that file systems may refuse.
+    """A label without characters that are invalid in file names.
 
     >>> file_stem("EnKF N 50, s 0.5")
     'EnKF_N_50__s_0.5'
@@ -60,15 +60,15 @@ def file_stem(label: str) -> str:
 
 
 def claim(path: str | Path, settings: Mapping[str, Any], scope: str = "") -> None:
-    """Write settings where there are none, or make sure that they are the same.
+    """Write settings to a new file, or check that an existing file has the same.
 
     Args:
         path: JSON file of the settings.
         settings: Plain values.
-        scope: Of names that the file may have in their old form, a key of `RENAMED`.
+        scope: Key of `RENAMED` for old names that the file may contain.
 
     Raises:
-        ValueError: If other settings are there, with the differences.
+        ValueError: If the file has other settings; lists the differences.
     """
     path, wanted = Path(path), json.loads(json.dumps(plain(settings)))
     if path.exists():
@@ -79,15 +79,15 @@ def claim(path: str | Path, settings: Mapping[str, Any], scope: str = "") -> Non
 
 
 def same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with results of other settings.
+    """Check that existing results have the present settings.
 
     Args:
-        path: What holds the results.
-        before: Their settings.
-        now: The present ones.
+        path: File or folder of the results.
+        before: Settings of the results.
+        now: Present settings.
 
     Raises:
-        ValueError: If they differ, with the differences.
+        ValueError: If the settings differ; lists the differences.
     """
     different = differences(before, now)
     if different:
@@ -101,9 +101,9 @@ class Stage:
     """One piece of work.
 
     Attributes:
-        name: Of its result.
+        name: Name of the stage's result.
         inputs: Everything that the result depends on: plain values and dataclasses.
-        version: Of its algorithm; raised in the commit that changes its numbers.
+        version: Version of the algorithm; raised in the commit that changes its numbers.
         earlier: Keys of the same inputs and algorithm that releases before 0.2 wrote.
     """
 
@@ -123,11 +123,11 @@ class Stages:
 
     A stage's result is either a tensor file of this class (`keep`) or files of its own that are noted in a ledger
     (`done`, `finish`). A result is taken only if inputs and version agree and its files are whole; otherwise the
-    stage is done again, with a line that says why.
+    stage is computed again, and the reason is printed.
 
     Args:
-        folder: Of the results.
-        say: Takes a line of text; nothing is said if None.
+        folder: Folder of the results.
+        say: Called with each line of text; no output if None.
     """
 
     def __init__(self, folder: str | Path, say: Say | None = None) -> None:
@@ -139,7 +139,7 @@ class Stages:
 
         Args:
             stage: The stage; its result is the file `file_stem(name)`.safetensors.
-            make: Returns tensors and facts, each by name.
+            make: Function that computes tensors and facts, each by name.
 
         Returns:
             Tensors and facts.
@@ -147,12 +147,14 @@ class Stages:
         found = self.load(stage)
         if found is None:
             self.save(stage, *make())
-            found = self.load(stage)  # rounding depends on how numbers lie in memory, and a resumed run reads them
+            found = self.load(
+                stage
+            )  # rounding depends on how numbers lie in memory, and a resumed run reads them
             assert found is not None
         return found
 
     def load(self, stage: Stage) -> Result | None:
-        """The kept result of a stage, None where there is none of these inputs and this version."""
+        """The stored result of a stage, None if there is none with these inputs and this version."""
         path = self.path(stage)
         if not path.exists():
             return None
@@ -168,7 +170,7 @@ class Stages:
         return tensors, facts
 
     def save(self, stage: Stage, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Keep the result of a stage, whole or not at all."""
+        """Store the result of a stage atomically."""
         write_tensors(self.path(stage), tensors, {**facts, "stage": stage.key})
 
     def path(self, stage: Stage) -> Path:
@@ -198,18 +200,18 @@ class Stages:
         return True
 
     def finish(self, stage: Stage, files: Sequence[str] = ()) -> None:
-        """Note that a stage is finished and how large its files are."""
+        """Record that a stage is finished and the sizes of its files."""
         sizes = {name: _size(self.folder / name) for name in files}
         rows = {**self._rows(), stage.name: {"key": stage.key, "sizes": sizes}}
         write_text(self.folder / _LEDGER, json.dumps(rows, indent=1))
 
     def adopt(self, stage: Stage, files: Sequence[str]) -> None:
-        """Note a stage that a release before 0.2 finished under its key of today."""
+        """Record a stage finished by a release before 0.2 under its present key."""
         if self._rows().get(stage.name) in stage.earlier:
             self.finish(stage, files)
 
     def forget(self, stage: Stage) -> None:
-        """Take back that a stage is finished, before its file is written by another."""
+        """Remove the record of a finished stage, before another process writes its file."""
         rows = {name: row for name, row in self._rows().items() if name != stage.name}
         write_text(self.folder / _LEDGER, json.dumps(rows, indent=1))
 
@@ -218,7 +220,7 @@ class Stages:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
     def _same(self, stage: Stage, key: Any) -> bool:
-        """Whether a kept key is the stage's; a line says so where the version is another."""
+        """Whether a stored key is the stage's; prints a line if only the version differs."""
         if key == stage.key or key in stage.earlier:
             return True
         before = str(key).partition(":")[0]

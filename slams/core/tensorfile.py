@@ -1,4 +1,4 @@
-"""Tensors and facts in one safetensors file, written whole or not at all."""
+"""Tensors and metadata in one safetensors file, written atomically."""
 
 import json
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ def write_tensors(
 
     Args:
         path: The file, replaced as a whole.
-        tensors: By name; views are copied.
-        facts: What JSON can hold, by name.
+        tensors: Tensors by name; views are copied.
+        facts: JSON-serializable metadata by name.
     """
     kept = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -38,11 +38,11 @@ def read_tensors(
 
     Args:
         path: A file of `write_tensors`.
-        remedy: What to do if it is absent or broken, for the message.
+        remedy: Advice for a missing or damaged file, for messages.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it is no file of tensors, or is cut short.
+        ValueError: If the file is not in safetensors format or is truncated.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no file of tensors at {path}; {remedy}.")
@@ -51,7 +51,7 @@ def read_tensors(
             facts = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
             return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors ({error}); {remedy}.") from error
+        raise ValueError(f"{path} is not a valid safetensors file ({error}); {remedy}.") from error
 
 
 def read_facts(path: str | Path, *, remedy: str = "restore it or train again") -> dict[str, Any]:
@@ -62,7 +62,7 @@ def read_facts(path: str | Path, *, remedy: str = "restore it or train again") -
         with safe_open(str(path), "pt") as file:
             return {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
     except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors ({error}); {remedy}.") from error
+        raise ValueError(f"{path} is not a valid safetensors file ({error}); {remedy}.") from error
 
 
 def grouped(tensors: Mapping[str, Tensor], separator: str = "/") -> dict[str, dict[str, Tensor]]:
@@ -84,22 +84,22 @@ def flat(groups: Mapping[str, Mapping[str, Tensor]], separator: str = "/") -> di
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load weights into a module that must want exactly these.
+    """Load weights into a module with exactly these parameters.
 
     Args:
-        module: Built from the settings beside the weights.
-        tensors: Its state.
-        path: The file they are from, for the message.
+        module: Module built from the settings stored with the weights.
+        tensors: State of the module by name.
+        path: File of the weights, for messages.
 
     Raises:
-        ValueError: If a tensor is lacking, superfluous or of another shape.
+        ValueError: If a tensor is missing, superfluous or of another shape.
     """
     own = module.state_dict()
     wrong = sorted(set(own) ^ set(tensors))
     wrong += [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
     if wrong:
         raise ValueError(
-            f"{path} does not hold the weights its recipe asks for ({len(wrong)} tensors differ, such as {wrong[0]}); "
+            f"{path} does not hold the weights of its recipe ({len(wrong)} tensors differ, such as {wrong[0]}); "
             "it was written by another recipe or version, train again."
         )
     module.load_state_dict(dict(tensors))

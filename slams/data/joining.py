@@ -1,4 +1,4 @@
-"""Which day's record of each store belongs to a state, by the time that values stand for."""
+"""Matching of the records of stores to states by their validity periods."""
 
 from collections.abc import Mapping
 
@@ -12,9 +12,9 @@ def matching_lags(stores: Mapping[str, FieldStore], state: str, rule: Rule) -> t
     """Days from the date of a state to the label of the record that belongs to it.
 
     Args:
-        stores: By modality.
-        state: Which of them is the state.
-        rule: As of `slams.data.files.periods.match`.
+        stores: Stores by modality.
+        state: Modality of the state.
+        rule: Matching rule, as in `slams.data.files.periods.match`.
 
     Returns:
         The lag of each modality, such as -1 for rain that falls on the day before the state at 00 UTC, and the rule in

@@ -1,4 +1,4 @@
-"""What comes from elsewhere may name files, but neither choose where they go nor run anything."""
+"""Safety of external input: it may name files, but neither choose their location nor run code."""
 
 import gzip
 import json
@@ -28,7 +28,7 @@ def is_address(source: str | os.PathLike[str]) -> bool:
         True for http and https.
 
     Raises:
-        ValueError: For any other scheme, `file:` included.
+        ValueError: If the address has any other scheme, `file:` included.
 
     >>> is_address("https://example.org/precip.1998.nc"), is_address("mirror/precip.1998.nc")
     (True, False)
@@ -79,7 +79,7 @@ def contained(folder: str | os.PathLike[str], name: str) -> Path:
 
 
 def refuse_pickles(path: str | os.PathLike[str]) -> None:
-    """Refuse a file or a folder (such as a zarr) whose reading would load pickles, which can run any code.
+    """Reject a file or folder (such as a zarr) that contains pickles, which can run any code.
 
     Args:
         path: The file or folder.

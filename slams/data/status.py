@@ -1,4 +1,4 @@
-"""What a data folder holds: stores with their years, gaps, sizes, units and ranges; tables; fetched files."""
+"""Inventory of a data folder: stores with years, gaps, sizes, units and ranges; tables; fetched files."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,20 +22,20 @@ class StoreStatus:
     Args:
         path: Under the folder.
         variable: Its variable.
-        units: Of the values.
+        units: Unit of the values.
         first: First day.
         last: Last day.
         days: Number of days.
         years: Days of each year.
         gaps: First and last missing day of each gap.
         missing: Number of missing days between the first and the last.
-        size: On disk [bytes].
-        grid: In words.
+        size: Size on disk [bytes].
+        grid: Description of the grid.
         levels: Pressure levels [hPa].
         lowest: Smallest value on some days, spread over all.
         highest: Largest value on these days.
         valid: Share of values that aren't missing on these days.
-        url: Where its files came from.
+        url: Address of the files' source.
     """
 
     path: str
@@ -62,11 +62,11 @@ class FolderStatus:
 
     Args:
         folder: The folder.
-        stores: What is there.
+        stores: Stores found.
         files: Number and size of fetched files by subfolder.
         tables: Station tables with their size.
         published: Number of daily zarrs of the published layout by subfolder.
-        faults: What is wrong, a sentence each.
+        faults: Faults, one sentence each.
     """
 
     folder: str
@@ -82,7 +82,7 @@ class FolderStatus:
 
 
 def status(folder: Path) -> FolderStatus:
-    """What a folder and its subfolders hold; reads headers and some days, no more.
+    """Inventory of a folder and its subfolders, from headers and a few days.
 
     Args:
         folder: Such as `data`, or one source's folder in it.
@@ -147,7 +147,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def store_paths(folder: Path) -> list[Path]:
-    """Stores of a folder and its subfolders: zarrs that this package wrote, or meant to."""
+    """Stores of a folder and its subfolders: zarrs of this package, complete or not."""
     paths = [path for each in data_folders(folder) for path in sorted(each.glob("[!.]*.zarr"))]
     return [path for path in paths if _is_ours(path)]
 
@@ -169,10 +169,10 @@ def _stores_listed(folder: Path) -> list[Row]:
 
 
 def changed(folder: Path, row: Row) -> str:
-    """What is wrong with a fetched file at first sight, empty if nothing.
+    """Faults of a fetched file by a quick check, empty if none.
 
     Args:
-        folder: Of the manifest.
+        folder: Folder of the manifest.
         row: Its row.
 
     Returns:

@@ -67,10 +67,10 @@ def verify(folder: Path, progress: Progress = lambda name: None) -> tuple[int, l
 
 
 def file_faults(folder: Path, row: Row) -> list[str]:
-    """What is wrong with a fetched file: size, checksum, header.
+    """Faults of a fetched file: size, checksum, header.
 
     Args:
-        folder: Of the manifest.
+        folder: Folder of the manifest.
         row: Its row.
 
     Returns:
@@ -93,11 +93,11 @@ def file_faults(folder: Path, row: Row) -> list[str]:
             return []
         except (ValueError, OSError, KeyError) as error:
             causes.append(str(error))
-    return [f"{path} has no header that a source here knows: {causes[0]}"]
+    return [f"{path} has no header of a known source: {causes[0]}"]
 
 
 def table_faults(path: Path) -> list[str]:
-    """What is wrong with a table of observations: header, places, repeated reports, values that pass but can't be.
+    """Faults of a table of observations: header, positions, repeated reports, implausible values that pass.
 
     Args:
         path: The table.
@@ -127,7 +127,7 @@ def table_faults(path: Path) -> list[str]:
 
 
 def store_faults(path: Path) -> list[str]:
-    """What is wrong with a store.
+    """Faults of a store.
 
     Args:
         path: The store.

@@ -67,14 +67,14 @@ def window_starts(dates: np.ndarray, length: int, stride: int = 1) -> Tensor:
 
 @dataclass(frozen=True)
 class GapRow:
-    """What one modality holds, and what it lacks.
+    """Coverage of one modality: its days and gaps.
 
     Args:
         name: The modality.
         first: Its first day.
         last: Its last day.
         days: Number of its days.
-        gaps: Missing stretches between its own first and last day: first and last missing day of each.
+        gaps: Missing periods between its first and last day, as pairs of first and last missing day.
         unused: Days it holds that another modality lacks.
     """
 
@@ -93,13 +93,13 @@ class GapRow:
 
 @dataclass(frozen=True)
 class GapReport:
-    """What joining modalities by date kept and lost.
+    """Days kept and dropped in joining modalities by date.
 
     Args:
         rows: One for each modality.
         days: Number of days all have.
-        runs: Number of stretches of consecutive days among these.
-        rule: Which record belongs to which day.
+        runs: Number of runs of consecutive days among these.
+        rule: Rule that assigns records to days.
     """
 
     rows: tuple[GapRow, ...]
@@ -215,7 +215,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         """Windows of days that all stores have, read from memory-mapped copies of the stores.
 
         Args:
-            stores: By modality.
+            stores: Stores by modality.
             length: Days of a window, L.
             span: First and last day wanted; all if None.
             lags: Days from a date to the label of the record that belongs to it, as `matching_lags` gives it; 0 where not

@@ -1,4 +1,4 @@
-"""Denoisers that are told observations: a conditional network, and classifier-free guidance."""
+"""Denoisers conditioned on observations: a conditional network, and classifier-free guidance."""
 
 from collections.abc import Callable
 from typing import Protocol, Self, runtime_checkable
@@ -25,12 +25,12 @@ def context_of(values: Tensor, seen: Tensor, memory: int) -> Tensor:
     """Observations as the channels that a conditional network takes.
 
     Args:
-        values: In the units of the network, newest first, (*B, m', d); anything where not seen.
-        seen: Which were made, (*B, m', d).
-        memory: m >= m'; older times are filled up as unseen.
+        values: Observations in the units of the network, newest first, (*B, m', d); ignored where not observed.
+        seen: Mask of observed values, bool (*B, m', d).
+        memory: Number m >= m' of times; older ones are padded as missing.
 
     Returns:
-        (*B, 2 m, d): the values with zeros where nothing was seen, then the masks as 0 and 1.
+        (*B, 2 m, d): the values with zeros where missing, then the masks as 0 and 1.
 
     Raises:
         ValueError: If there are more times than the memory or the shapes differ.
@@ -40,19 +40,19 @@ def context_of(values: Tensor, seen: Tensor, memory: int) -> Tensor:
             f"observations are (*B, m', d) with masks of the same shape and m' at most {memory}, newest first; got "
             f"{tuple(values.shape)} and {tuple(seen.shape)}."
         )
-    known = torch.where(seen, values, 0.0)  # a product would keep the NaN of what was not seen
+    known = torch.where(seen, values, 0.0)  # a product would keep the NaN of missing values
     blank = known.new_zeros(*known.shape[:-2], memory - known.shape[-2], known.shape[-1])
     return torch.cat([known, blank, seen.to(known), blank], -2)
 
 
 class Encoded(Preconditioned):
-    """`Preconditioned` with a network that takes features of the context, made once when it is given.
+    """`Preconditioned` with a network that takes features of the context, computed once per context.
 
     Args:
-        network: (x_t, t, features) -> shape of x_t, with a method `encode`: context -> features.
+        network: Function (x_t, t, features) -> shape of x_t, with a method `encode`: context -> features.
         schedule: Noise schedule.
         std: Standard deviation of the data.
-        trained: sigma / alpha between which the network is asked; beyond, it is told the nearest end as its time.
+        trained: Range of sigma / alpha in training; the network's time is clamped to it.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Encoded(Preconditioned):
         self.trained = (low, high)
 
     def given(self, context: Tensor | None) -> Self:
-        """The same network, told the features of `context` at every evaluation."""
+        """A copy of the network conditioned on the features of `context`."""
         encode: Callable[[Tensor], Tensor] = self.network.encode  # type: ignore[assignment]
         return super().given(None if context is None else encode(context))
 

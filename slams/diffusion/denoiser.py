@@ -160,7 +160,7 @@ def window_moments(
 def window_covariance(windows: Tensor, shrink: float) -> Tensor:
     """Covariance of coefficients over a window, made stationary and shrunk.
 
-    The lag covariances are averaged over the window (the process does not know where a window begins), and
+    The lag covariances are averaged over the window (the process is stationary), and
     pairs of different patterns are multiplied by 1 - shrink.
 
     Args:

@@ -12,11 +12,11 @@ Score = Callable[[Tensor], Tensor]
 
 
 class Chain(NamedTuple):
-    """Where the chains are, and how often they moved.
+    """Last states of the chains and their acceptance rates.
 
     Attributes:
-        x: Their last states (*B, *S).
-        accepted: Share of proposals each accepted, (*B); ones without adjustment.
+        x: Last states (*B, *S).
+        accepted: Acceptance rate of each chain, (*B); ones without adjustment.
     """
 
     x: Tensor
@@ -41,7 +41,7 @@ def langevin(
 
     Args:
         score: grad log p: (*B, *S) -> (*B, *S).
-        x: Where chains start, (*B, *S).
+        x: Initial states of the chains, (*B, *S).
         step: h, positive, broadcasting to x.
         count: Number of steps.
         batch: Number of axes of *B; each of its entries is a chain.

@@ -22,19 +22,19 @@ class Homogeneous(Protocol):
 
 
 class LatticeSystem:
-    """(H V H^T + R)^-1 for H that sees all fields alike through one filter at the points of a square lattice.
+    """(H V H^T + R)^-1 for an H that applies one filter to all fields at the points of a square lattice.
 
-    Moved from one point of the lattice to another, H V H^T stays the same. It is known from what V tells of one point of
-    each observed step and channel, and is one matrix of steps and channels for each wave of the lattice; where only a
-    box of the lattice is seen, it is made as a matrix and factorized. Both are kept for each diffusion time.
+    H V H^T is invariant to shifts of the lattice. It is computed from the response of one point of each observed step and
+    channel, and is one matrix of steps and channels for each wave of the lattice; if only a box of the lattice is
+    observed, it is assembled and factorized. Both are cached for each diffusion time.
 
     Args:
-        covariance: C.
+        covariance: Prior covariance C.
         filtered: Fields (*B, c, N, N) to all of the lattice, (*B, c, n, n); linear.
-        steps: Observed ones.
-        shape: Of a trajectory, (L, c, N, N).
-        std: Of independent errors, positive.
-        box: First and one past the last row, and column, of what is seen of the lattice; all if None.
+        steps: Observed steps.
+        shape: Shape of a trajectory, (L, c, N, N).
+        std: Standard deviation of independent errors, positive.
+        box: First and one past the last observed row, and column, of the lattice; all if None.
 
     Raises:
         ValueError: If `std` is not positive.
@@ -81,15 +81,15 @@ class LatticeSystem:
 
     def _prepared(self, like: Tensor, ratio: float) -> Tensor:
         """Factor of the matrix of a box, or the inverse of that of each wave."""
-        kernel = self._kernel(like, ratio)  # (J, J, n, n): value j' at p told of by value j at 0
+        kernel = self._kernel(like, ratio)  # (J, J, n, n): response of value j' at p to value j at 0
         count, side = kernel.shape[0], kernel.shape[-1]
         if self.box is None:
             waves = torch.fft.rfft2(kernel).permute(2, 3, 1, 0)
             noise = self.variance * torch.eye(count, dtype=waves.dtype, device=waves.device)
             return torch.linalg.inv((waves + waves.mH) / 2 + noise)
         place = torch.arange(*self.box, device=kernel.device)
-        away = (place[:, None] - place[None, :]) % side  # of the one told from the one that tells
-        # axes: teller, told, row told, row teller, column told, column teller
+        away = (place[:, None] - place[None, :]) % side  # of the response from the source
+        # axes: source, response, row of response, row of source, column of response, column of source
         full = kernel[:, :, away][:, :, :, :, away].permute(1, 2, 4, 0, 3, 5)
         size = count * len(place) ** 2
         matrix = full.reshape(size, size)
@@ -105,8 +105,8 @@ class LatticeSystem:
             unit = like.new_zeros(steps * channels, steps, channels, side, side)
             for j in range(steps * channels):
                 unit[j, j // channels, j % channels, 0, 0] = 1
-            told = self.covariance.posterior(self.pulled(unit), like.new_tensor(ratio))
-            return self.seen(told).flatten(1, 2).double()
+            response = self.covariance.posterior(self.pulled(unit), like.new_tensor(ratio))
+            return self.seen(response).flatten(1, 2).double()
         finally:
             self.box = box
 
@@ -118,16 +118,16 @@ class LatticeMatching(Guidance):
         m_y = m + V H^T (H V H^T + R)^-1 (y - H m).
 
     Without `iterations` V is (C^-1 + (alpha_t / sigma_t)^2 1)^-1 in both places, as of `CovarianceMatching`, but without
-    an iterative solver. That V knows not where the flow would carry what a value tells; what is moved at the points alone
-    is moved back by the prior once less noise is left, and draws then miss the values by more than their error. With
+    an iterative solver. That V ignores the flow's transport; increments at the points alone are reverted by the prior at
+    lower noise, and draws then miss the values by more than their error. With
     `iterations` V is the denoiser's own derivative, each of them a backward pass, and the system of C preconditions
-    conjugate gradients: the first one finds the size of the step, and that may do.
+    conjugate gradients; the first one finds the size of the step and may suffice.
 
     The observations are one modality, values (*B, L, c, m, m) with NaN at all but the observed steps.
 
     Attributes:
-        system: Of the operator and errors; shared by all samples and calls.
-        iterations: Of conjugate gradients with the denoiser's derivative.
+        system: Linear system of the operator and errors, shared by all samples and calls.
+        iterations: Number of conjugate-gradient steps with the denoiser's derivative.
 
     Raises:
         ValueError: If `iterations` is negative.
@@ -172,16 +172,16 @@ class LatticeMatching(Guidance):
             mean = guided.denoiser(leaf, t)
         innovation = self._values(guided) - self.system.seen(mean.detach())
 
-        def spread(v: Tensor) -> Tensor:
+        def covariance_product(v: Tensor) -> Tensor:
             return sigma**2 / alpha * torch.autograd.grad(mean, leaf, v, retain_graph=True)[0]
 
         with torch.no_grad():
             if self.iterations:
-                return mean.detach(), self._iterated(innovation, spread, ratio)
+                return mean.detach(), self._iterated(innovation, covariance_product, ratio)
             pulled = self.system.pulled(self.system.solve(innovation, ratio))
             return mean.detach(), self.system.covariance.posterior(pulled, mean.new_tensor(ratio))
 
-    def _iterated(self, residual: Tensor, spread: Operator, ratio: float) -> Tensor:
+    def _iterated(self, residual: Tensor, covariance_product: Operator, ratio: float) -> Tensor:
         """V H^T u of u from preconditioned conjugate gradients, each sample on its own.
 
         Source:
@@ -192,7 +192,7 @@ class LatticeMatching(Guidance):
             z = self.system.solve(residual, ratio)
             now = _inner(residual, z)
             direction = z + (now / before * direction if turn else 0.0)
-            carried = spread(self.system.pulled(direction))
+            carried = covariance_product(self.system.pulled(direction))
             moved = self.system.seen(carried) + self.system.variance * direction
             curvature = _inner(direction, moved)
             # a derivative that is no covariance along this direction gives no step

@@ -1,4 +1,4 @@
-"""What a denoiser is trained on."""
+"""Training loss of denoisers."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ def denoising_loss(
     times: Tensor | None = None,
     rng: Rng = None,
 ) -> Tensor:
-    """Mean squared error of what a denoiser says of noisy data, times uniform in [0, 1].
+    """Mean squared error of a denoiser on noisy data, with diffusion times uniform in [0, 1].
 
     With m = E[x | x_t], the error of the noise (x_t - alpha m) / sigma, of x itself, or of the velocity
     alpha eps - sigma x is (m - x) times
@@ -26,9 +26,9 @@ def denoising_loss(
         eps: alpha / sigma,    x0: 1,    v: (alpha^2 + sigma^2) / sigma.
 
     Args:
-        denoiser: To be trained.
+        denoiser: Denoiser to train.
         x: Clean data (b, *S).
-        target: Which error.
+        target: Quantity whose error is averaged, "eps", "x0" or "v".
         weight: Weight of each element, non-negative, broadcasting to x; the loss is then
             mean(weight error) / mean(weight), and x may be anything where the weight is 0.
         times: Diffusion times (b), instead of uniform ones.

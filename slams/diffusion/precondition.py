@@ -11,10 +11,10 @@ from slams.diffusion.schedule import Schedule
 
 
 class Contextual(Denoiser):
-    """A network that may be told more than x_t and t, such as a forcing, a place or a parameter.
+    """A network with optional context beside x_t and t, such as a forcing, a position or a parameter.
 
     Args:
-        network: (x_t, t) -> shape of x_t, or (x_t, t, context) where a context is given.
+        network: Function (x_t, t) -> shape of x_t, or (x_t, t, context) with a context.
         schedule: Noise schedule.
     """
 
@@ -27,13 +27,13 @@ class Contextual(Denoiser):
         self.context = None
 
     def given(self, context: Tensor | None) -> Self:
-        """The same network, told `context` at every evaluation."""
+        """A copy of the network conditioned on `context`."""
         other = copy.copy(self)
         other.context = context
         return other
 
     def output(self, x: Tensor, t: Tensor) -> Tensor:
-        """What the network itself returns."""
+        """Raw output of the network."""
         return self.network(x, t) if self.context is None else self.network(x, t, self.context)
 
 

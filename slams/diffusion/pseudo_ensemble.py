@@ -1,4 +1,4 @@
-"""Pseudo-ensembles: members drawn by a diffusion model that is told the observations."""
+"""Pseudo-ensembles: members drawn by a diffusion model conditioned on the observations."""
 
 from dataclasses import replace
 from typing import Literal, get_args
@@ -24,15 +24,14 @@ class PseudoEnsemble:
 
     Args:
         denoiser: Family of denoisers of standardised states (*B, d), given contexts (*b, 2 m, d), see `context_of`.
-        mean: Of the states, subtracted before.
-        scale: Their standard deviation.
-        memory: m, times that a context holds.
-        steps: Evaluations of the way from noise to data. Of Gaussians 0.1 to 1 wide, 8 make the width at most 4 %, 12 at
-            most 3 % too large (eta up to 0.3).
-        eta: Share of ancestral noise on the way back.
+        mean: Mean of the states.
+        scale: Standard deviation of the states.
+        memory: Number m of times in a context.
+        steps: Number of sampler steps from noise to data.
+        eta: Fraction of ancestral noise in the reverse diffusion.
         guidance: Weight w of classifier-free guidance.
         depth: Diffusion time, in (0, 1], to which "transfer" and "renoise" go; see `depth_of`.
-        mode: See above.
+        mode: "draw", "transfer" or "renoise".
         source: Whose flow "transfer" follows up: "given" that of the posterior, which leads back to the states
             themselves where eta = 0, "free" that of the prior, which carries them from the prior into the posterior.
 
@@ -88,12 +87,12 @@ class PseudoEnsemble:
         """Diffusion time at which the noise is white and of standard deviation `error`, in physical units."""
         return float(self.denoiser.schedule.time(torch.tensor(self.scale / error)))
 
-    def believed(self, values: Tensor, seen: Tensor) -> tuple[Denoiser, Denoiser]:
+    def denoisers(self, values: Tensor, seen: Tensor) -> tuple[Denoiser, Denoiser]:
         """The guided denoiser of all members and the unconditional one.
 
         Args:
             values: Observations in physical units, newest first, (*B, m', d); anything where not seen.
-            seen: Which were made, (*B, m', d).
+            seen: Mask of observed values, bool (*B, m', d).
         """
         context = context_of((values - self.mean) / self.scale, seen, self.memory).unsqueeze(-3)
         given = self.denoiser.given(context)
@@ -109,7 +108,7 @@ class PseudoEnsemble:
         Args:
             x: States in physical units (*B, N, d); "draw" takes their shape only.
             values: Observations in physical units, newest first, (*B, m', d); anything where not seen.
-            seen: Which were made, (*B, m', d).
+            seen: Mask of observed values, bool (*B, m', d).
             rng: Generator of the noise.
 
         Returns:
@@ -124,7 +123,7 @@ class PseudoEnsemble:
                 f"members (*B, N, d) and observations (*B, m', d) share *B and d, got {tuple(x.shape)} and "
                 f"{tuple(values.shape)}."
             )
-        given, free = self.believed(values, seen)
+        given, free = self.denoisers(values, seen)
         if self.mode == "draw":
             noise = normal(x.shape, like=x, rng=rng)
             return self.mean + self.scale * self.sampler(given, noise, rng=rng)
@@ -143,13 +142,13 @@ class PseudoEnsemble:
 
         Args:
             x: Forecasts in physical units (*B, N, d).
-            values: See `draw`.
-            seen: See `draw`.
+            values: Observations, as in `draw`.
+            seen: Mask of observed values, as in `draw`.
 
         Returns:
             (*B, N, d), in physical units.
         """
-        given, _ = self.believed(values, seen)
+        given, _ = self.denoisers(values, seen)
         t = torch.tensor(self.depth, dtype=torch.float64).to(x)
         alpha, _ = given.schedule(t)
         return self.mean + self.scale * given(alpha * (x - self.mean) / self.scale, t)

@@ -1,4 +1,4 @@
-"""Samplers: from noise to draws of what a denoiser believes."""
+"""Samplers of the distribution of a denoiser."""
 
 import math
 from collections.abc import Callable
@@ -27,43 +27,39 @@ class Sampler:
     u = sigma / alpha, and the exponential integrator for a constant mean. The multistep methods let the mean vary in
     lambda = log(alpha / sigma): order 2 extrapolates it from this and the last evaluation, m + (m - m') / (2 r), r the
     ratio of the last to this step; order 3 integrates the parabola through the last three against exp(lambda). Heun's
-    method asks twice a step and averages eps (order 2 without a memory); the exponential one lets the mean vary along a
-    line in lambda instead, which does not overshoot where a step is long, as the first one of the time grid "snr" is.
+    method evaluates twice a step and averages eps (order 2 without memory); the exponential one takes the mean linear in
+    lambda instead, which does not overshoot in long steps such as the first of the time grid "snr".
 
     With `noise_averaging` = d, the evaluation of a step that ends within `averaging_range` also makes a Langevin step:
 
         x_s = alpha_s m + (1 - d) sigma_s eps + sqrt(d / 2) sigma_s (w + w'),
 
-    w the normal numbers of this step and w' those of the last. Averaged noise leaves the variance of a Gaussian as it
-    is, whatever d, where the steps of `corrections` widen it: draws become right where the denoiser is right at the
-    noise they have reached, whatever it did wrong at higher noise. Steps beyond are of the given order: where noise is
-    less than the narrowest direction, nothing would mend what order 1 takes from its width. With the exact denoiser of
-    a random walk as noisy and as long as SDA's Lorenz-63 (192 increments), log p of draws is 15 nats too low after 64
-    steps with four corrections of tau = 0.25, 5 too high after 96 steps of order 1 with or without averaged
-    noise, and 0.8 too high after 96 with it up to a ratio of 150.
+    w the normal numbers of this step and w' those of the last. Averaged noise preserves the variance of a Gaussian
+    for any d, whereas `corrections` widen it: draws converge to the denoiser's distribution at the present noise,
+    independent of its errors at higher noise. Steps outside the range are of the given order, since at noise below
+    the narrowest direction order 1 would reduce its width.
 
     Attributes:
         steps: Number of steps on the way from t = 1 to 0.
-        eta: Share of ancestral noise.
-        corrections: Langevin corrections after each step, of size tau / mean(eps^2) of each sample. They add noise of
-            their own: on white noise the variance tends to 1 + tau / 2.
+        eta: Fraction of ancestral noise.
+        corrections: Langevin corrections after each step, of size tau / mean(eps^2) of each sample. They add
+            noise: on white noise the variance tends to 1 + tau / 2.
         tau: Size of a correction relative to the score.
-        noise_averaging: d in [0, 1]; goes with no other noise that order or method forbid.
-        averaging_range: alpha / sigma between which steps average noise.
-        order: 1, 2 or 3.
-        time_grid: Times evenly spaced in "time" (the published choice), or in log("snr") between the ratios `ends`, where
-            the narrow directions of a posterior are resolved: of a posterior 0.1 wide, 24 steps of the first kind keep
-            69 % of the width, 24 of the second with order 2 keep 105 %.
-        ends: alpha / sigma between which the time grid "snr" is even, cut to what the schedule has; a posterior of width
-            w needs the second well above 1 / w.
-        method: "multistep", or two evaluations a step: "heun" or "exponential" (order 2).
-        max_step_ratio: How many times the length of the last step order 2 carries its line on. On the time grid
-            "snr" the jump to t = 0 is many times as long as the steps before, and would magnify the noise of the last.
-        batch: Number of leading axes that count samples: sizes of corrections are one for each entry of them.
+        noise_averaging: Strength d in [0, 1]; requires eta = 0 and the multistep method.
+        averaging_range: Range of alpha / sigma of steps with averaged noise.
+        order: Order of the method, 1, 2 or 3.
+        time_grid: Spacing of times, uniform in "time" (the published choice) or in log("snr") between the ratios `ends`,
+            which resolves the narrow directions of a posterior.
+        ends: Range of alpha / sigma of the time grid "snr", clipped to the schedule's; a posterior of width w needs the
+            second well above 1 / w.
+        method: Method, "multistep", or with two evaluations a step "heun" or "exponential" (order 2).
+        max_step_ratio: Largest extrapolation of order 2, relative to the length of the last step. On the time grid
+            "snr" the step to t = 0 is much longer than those before and would amplify the noise of the last.
+        batch: Number of leading axes of samples; each sample has its own size of corrections.
 
     Raises:
         ValueError: If `steps` is below 1, `noise_averaging` not in [0, 1], the order, the time grid or the method
-            unknown, or a higher order is asked for with noise that it does not go with: all but eta with the multistep
+            unknown, or a higher order is combined with noise other than eta with the multistep
             method of order 2.
 
     Source:
@@ -121,7 +117,7 @@ class Sampler:
 
     @property
     def evaluations(self) -> int:
-        """How often a draw asks the denoiser."""
+        """Number of denoiser evaluations of a draw."""
         again = 0 if self.method == "multistep" else self.steps
         return self.steps + again + self.corrections * (self.steps - 1)
 
@@ -137,7 +133,7 @@ class Sampler:
         """Draws, one for each row of noise.
 
         Args:
-            denoiser: What is believed.
+            denoiser: Denoiser of the distribution to sample.
             noise: Standard normal, shape (*B, N, *event); sets the draw.
             rng: Generator of the noise added on the way.
             progress: Called with 1 after each step.
@@ -156,7 +152,7 @@ class Sampler:
         """Draws from x_t at diffusion time `depth` on, by the same number of steps.
 
         Args:
-            denoiser: What is believed.
+            denoiser: Denoiser of the distribution to sample.
             x_t: Noisy samples, (*B, N, *event).
             depth: Their time in (0, 1].
             rng: Generator of the noise added on the way.
@@ -168,19 +164,19 @@ class Sampler:
         """Clean samples carried up the probability flow to x_t at time `depth`, the way that `onward` comes down.
 
         Args:
-            denoiser: What is believed.
+            denoiser: Denoiser of the distribution to sample.
             x: Clean samples, (*B, N, *event).
             depth: Time in (0, 1].
 
         Raises:
-            ValueError: If the sampler adds noise, which cannot be undone.
+            ValueError: If the sampler adds noise and so is not invertible.
 
         Source:
             Song et al. (2021), arXiv:2010.02502, section 4.3.
         """
         if self.eta or self.corrections or self.noise_averaging:
             raise ValueError(
-                "noise cannot be undone: set eta, corrections and noise_averaging to 0 to invert."
+                "a sampler with noise is not invertible: set eta, corrections and noise_averaging to 0 to invert."
             )
         times = self._times(denoiser.schedule, depth).flip(0).to(x)
         return self._along(denoiser, denoiser.schedule(times[0])[0] * x, times, None)

@@ -114,7 +114,7 @@ class SubVP(Schedule):
     """The signal of a variance-preserving schedule with less noise: sigma_t = 1 - alpha_t^2 + eta.
 
     Args:
-        signal: Gives alpha_t and eta.
+        signal: Schedule of the signal, alpha_t and eta.
 
     Source:
         Song et al. (2021), arXiv:2011.13456, section 3.4; eta as in the released code of SDA.
@@ -139,7 +139,7 @@ class SubSubVP(Schedule):
     """The signal of a variance-preserving schedule with still less noise: sigma_t = 1 - alpha_t + eta.
 
     Args:
-        signal: Gives alpha_t and eta.
+        signal: Schedule of the signal, alpha_t and eta.
 
     Source:
         The released code of Rozet & Louppe (2023), arXiv:2306.10574.
@@ -162,8 +162,8 @@ class VarianceExploding(Schedule):
     """alpha_t = 1, sigma_t = low (high / low)^t.
 
     Args:
-        low: Noise left at t = 0, in units of the data.
-        high: Noise at t = 1; well above the spread of the data, of which nothing is known there.
+        low: Noise at t = 0, in units of the data.
+        high: Noise at t = 1, well above the standard deviation of the data.
 
     Raises:
         ValueError: If not 0 < low < high.

@@ -14,7 +14,7 @@ class Solenoidal(nn.Module):
     """Velocities without mean and divergence as one real amplitude, and its waves.
 
     With t(k) = (-k_y, k_x) / |k|, v(k) = i t(k) a(k): a is real where v is, and both have the same sum of squares. Waves
-    of the shortest length, whose direction a grid does not know, are dropped.
+    of the shortest length, whose direction is undefined on a grid, are dropped.
 
     Args:
         size: Cells N along a side, even.
@@ -55,7 +55,7 @@ class Solenoidal(nn.Module):
 
 @dataclass(frozen=True)
 class FlowMoments:
-    """What is known of trajectories of velocities up to second order.
+    """First and second moments of trajectories of velocities.
 
     Attributes:
         mean: (2, N, N), the same at all times.
@@ -76,7 +76,7 @@ def flow_moments(x: Tensor, mean: Tensor, length: int, *, rows: int = 8) -> Flow
 
     Args:
         x: Velocities (n, T, 2, N, N).
-        mean: To be subtracted, (2, N, N).
+        mean: Mean to subtract, (2, N, N).
         length: p.
         rows: Trajectories at once.
 
@@ -107,7 +107,7 @@ def extended(covariance: Tensor, length: int) -> Tensor:
     """Covariance of a longer series: a step depends on the p - 1 before it as in the p steps given, and on no others.
 
     Args:
-        covariance: Of p steps, (*B, p, p).
+        covariance: Covariance of p steps, (*B, p, p).
         length: L.
 
     Returns:
@@ -135,9 +135,9 @@ class FlowCovariance(nn.Module):
     """C of trajectories of velocities, diagonal in waves, of any length; see `CovarianceMatching`.
 
     Args:
-        moments: Of p successive states.
+        moments: Moments of p successive states.
         length: L; beyond p as `extended`.
-        dtype: Of what it is applied to.
+        dtype: Dtype of its arguments.
 
     Raises:
         ValueError: If a number of waves is not that of a grid of even size.

@@ -17,21 +17,21 @@ class SolenoidalDenoiser(Denoiser):
 
         a_m = a_mu + alpha_t C W^-2 (a_t - alpha_t a_mu) + sigma_t C^1/2 W^-1 f,
 
-    so that f = 0 is the Gaussian of a field that is alike everywhere, and both what the network is shown of the noisy
-    field, W^-1 (a_t - alpha_t a_mu), and what it is asked for have unit variance in all waves at every noise level. Roots
-    are symmetric, that a network of neighbouring cells meets neighbouring waves treated alike. It is also shown the
-    Gaussian's velocity, vorticity and advection u . grad w. The rest of the velocity is left to the Gaussian.
+    so that f = 0 is the denoiser of a homogeneous Gaussian field, and both the network's input of the noisy field,
+    W^-1 (a_t - alpha_t a_mu), and its target have unit variance in all waves at every noise level. Roots are symmetric,
+    so that neighbouring waves are scaled alike. Further inputs are the Gaussian's velocity, vorticity and advection
+    u . grad w. The rest of the velocity is left to the Gaussian.
 
     Args:
-        network: f: (fields (*B, 5 L, N, N), a time) -> (*B, L, N, N): whitened amplitude, u, v, w and advection of each
-            step, the last two in units of the vorticity's spread; none for the Gaussian alone.
-        mean: mu, (2, N, N).
+        network: f, (fields (*B, 5 L, N, N), a time) -> (*B, L, N, N): whitened amplitude, u, v, w and advection of each
+            step, the last two in units of the vorticity's standard deviation; None for the Gaussian alone.
+        mean: Mean mu, (2, N, N).
         covariance: C over the L steps of a window.
         schedule: Noise schedule.
         interval: Model time between two steps; scales the advection.
-        trained: sigma / alpha between which the network was trained; the network is told s in [0, 1], even in their log,
-            and beyond, the nearest of them.
-        bound: Of what the network is shown and answers, in standard deviations.
+        trained: Range of sigma / alpha in training; its logarithm is mapped to the network's time s in [0, 1], clamped
+            outside.
+        bound: Bound of the network's input and output [standard deviations].
 
     Source:
         The preconditioning of Karras et al. (2022), arXiv:2206.00364, table 1, wave by wave.

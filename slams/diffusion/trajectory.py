@@ -20,13 +20,13 @@ class MarkovBlanket(Denoiser):
     are taken. Gradients are the same; torch.func.vjp and grad do not pass through the recomputation.
 
     Args:
-        denoiser: Of windows (*B, W, L, *Z), L odd.
-        length: L.
+        denoiser: Denoiser of windows (*B, W, L, *Z), L odd.
+        length: Window length L [steps].
         chunk: Windows of a sample evaluated at once; all if None.
 
     Raises:
         ValueError: If the length is even or not the denoiser's, the chunk is not positive, or the denoiser
-            holds observations of each window, which cannot be asked for a few windows only.
+            holds observations of each window, so that windows have no chunks.
 
     Source:
         Rozet & Louppe (2023), arXiv:2306.10574, algorithm 2.
@@ -43,7 +43,7 @@ class MarkovBlanket(Denoiser):
             raise ValueError(f"chunk must be a positive number of windows, got {chunk}.")
         if chunk is not None and any(hasattr(part, "observations") for part in denoiser.modules()):
             raise ValueError(
-                "a guided denoiser knows each window's own observations and cannot take windows in chunks; "
+                "a guided denoiser holds observations of every window and does not support chunks of windows; "
                 "guide the composed denoiser instead, or leave out the chunk."
             )
         self.denoiser = denoiser

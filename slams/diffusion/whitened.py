@@ -20,19 +20,19 @@ class WhitenedDenoiser(Denoiser):
         m = mu + Q (alpha_t lambda / w u + sigma_t sqrt(lambda) / w f(u, s)),
 
     so that input and target of the network have unit variance in every direction at every noise level, not only
-    on average: what tells a trajectory from a sequence of states are differences that vary a hundred times less
-    than the states, and a network that has to find their scale by itself learns them last. f = 0 is the
-    Gaussian denoiser. The network is told s in [0, 1], even in log(sigma_t / alpha_t).
+    on average: differences between steps have a much smaller variance than the states, and without whitening a network
+    learns them last. f = 0 is the Gaussian denoiser. The network's time is s in [0, 1], linear in
+    log(sigma_t / alpha_t).
 
     Args:
-        network: f: (*B, n), a time as of `Denoiser` with one event axis -> (*B, n), n the values of a window.
-        mean: mu, (L, *Z).
-        covariance: C, (n, n).
+        network: Function f: (*B, n), a time as of `Denoiser` with one event axis -> (*B, n), n the values of a window.
+        mean: Mean mu, (L, *Z).
+        covariance: Covariance C, (n, n).
         schedule: Noise schedule.
-        ends: sigma / alpha between which s grows from 0 to 1.
-        trained: sigma / alpha between which the network was trained; beyond, it is told the nearest of them.
-        bound: Of what the network is shown and of what it answers, in standard deviations: far from its data it is
-            not to be believed, and the Gaussian leads back to them.
+        ends: Values of sigma / alpha at s = 0 and 1.
+        trained: Range of sigma / alpha in training; the network's time is clamped to it.
+        bound: Bound of the network's input and output [standard deviations]: far from its data it is unreliable,
+            and the Gaussian dominates.
 
     Raises:
         ValueError: If the covariance does not fit the mean or the ends do not grow.

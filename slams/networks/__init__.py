@@ -1,4 +1,4 @@
-"""Plain networks: no diffusion, no data.
+"""Neural networks, independent of diffusion and data.
 
 The names of `slams/networks/__init__.pyi` are imported when they are first used.
 """

@@ -16,11 +16,11 @@ class GridCoder(nn.Module):
     plus a convolutional correction that starts at zero.
 
     Args:
-        channels: Channels of the modality.
-        latent: Channels of the latent.
-        patch: Cells of a patch side; the latent grid is this much coarser.
+        channels: Number of channels of the modality.
+        latent: Number of channels of the latent.
+        patch: Side of a patch [cells], the coarsening of the latent grid.
         hidden: Channels of the corrections.
-        periodic: Whether longitude closes.
+        periodic: Whether longitude is periodic.
     """
 
     def __init__(self, channels: int, latent: int, patch: int, hidden: int, periodic: bool) -> None:
@@ -104,16 +104,16 @@ class MultimodalAutoencoder(nn.Module):
 
     z = ( sum_{m seen} E_m(x_m) + F(sum, which were seen) - mean ) / std,   x_m ~ D_m(std z + mean)
 
-    The sum makes a frame's latent independent of the order and of what else is in a batch; F makes up for
-    missing modalities. Nothing here uses statistics of a batch. Mean and std are those of the training
+    The sum makes a frame's latent independent of the order and of other items of a batch; F corrects for
+    missing modalities. No layer uses batch statistics. Mean and std are those of the training
     latents, stored.
 
     Args:
         coders: Encoder and decoder of each modality.
-        event: Shape of the latent, (Z, h, w) or (D,).
+        event: Event shape of the latent, (Z, h, w) or (D,).
         scales: Weight of each modality in the principal components and the loss.
         hidden: Width of F.
-        periodic: Whether longitude closes.
+        periodic: Whether longitude is periodic.
     """
 
     mean: Tensor
@@ -171,7 +171,7 @@ class MultimodalAutoencoder(nn.Module):
         total = torch.stack(parts).sum(0)
         seen = torch.tensor([float(m in fields) for m in self.names], device=total.device, dtype=total.dtype)
         flags = seen.reshape(1, -1, *([1] * (len(self.event) - 1))).expand(len(total), -1, *self.event[1:])
-        # nothing to make up for when everything was seen
+        # no correction if all modalities are present
         total = total + (1 - seen.mean()) * self.fuse(torch.cat([total, flags], 1))
         return (total - self.mean) / self.std
 
@@ -183,16 +183,16 @@ class MultimodalAutoencoder(nn.Module):
 
     @torch.no_grad()
     def start(self, fields: Mapping[str, Tensor], weights: Tensor | None = None) -> float:
-        """Set the linear maps to the principal components of all modalities together, and keep them there.
+        """Set the linear maps to the joint principal components of all modalities and freeze them.
 
-        They are the best linear maps already; trained along, they drift under the noise of small batches.
+        They are the optimal linear maps; trained, they would drift under the noise of small batches.
 
         Args:
             fields: Training anomalies of every modality, on the same days (b, *S_m).
             weights: Area weight of each row of the patches, shape (h w); equal if None.
 
         Returns:
-            Share of the weighted variance kept.
+            Fraction of the weighted variance kept.
         """
         gram: Tensor | None = None
         rows = 0
@@ -209,7 +209,7 @@ class MultimodalAutoencoder(nn.Module):
         assert gram is not None
         values, vectors = torch.linalg.eigh(gram.double())
         loading = vectors[:, -self.event[0] :].flip(1).to(gram.dtype)
-        if loading.shape[1] < self.event[0]:  # fewer numbers than latents: the rest stay unused
+        if loading.shape[1] < self.event[0]:  # fewer components than latents: the others stay unused
             loading = F.pad(loading, (0, self.event[0] - loading.shape[1]))
         sizes = [self.coders[m].unfold(fields[m][:1]).shape[1] for m in self.names]  # type: ignore[operator]
         for m, part in zip(self.names, loading.split(sizes), strict=True):
@@ -220,10 +220,10 @@ class MultimodalAutoencoder(nn.Module):
 
     @torch.no_grad()
     def standardize(self, z: Tensor) -> None:
-        """Store the mean of training latents (n, *Z) made before, and one spread for all channels.
+        """Store the mean of training latents (n, *Z) and one standard deviation for all channels.
 
-        Channels keep their relative sizes, which say how much of the fields they carry; one scale each would
-        blow channels of mere noise up to the size of the weather.
+        Channels keep their relative amplitudes, which reflect their variance in the fields; separate scales would
+        amplify channels of noise.
         """
         axes = [0, *range(2, z.ndim)]
         mean = z.mean(axes).reshape(self.mean.shape)
@@ -233,11 +233,11 @@ class MultimodalAutoencoder(nn.Module):
     def loss(
         self, fields: Mapping[str, Tensor], given: Sequence[str], weights: Mapping[str, Tensor]
     ) -> Tensor:
-        """Weighted squared error of every modality decoded from the latent of those given.
+        """Weighted squared error of all modalities decoded from the latent of a subset.
 
         Args:
             fields: Anomalies of every modality (b, *S_m), NaN where missing.
-            given: Names of those that are encoded; the others are dropped.
+            given: Names of the encoded modalities; the others are withheld.
             weights: Area weights, broadcastable to *S_m.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The published convolutional autoencoder, and the pixel space it is compared with, behind the interface of ours."""
+"""The published convolutional autoencoder and its pixel-space reference, with the interface of the package."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,16 +9,16 @@ LATENT_CHANNELS = (9, 8, 7, 6, 5)
 
 
 class ConvAE(nn.Module):
-    """Convolutions at full resolution: channels shrink, the grid doesn't.
+    """Convolutional autoencoder at full resolution: fewer channels on the same grid.
 
-    Five layers each way, stride 1, kernel 5, zeros beyond the edges, batch normalization and ReLU between layers, nothing
+    Five layers each way, stride 1, kernel 5, zero padding, batch normalization and ReLU between layers, none
     after the last. The decoder mirrors the encoder with transposed convolutions.
 
     Args:
-        inputs: Channels that are encoded.
-        outputs: Channels that are decoded.
-        channels: Of the encoder's layers; the last is the latent's.
-        kernel: Odd width.
+        inputs: Number of encoded channels.
+        outputs: Number of decoded channels.
+        channels: Channels of the encoder's layers; the last is the latent's.
+        kernel: Odd kernel width.
 
     Source:
         arXiv:2404.06665, released code.
@@ -55,18 +55,17 @@ class SharedGridCodec(nn.Module):
 
     z = ( E([x_1, ..., x_M]) - mean ) / std,   [x_1, ..., x_S] ~ D(std z + mean)
 
-    The decoder returns the S states alone. What latents say of an auxiliary modality is read by one convolution of its
-    own, which learns beside the autoencoder and teaches it nothing: without it no rain could be compared with a latent.
-    A modality that wasn't seen enters as no anomaly.
+    The decoder returns the S states alone. An auxiliary modality is decoded by one convolution of its own, trained beside
+    the autoencoder without gradients to it. A missing modality enters as zero anomaly.
 
     Args:
         channels: Channels of each modality, states and others.
-        states: Names of those that are decoded.
-        grid: (H, W).
+        states: Names of the decoded modalities.
+        grid: Shape of the grid, (H, W).
         latent: Channels of the encoder's layers, the last the latent's; empty for pixel space, where z is x itself.
 
     Raises:
-        ValueError: If there is an auxiliary modality in pixel space, which has no place for it.
+        ValueError: If pixel space is used with an auxiliary modality.
     """
 
     mean: Tensor
@@ -85,7 +84,7 @@ class SharedGridCodec(nn.Module):
         others = [name for name in self.names if name not in self.states]
         if others and not latent:
             raise ValueError(
-                f"pixel space holds states only, but {', '.join(others)} only observe; leave them out, or choose "
+                f"pixel space holds states only, but {', '.join(others)} are auxiliary; leave them out, or choose "
                 "latent.kind: published."
             )
         outputs = sum(channels[name] for name in self.states)
@@ -139,7 +138,7 @@ class SharedGridCodec(nn.Module):
 
     @torch.no_grad()
     def standardize(self, z: Tensor) -> None:
-        """Store the mean of training latents (n, Z, H, W) made before, and one spread for all channels."""
+        """Store the mean of training latents (n, Z, H, W) and one standard deviation for all channels."""
         mean = z.mean((0, 2, 3)).reshape(self.mean.shape)
         self.mean.copy_(self.mean + mean * self.std)
         # by channel, because a copy of all latents with their mean removed needs as much memory again
@@ -147,15 +146,15 @@ class SharedGridCodec(nn.Module):
         self.std.copy_(self.std * torch.as_tensor(square).sqrt().clamp(min=1e-6))
 
     def loss(self, fields: Mapping[str, Tensor]) -> Tensor:
-        """Mean squared error of the decoded states, and of what is read of the others from latents that don't follow.
+        """Mean squared error of the decoded states, and of auxiliary modalities decoded from detached latents.
 
-        Every cell counts the same, as published, and missing ones not at all.
+        Cells have equal weight, as published; missing ones have none.
 
         Args:
             fields: Anomalies of every modality (b, C_m, H, W), NaN where missing.
 
         Returns:
-            A scalar; 1 a modality, on average, for a decoder that returns zero.
+            A scalar, on average 1 per modality for a decoder that returns zero.
         """
         latent = self._latent(fields)
         found: dict[str, Tensor] = self._states(latent)

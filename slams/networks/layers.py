@@ -16,7 +16,7 @@ class TimeEmbedding(nn.Module):
 
     Args:
         size: Number of features E.
-        hidden: Width of the MLP; the published networks have 256.
+        hidden: Width of the MLP; 256 in the published networks.
 
     Source:
         Rozet & Louppe (2023), arXiv:2306.10574, released code.
@@ -36,10 +36,10 @@ class SphereConv(nn.Conv2d):
     """Convolution on a latitude-longitude grid: circular in longitude, edge values repeated beyond the poles.
 
     Args:
-        inputs: Channels in.
-        outputs: Channels out.
-        kernel: Odd width.
-        periodic: Whether longitude closes; a regional grid repeats its edges on all sides.
+        inputs: Number of input channels.
+        outputs: Number of output channels.
+        kernel: Odd kernel width.
+        periodic: Whether longitude is periodic; a regional grid repeats its edges on all sides.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, *, periodic: bool = True) -> None:
@@ -55,7 +55,7 @@ class SphereConv(nn.Conv2d):
 
 
 def zero(layer: nn.Module) -> nn.Module:
-    """The layer with weights and bias set to zero, so that what it is added to is left alone at first."""
+    """The layer with weights and bias set to zero, so that a residual connection starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -91,12 +91,12 @@ class FreeNorm(nn.Module):
 
 
 class AxisConv(nn.Module):
-    """Convolution over one to three axes, each either closing on itself or ending in zeros.
+    """Convolution over one to three axes, each with circular or zero padding.
 
     Args:
-        inputs: Channels in.
-        outputs: Channels out.
-        kernel: Odd width along each axis.
+        inputs: Number of input channels.
+        outputs: Number of output channels.
+        kernel: Odd kernel width along each axis.
         padding: "zero" or "circular" for each axis.
         stride: Step along each axis.
     """
@@ -125,15 +125,15 @@ class AxisConv(nn.Module):
 
 
 def rows_of_time(t: Tensor, x: Tensor, event: int) -> Tensor:
-    """Diffusion times of the rows that the leading axes of x flatten to.
+    """Diffusion times of the flattened leading axes of x.
 
     Args:
-        t: One time for all, (), or times with an axis for each of x, (*b, 1, ..., 1).
-        x: (*B, *event).
+        t: Diffusion time, () for all or (*b, 1, ..., 1) with an axis for each of x.
+        x: States, (*B, *event).
         event: Number of event axes of x.
 
     Returns:
-        (1) where all rows share their time, (prod(B)) otherwise, in the precision of x.
+        Times, (1) if all rows share one, else (prod(B)), in the dtype of x.
 
     Raises:
         ValueError: If times vary within an event or do not broadcast to *B.
@@ -153,20 +153,20 @@ def rows_of_time(t: Tensor, x: Tensor, event: int) -> Tensor:
 
 
 def fitting_context(context: Tensor | None, x: Tensor, shape: Sequence[int], count: int, axis: int) -> Tensor:
-    """Context of a network in full shape.
+    """Context of a network, broadcast to full shape.
 
     Args:
-        context: What was given, broadcastable to `shape`; nothing if None.
-        x: State, for type and device.
-        shape: Shape wanted, with the channels left out.
-        count: Channels the network takes.
+        context: Context, broadcastable to `shape`; no channels if None.
+        x: State, for dtype and device.
+        shape: Expected shape without the channels.
+        count: Number of context channels of the network.
         axis: Negative axis of the channels.
 
     Returns:
-        `shape` with `count` channels put in at `axis`.
+        Context of shape `shape` with `count` channels inserted at `axis`.
 
     Raises:
-        ValueError: If the number of channels is another or the rest does not broadcast.
+        ValueError: If the number of channels differs or the shape does not broadcast.
     """
     place = len(shape) + 1 + axis
     wanted = (*shape[:place], count, *shape[place:])
@@ -188,10 +188,10 @@ def fitting_context(context: Tensor | None, x: Tensor, shape: Sequence[int], cou
 
 
 def evaluate(block: Callable[..., Tensor], *inputs: Tensor, recompute: bool) -> Tensor:
-    """block(*inputs); with `recompute` what it kept for the gradient is made anew on the way back.
+    """block(*inputs); with `recompute` intermediate values are recomputed in the backward pass.
 
-    Saves memory for about a third more time. Gradients are the same, but torch.func.vjp and grad do not
-    pass through it.
+    Saves memory at about a third more time. Gradients are the same, but torch.func.vjp and grad do not
+    support it.
     """
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)

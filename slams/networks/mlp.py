@@ -12,10 +12,10 @@ class WindowMLP(nn.Module):
     """Correction of a closed-form denoiser on windows (*B, L, D) of latents without a grid.
 
     Args:
-        length: L.
-        event: (D,).
-        hidden: Width.
-        blocks: Residual blocks.
+        length: Number of steps L.
+        event: Event shape (D,).
+        hidden: Width of the layers.
+        blocks: Number of residual blocks.
         embedding: Size of the time embedding.
     """
 

@@ -1,4 +1,4 @@
-"""U-Net of states on a ring that is told what was observed of them and before them."""
+"""U-Net of states on a ring, conditioned on their present and past observations."""
 
 from collections.abc import Sequence
 
@@ -9,20 +9,20 @@ from slams.networks.score_unet import ScoreUNet
 
 
 class ObservedUNet(nn.Module):
-    """f(x_t, t, h) of states on a ring, h = g(y, mask) features of the observations of the last times.
+    """f(x_t, t, h) of states on a ring, with features h = g(y, mask) of the observations at the last times.
 
-    Both f and g are a `ScoreUNet` whose axis closes. Draws ask f many times for the same observations and g once, so
-    that g may be the larger of the two; a network that saw them at every noise level would not know more.
+    Both f and g are a `ScoreUNet` with a periodic axis. A draw evaluates f at many noise levels and g once, so that g
+    may be the larger of the two.
 
     Args:
-        size: Sites d of the ring, a multiple of 2^(levels - 1); states of other multiples are taken, too.
-        memory: Times m of which observations are given.
-        features: Channels of h.
+        size: Number d of sites, a multiple of 2^(levels - 1); other multiples are accepted as well.
+        memory: Number m of observation times.
+        features: Number of channels of h.
         encoder: Channels of each level of g.
         hidden: Channels of each level of f.
         blocks: Residual blocks of each level, down and again up.
         kernel: Odd width of all convolutions.
-        embedding: Features of t.
+        embedding: Number of features of t.
     """
 
     def __init__(

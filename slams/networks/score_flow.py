@@ -1,4 +1,4 @@
-"""The network that corrects a Gaussian of Kolmogorov flows: a U-Net over patches of cells."""
+"""Correction of a Gaussian prior of Kolmogorov flows: a U-Net over patches of cells."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,12 @@ class FlowUNet(nn.Module):
 
     Args:
         size: Cells N along a side, a multiple of patch times 2 for each level but the first.
-        length: L.
-        groups: Fields for each of the L.
+        length: Number of steps L.
+        groups: Number of fields per step.
         hidden: Channels of each level.
         blocks: Residual blocks of each level, down and again up.
-        patch: Cells along the side of a patch.
-        embedding: Features of time.
+        patch: Side of a patch [cells].
+        embedding: Number of features of time.
     """
 
     def __init__(

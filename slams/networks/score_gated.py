@@ -1,4 +1,4 @@
-"""Gated residual network of diffusion time: products of features, which polynomial dynamics are made of."""
+"""Gated residual network of diffusion time, with products of features as in polynomial dynamics."""
 
 from collections.abc import Sequence
 
@@ -15,10 +15,10 @@ class GatedBlock(nn.Module):
     With a dilation d > 0, A sees the steps i - d, i and i + d of a trajectory, zeros beyond its ends.
 
     Args:
-        width: Features in and out.
-        gates: Products inside.
+        width: Number of input and output features.
+        gates: Number of products.
         embedding: Number of features of diffusion time.
-        dilation: d; 0 for vectors, or where steps shall not see each other.
+        dilation: Dilation d; 0 for vectors or independent steps.
     """
 
     def __init__(self, width: int, gates: int, embedding: int, dilation: int = 0) -> None:
@@ -46,15 +46,14 @@ class GatedBlock(nn.Module):
 class ScoreGated(nn.Module):
     """f(x_t, t) of vectors (*B, C), or of trajectories of vectors (*B, L, C) of any length, in and out.
 
-    What a chaotic system does in a step is a polynomial of its state, and gates are products: on windows of nine states
-    of Lorenz-63 the noise error, 0.370 of the Gaussian, is 0.248 after 25 seconds on one core, that of `ScoreMLP` 0.253.
-    Nothing is normalized inside; the input should have unit variance, as that of `WhitenedDenoiser` has.
+    Gates are products of features, so that a block represents a step of polynomial dynamics. There is no normalization
+    inside; the input should have unit variance, as in `WhitenedDenoiser`.
 
     Args:
-        channels: C.
-        width: Features inside.
-        gates: Products of a block.
-        dilations: Of each block; 0 throughout for vectors.
+        channels: Number of channels C.
+        width: Number of hidden features.
+        gates: Number of products of a block.
+        dilations: Dilation of each block; all 0 for vectors.
         embedding: Number of features of t.
 
     Raises:
@@ -67,7 +66,7 @@ class ScoreGated(nn.Module):
         super().__init__()
         if min(channels, width, gates) < 1 or not dilations or min(dilations) < 0:
             raise ValueError(
-                f"needs positive sizes and dilations of at least one block, got {channels}, {width}, {gates} and "
+                f"need positive sizes and dilations >= 0 of at least one block, got {channels}, {width}, {gates} and "
                 f"{tuple(dilations)}."
             )
         self.channels = channels

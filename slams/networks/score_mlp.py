@@ -14,8 +14,8 @@ class ResidualBlock(nn.Module):
     """x + linear(act(linear(norm(x)))) at constant width.
 
     Args:
-        width: Features.
-        activation: Makes the non-linearity.
+        width: Number of features.
+        activation: Constructor of the non-linearity.
     """
 
     def __init__(self, width: int, activation: Callable[[], nn.Module]) -> None:
@@ -36,17 +36,17 @@ class ScoreMLP(nn.Module):
     (input, *hidden, L prod(Z)); at each a linear map where the width changes, then a residual block.
 
     Args:
-        length: L.
-        event: *Z.
-        hidden: Widths of the hidden layers; the published networks have five of 128 (order 1, 2) or 256.
+        length: Number of steps L.
+        event: Event shape *Z.
+        hidden: Widths of the hidden layers; in the published networks five of 128 (order 1, 2) or 256.
         embedding: Number of features of t.
-        time: Width of the MLP that makes them.
-        context: Number of features given beside the window.
-        activation: Makes the non-linearity.
-        recompute: Whether to save memory by recomputing blocks on the way back.
+        time: Width of the MLP of the time embedding.
+        context: Number of context features.
+        activation: Constructor of the non-linearity.
+        recompute: Whether to recompute blocks in the backward pass to save memory.
 
     Raises:
-        ValueError: If the window holds fewer than two numbers, which cannot be normalized, or there is no
+        ValueError: If the window has fewer than two numbers, too few to normalize, or there is no
             hidden layer.
 
     Source:
@@ -71,7 +71,7 @@ class ScoreMLP(nn.Module):
         if min(size, *hidden, 2) < 2 or not hidden:
             raise ValueError(
                 f"windows of shape {self.shape} through layers {tuple(hidden)}: each needs at least two "
-                "numbers, because they are normalized by their spread; lengthen the window or widen the layers."
+                "numbers to be normalized by their standard deviation; lengthen the window or widen the layers."
             )
         self.context = context
         self.recompute = recompute

@@ -21,14 +21,14 @@ from slams.networks.layers import (
 
 
 def forcing_map(size: int, wavenumber: int = 4) -> Tensor:
-    """Where a Kolmogorov flow is pushed: sin(wavenumber y) at the cell centres, along the last axis.
+    """Forcing of a Kolmogorov flow: sin(wavenumber y) at the cell centres, along the last axis.
 
     Args:
-        size: Cells of a side of the periodic square.
-        wavenumber: Waves a side.
+        size: Number of cells along a side of the periodic square.
+        wavenumber: Number of waves along a side.
 
     Returns:
-        (1, size, size), to be a fixed map of a network.
+        Forcing, (1, size, size), for `maps` of a network.
 
     Source:
         Rozet & Louppe (2023), arXiv:2306.10574, released code.
@@ -41,10 +41,10 @@ class ModulatedBlock(nn.Module):
     """x + conv(act(conv(norm(x + P e)))), e the features of diffusion time.
 
     Args:
-        channels: Channels in and out.
+        channels: Number of input and output channels.
         embedding: Number of features of time.
-        conv: Makes a convolution from its channels in and out.
-        activation: Makes the non-linearity.
+        conv: Constructor of a convolution from its input and output channels.
+        activation: Constructor of the non-linearity.
     """
 
     def __init__(
@@ -72,26 +72,26 @@ class ScoreUNet(nn.Module):
     With `length`, the L steps are stacked into the channels and the network runs over the grid: a window's
     local network. Without, time is the first of the axes it runs over and L is free: (3,) gives the
     one-dimensional network of Lorenz-63 trajectories, (C, H, W) a three-dimensional one. Levels go down by
-    strided convolutions and up by nearest neighbours; what comes up is added to what went down.
+    strided convolutions and up by nearest neighbours; skip connections add.
 
     Args:
-        event: (C, *grid). Without maps the grid may be another one later.
-        length: L of a window, or None for trajectories of any length.
+        event: Event shape (C, *grid). Without maps the network accepts other grids.
+        length: Number L of steps of a window, or None for trajectories of any length.
         hidden: Channels of each level, at least two.
         blocks: Residual blocks of each level on the way down, and again on the way up.
         kernel: Odd width of all convolutions, or one for each axis.
         padding: "zero", "circular", or one for each axis, time first.
         stride: Coarsening from a level to the next, or one for each axis.
         embedding: Number of features of t.
-        time: Width of the MLP that makes them.
-        maps: Fixed fields of the grid seen beside the state, (M, *grid).
-        context: Channels given beside the state.
-        activation: Makes the non-linearity.
-        recompute: Whether to save memory by recomputing blocks on the way back.
+        time: Width of the MLP of the time embedding.
+        maps: Fixed input fields on the grid, (M, *grid).
+        context: Number of context channels.
+        activation: Constructor of the non-linearity.
+        recompute: Whether to recompute blocks in the backward pass to save memory.
 
     Raises:
         ValueError: If there are no or more than three axes, a setting has the wrong number of entries, a
-            width is even, or the grid cannot be coarsened once a level.
+            width is even, or the grid is not divisible once per level.
 
     Source:
         Rozet & Louppe (2023), arXiv:2306.10574, appendix D and released code.
@@ -175,7 +175,7 @@ class ScoreUNet(nn.Module):
         else:
             rows = x_t.reshape(lead.numel(), *x_t.shape[-axes:]).movedim(2, 1)
             known = known.reshape(len(rows), steps, self.context, *grid).movedim(2, 1)
-        if len(self.maps):  # without, there is no grid to keep to
+        if len(self.maps):  # without maps any grid is accepted
             fixed = self.maps if self.length else self.maps.unsqueeze(1).expand(-1, steps, *grid)
             known = torch.cat([fixed.to(rows).expand(len(rows), *fixed.shape), known], 1)
         out = self._run(torch.cat([rows, known], 1), e)
@@ -217,7 +217,7 @@ class ScoreUNet(nn.Module):
         self._check_grid(shape[2:] if self.length else (shape[0], *shape[2:]))
 
     def _check_grid(self, grid: Sequence[int]) -> None:
-        """What a stride does not divide would come up from below with another size than it went down with."""
+        """Check that the strides divide the grid, so that skip connections have equal sizes."""
         factors = [step ** (self.levels - 1) for step in self.stride][len(self.stride) - len(grid) :]
         if any(size % factor for size, factor in zip(grid, factors, strict=True)):
             raise ValueError(
@@ -229,7 +229,7 @@ class ScoreUNet(nn.Module):
 def _check_layers(hidden: Sequence[int], kernels: Sequence[int], modes: Sequence[str]) -> None:
     if not hidden or min(hidden) < 2:
         raise ValueError(
-            f"hidden needs at least one level of at least two channels (they are normalized by their spread), "
+            f"hidden needs at least one level of at least two channels, to be normalized, "
             f"got {tuple(hidden)}."
         )
     if any(width < 1 or width % 2 == 0 for width in kernels):
@@ -239,7 +239,7 @@ def _check_layers(hidden: Sequence[int], kernels: Sequence[int], modes: Sequence
 
 
 def _each(value: Any, count: int, name: str) -> tuple[Any, ...]:
-    """One entry for each of `count`."""
+    """Repeat a single value `count` times, or check the length."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         return (value,) * count
     if len(value) != count:

@@ -30,21 +30,21 @@ class Block(nn.Module):
 class WindowUNet(nn.Module):
     """Correction of a closed-form denoiser on windows (*B, L, C, H, W).
 
-    Steps and channels are stacked, with learned maps of the place (what latitude and coast a latent cell has)
-    beside them. Levels halve the grid; skip connections add. A height that cannot be halved often enough, such as the
-    121 rows from pole to pole, is filled up by repeating the southern edge, and cut again at the end.
+    Steps and channels are stacked, with learned maps of position (such as latitude and coast) as further
+    channels. Levels halve the grid; skip connections add. A height not divisible once per level, such as the 121 rows
+    from pole to pole, is padded by repeating the southern edge and cropped at the end.
 
     Args:
-        length: L.
-        event: (C, H, W).
+        length: Number of steps L.
+        event: Event shape (C, H, W).
         hidden: Channels of each level.
         blocks: Residual blocks of each level, on the way down and up.
         embedding: Size of the time embedding.
         places: Number of learned maps.
-        periodic: Whether longitude closes.
+        periodic: Whether longitude is periodic.
 
     Raises:
-        ValueError: If the width cannot be halved once a level.
+        ValueError: If the width is not divisible by 2 once per level.
 
     Source:
         Rozet & Louppe (2023), arXiv:2306.10574, appendix D, with places and per-axis padding.
@@ -66,7 +66,7 @@ class WindowUNet(nn.Module):
         factor = 2 ** (len(hidden) - 1)
         if width % factor:
             raise ValueError(
-                f"a latent grid of {height} x {width} cannot be halved {len(hidden) - 1} times along its width; "
+                f"a latent grid of {height} x {width} must have a width divisible by {factor}; "
                 "use fewer levels (prior.hidden)."
             )
         self.rows = -height % factor
@@ -110,18 +110,18 @@ class WindowUNet(nn.Module):
 
 
 class PublishedUNet(nn.Module):
-    """`ScoreUNet` with the layers and weights of the published latent system, as correction of a closed-form denoiser.
+    """`ScoreUNet` with the layers of the published latent system, as correction of a closed-form denoiser.
 
-    It sees x_t and the time alone, as published; its last layer starts at zero, so that untrained it corrects nothing.
-    Longitude closes, and rows that cannot be halved are filled up as in `WindowUNet`.
+    Its inputs are x_t and the time alone, as published; its last layer starts at zero, so that the initial correction is
+    zero. Longitude is periodic, and rows are padded as in `WindowUNet`.
 
     Args:
-        length: L.
-        event: (C, H, W).
+        length: Number of steps L.
+        event: Event shape (C, H, W).
         hidden: Channels of each level.
         blocks: Residual blocks of each level, on the way down and up.
         embedding: Size of the time embedding.
-        periodic: Whether longitude closes.
+        periodic: Whether longitude is periodic.
 
     Source:
         Qu et al. (2024), arXiv:2404.06665, released code.
@@ -151,7 +151,7 @@ class PublishedUNet(nn.Module):
         zero(self.network.last)
 
     def forward(self, x_t: Tensor, linear: Tensor, t: Tensor) -> Tensor:
-        """(*B, L, C, H, W), which alone is seen, and the closed form, () or (b, 1, ..., 1) -> (*B, L, C, H, W)."""
+        """x_t, the closed form (unused), both (*B, L, C, H, W), and t, () or (b, 1, ..., 1) -> (*B, L, C, H, W)."""
         filled = F.pad(x_t.flatten(0, -4), (0, 0, 0, self.rows), mode="replicate") if self.rows else x_t
         filled = filled.reshape(*x_t.shape[:-2], -1, x_t.shape[-1])
         return self.network(filled, t)[..., : x_t.shape[-2], :]

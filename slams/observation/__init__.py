@@ -1,4 +1,4 @@
-"""What is seen: operators and observations."""
+"""Observation operators and observations."""
 
 from slams.observation import operators
 from slams.observation.observation import Observation, Observations

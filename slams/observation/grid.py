@@ -12,10 +12,10 @@ class AvgPool(nn.Module):
     Args:
         size: Side of a block; must divide the axes.
         weights: Area weights of the cells, broadcasting to (H, W) or (n); equal if None.
-        axes: How many of the last axes are pooled: 1 or 2.
+        axes: Number of last axes that are pooled, 1 or 2.
 
     Raises:
-        ValueError: If size or axes cannot be.
+        ValueError: If size or axes are invalid.
     """
 
     weights: Tensor | None
@@ -57,11 +57,11 @@ class Vorticity(nn.Module):
 
     Args:
         spacing: Distance of two grid points, or (along y, along x).
-        scheme: "centred" differences of second order, or "spectral".
-        x_axis: Which of the last two axes is x: -1 (rows are y) or -2 (rows are x).
+        scheme: Derivative, "centred" (second-order differences) or "spectral".
+        x_axis: Axis along x: -1 (rows are y) or -2 (rows are x).
 
     Raises:
-        ValueError: If a setting cannot be.
+        ValueError: If a setting is invalid.
     """
 
     def __init__(
@@ -109,11 +109,11 @@ def _spectral(x: Tensor, axis: int, spacing: float) -> Tensor:
 
 
 class Box(nn.Module):
-    """A rectangle of the last two axes; what lies outside is not returned at all.
+    """A rectangle of the last two axes; values outside are not returned.
 
     Args:
         rows: First and one past the last row.
-        columns: The same of columns; as `rows` if None.
+        columns: First and one past the last column; as `rows` if None.
 
     Raises:
         ValueError: If a range is empty or begins below 0.
@@ -147,9 +147,9 @@ class Box(nn.Module):
 
 
 class FirstMinusLast(nn.Module):
-    """How far a trajectory is from closing: x_1 - x_L, as what every one of its steps shows.
+    """Difference of the first and last state of a trajectory, x_1 - x_L, returned at every step.
 
-    It takes whole trajectories. Observations of it hold values at one step and NaN at the others, so that the
+    It takes whole trajectories. Its observations hold values at one step and NaN at the others, so that the
     difference counts once.
 
     Args:

@@ -8,8 +8,8 @@ class _WeightedSum(nn.Module):
     """y_p = sum_k w_kp x_(i_kp): a few cells of the flattened event for each point.
 
     Args:
-        corners: i, positions in the flattened event, shape (K, P).
-        weights: w, shape (K, P).
+        corners: Positions i in the flattened event, shape (K, P).
+        weights: Weights w, shape (K, P).
         shape: Shape of the event.
     """
 
@@ -73,7 +73,7 @@ class InterpolateTorus(_WeightedSum):
     Args:
         y: Distinct coordinates of the rows, shape (H).
         x: Distinct coordinates of the columns, shape (W).
-        points: (y, x) of the points, shape (P, 2); any number of turns away.
+        points: (y, x) of the points, shape (P, 2), modulo the periods.
         periods: Lengths of the torus along y and x.
 
     Raises:
@@ -99,7 +99,7 @@ class Interpolate(_WeightedSum):
             has the mean of the circle around it. Needs `periodic`.
 
     Raises:
-        ValueError: If a point lies outside the grid, or poles are asked for without closed circles.
+        ValueError: If a point lies outside the grid, or `poles` is set without `periodic`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Observations with their operator and noise, and the likelihood they give a state."""
+"""Observations with their operator and noise, and the likelihood of a state."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,14 +14,14 @@ from slams.observation.operators import Compose, Flatten, Operator, Stack
 
 @dataclass(frozen=True)
 class Observation:
-    """Values seen through an operator: y = h(x) + e, e ~ N(0, R).
+    """Observed values y = h(x) + e, e ~ N(0, R).
 
     Attributes:
-        value: y, shape (*B, *O), NaN where missing.
-        operator: h: (*B, *S) -> (*B, *O).
-        noise: R over the flattened (*O); an `Isotropic` one takes the number of values.
+        value: Values y, shape (*B, *O), NaN where missing.
+        operator: Observation operator h: (*B, *S) -> (*B, *O).
+        noise: Error covariance R over the flattened (*O); an `Isotropic` one takes the number of values.
         event: Number of axes of *O.
-        columns: Where its values stand among those of all modalities, shape (prod(O)); None if it has all.
+        columns: Indices of its values among those of all modalities, shape (prod(O)); None if it has all.
 
     Raises:
         ValueError: If R has another size than the values.
@@ -39,12 +39,12 @@ class Observation:
 
     @cached_property
     def precision(self) -> Tensor:
-        """Inverse noise covariance of what was seen (see `Covariance.precision`)."""
+        """Inverse noise covariance of the observed values (see `Covariance.precision`)."""
         return self.noise.precision(self.seen)
 
     @cached_property
     def seen(self) -> Tensor:
-        """Which values are there, bool, shape (*B, prod(O))."""
+        """Mask of the values that are not missing, bool, shape (*B, prod(O))."""
         return torch.isfinite(self.value).flatten(-self.event)
 
     @cached_property
@@ -108,10 +108,10 @@ class Observation:
         return torch.where(self.seen.unsqueeze(-2) if between else self.seen, difference, 0.0)
 
     def whiten(self, residual: Tensor, *, members: bool | None = None) -> Tensor:
-        """W r with W^T W the precision of what was seen, exactly 0 for what was not.
+        """W r with W^T W the precision of the observed values, exactly 0 for missing ones.
 
         Args:
-            residual: r in the space of the values, (*B, prod(O)) or (*B, N, prod(O)): innovations, h of members,
+            residual: Residual r in the space of the values, (*B, prod(O)) or (*B, N, prod(O)): innovations, h of members,
                 their anomalies.
             members: Whether r has an axis of members after those of y; by default, whether it has more axes.
 
@@ -127,16 +127,16 @@ class Observation:
         return vector.ndim > self.value.ndim + 1 - self.event if members is None else members
 
     def log_likelihood(self, x: Tensor) -> Tensor:
-        """-1/2 r^T R^-1 r over what was seen, up to a constant of x: (*B, *S) -> (*B)."""
+        """-1/2 r^T R^-1 r over the observed values, up to a constant in x: (*B, *S) -> (*B)."""
         return -0.5 * self.noise.quadratic(self.residual(x), self.precision)
 
     def part(self, replicates: slice) -> "Observation":
-        """What some of the replicates, the first axis of the values, saw; of a vector of values only."""
+        """Observation of some of the replicates, the first axis of the values; for vectors of values only."""
         return Observation._known(self, self.value[replicates], self.all_seen)
 
     @classmethod
     def _known(cls, like: "Observation", value: Tensor, all_seen: bool) -> "Observation":
-        """`like` with other values of the same shape, unchecked: made anew in every cycle of a filter."""
+        """A copy of `like` with other values of the same shape, without checks, for the cycles of a filter."""
         made = object.__new__(cls)
         made.__dict__.update(
             value=value,
@@ -150,9 +150,9 @@ class Observation:
 
 
 class Observations(Mapping[str, Observation]):
-    """Everything seen along a trajectory: one `Observation` a modality, its values (*B, L, *O).
+    """All observations along a trajectory: one `Observation` per modality, values (*B, L, *O).
 
-    A modality may be dropped, thinned or made noisier on its own; a step at which a modality saw nothing is
+    A modality may be dropped, thinned or made noisier on its own; a step without values of a modality is
     all NaN.
 
     Args:
@@ -183,17 +183,17 @@ class Observations(Mapping[str, Observation]):
         return len(self._modalities)
 
     def step(self, k: int) -> Observation | None:
-        """Everything that was seen at step k, as one observation with a vector of values.
+        """All values observed at step k, as one observation with a vector of values.
 
-        Modalities of which nothing was seen at that step, in any replicate, are left out; `columns` says which
-        values remain.
+        Modalities without values at that step in all replicates are left out; `columns` holds the indices of the
+        remaining values.
 
         Args:
             k: Number of the step, 0 <= k < L.
 
         Returns:
             Values (*B, O), all modalities one after the other, noise of independent modalities, an operator
-            (*B, *S) -> (*B, O); None if nothing was seen.
+            (*B, *S) -> (*B, O); None if there are no values.
         """
         names, complete = self._agenda[k]
         if not names:
@@ -206,7 +206,7 @@ class Observations(Mapping[str, Observation]):
 
     @property
     def seen_steps(self) -> list[int]:
-        """Steps at which anything was seen, in order."""
+        """Steps with at least one value, in ascending order."""
         return [k for k, (names, _) in enumerate(self._agenda) if names]
 
     @cached_property
@@ -219,7 +219,7 @@ class Observations(Mapping[str, Observation]):
 
     @cached_property
     def _agenda(self) -> list[tuple[tuple[str, ...], bool]]:
-        """For each step what was seen, and whether nothing of that is missing."""
+        """The observed modalities of each step, and whether their values are complete."""
         anything, everything = {}, {}
         for name, o in self.items():
             seen = o.seen.movedim(-2, 0).flatten(1)
@@ -228,11 +228,11 @@ class Observations(Mapping[str, Observation]):
         return [(part, all(everything[name][k] for name in part)) for k, part in enumerate(names)]
 
     def _join(self, names: tuple[str, ...]) -> Observation:
-        """What is the same at all steps that see these modalities."""
+        """The joint observation of these modalities, common to all steps that have exactly these."""
         batches = {name: tuple(self._flat[name].shape[:-2]) for name in names}
         if len(set(batches.values())) > 1:
             raise ValueError(
-                f"modalities seen together need the same replicates, got {batches}; expand them."
+                f"modalities observed together need the same replicates, got {batches}; expand them."
             )
         operators = {}
         for name in names:
@@ -252,11 +252,11 @@ class Observations(Mapping[str, Observation]):
         A location is one component of a modality's values; it goes to one side at all steps and in all replicates.
 
         Args:
-            fraction: Share of each modality's locations to withhold, between 0 and 1.
-            rng: Generator.
+            fraction: Fraction of each modality's locations to withhold, between 0 and 1.
+            rng: Generator or seed; a fresh seed if None.
 
         Returns:
-            What to assimilate and what to verify with, both of the shape of these, NaN where the other has a value.
+            Observations to assimilate and to verify with, in the same shape, NaN where the other has a value.
 
         Raises:
             ValueError: If `fraction` is not between 0 and 1.
@@ -298,10 +298,10 @@ class Observations(Mapping[str, Observation]):
         return Observations({name: replace(o, value=o.value[index]) for name, o in self.items()})
 
     def patterns(self) -> tuple[list[int], list[int]]:
-        """Which windows of a batch (W, L, *O) saw the same values.
+        """Groups of windows of a batch (W, L, *O) with the same pattern of missing values.
 
         Returns:
-            For each window the number of its pattern, and for each pattern the first window with it.
+            The pattern number of each window, and the first window of each pattern.
         """
         numbers: dict[bytes, int] = {}
         index, first = [], []
@@ -317,8 +317,8 @@ class Observations(Mapping[str, Observation]):
         """Gauss-Newton matrix of each step of one window of a batch, sum_m G_m^T R_m^-1 G_m.
 
         Args:
-            jacobians: G_m, shape (prod(O_m), K).
-            window: Its number.
+            jacobians: Jacobians G_m by modality, shape (prod(O_m), K).
+            window: Number of the window.
 
         Returns:
             Shape (L, K, K).
@@ -330,14 +330,14 @@ class Observations(Mapping[str, Observation]):
         return total.expand(self.steps, size, size)
 
     def widened(self, variance: float | Mapping[str, float | Tensor]) -> "Observations":
-        """The same observations with `variance` added to that of every error, or to each modality its own (prod(O))."""
+        """The observations with `variance` added to every error variance, or to each modality its own (prod(O))."""
         added = variance if isinstance(variance, Mapping) else dict.fromkeys(self, variance)
         return Observations(
             {name: replace(o, noise=o.noise.widened(added[name])) for name, o in self.items()}
         )
 
     def pullback(self, decode: Mapping[str, Callable[[Tensor], Tensor]]) -> "Observations":
-        """The same observations as seen from a latent: h_m becomes h_m after decode_m."""
+        """The observations as functions of a latent: h_m becomes h_m after decode_m."""
         return Observations(
             {name: replace(o, operator=_After(o.operator, decode[name])) for name, o in self.items()}
         )

@@ -1,4 +1,4 @@
-"""Observation operators: what an instrument sees of a field. All take any leading batch axes."""
+"""Observation operators on fields, for any leading batch axes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -114,15 +114,15 @@ class Select(nn.Module):
 
 
 class Mask(Select):
-    """The points of a grid that a mask leaves, as one vector; the same points of every channel.
+    """The unmasked points of a grid as one vector, the same in every channel.
 
-    What is hidden is not returned at all, so that no noise is drawn for it and no method can read it.
+    Masked points are not returned, so that no noise is drawn for them and no method can use them.
 
     Args:
-        keep: Bool, True where observed, shape of the last axes of the state, such as (n) or (H, W).
+        keep: Mask, bool, True where observed, shape of the last axes of the state, such as (n) or (H, W).
 
     Raises:
-        ValueError: If `keep` is not bool or hides everything.
+        ValueError: If `keep` is not bool or has no True.
 
     >>> Mask.grid((4, 4), 3)(torch.arange(16).reshape(4, 4))
     tensor([ 0,  3, 12, 15])
@@ -175,11 +175,11 @@ class Mask(Select):
 
     @classmethod
     def random(cls, shape: Sequence[int], hidden: float, rng: Rng = None) -> "Mask":
-        """Points drawn once without replacement, of which the share `hidden` is not seen."""
+        """Points drawn once without replacement; the fraction `hidden` is not observed."""
         size = math.prod(shape)
         left = int(size * (1 - hidden) + 1e-9)  # 1 - 0.9 is a little less than 0.1
         if not 0 <= hidden < 1 or left < 1:
-            raise ValueError(f"hiding {hidden} of {size} points leaves none, or is no share in [0, 1).")
+            raise ValueError(f"hiding {hidden} of {size} points leaves none, or is not a fraction in [0, 1).")
         keep = torch.zeros(size, dtype=torch.bool)
         keep[permutation(size, rng=rng)[:left]] = True
         return cls(keep.reshape(tuple(shape)))
@@ -191,10 +191,10 @@ class Stride(nn.Module):
     Args:
         step: Distance of two observed points.
         offset: First observed point.
-        axes: How many of the last axes are thinned: 1 or 2.
+        axes: Number of last axes that are thinned, 1 or 2.
 
     Raises:
-        ValueError: If step, offset or axes cannot be.
+        ValueError: If step, offset or axes are invalid.
 
     >>> Stride(2)(torch.arange(5))
     tensor([0, 2, 4])
@@ -226,12 +226,12 @@ class Pointwise(nn.Module):
     """f(scale * x + shift), component by component.
 
     Args:
-        name: f: "arctan", "exp", "cube" (w^3) or "saturate" (w / (1 + |w|)).
+        name: Name of f: "arctan", "exp", "cube" (w^3) or "saturate" (w / (1 + |w|)).
         scale: Factor in front of x.
-        shift: What is added to it: exp(x - 0.6) is `Pointwise("exp", shift=-0.6)`.
+        shift: Term added to it: exp(x - 0.6) is `Pointwise("exp", shift=-0.6)`.
 
     Raises:
-        ValueError: If there is no such function.
+        ValueError: If the name is unknown.
 
     >>> Pointwise("saturate", scale=2.0)(torch.tensor([-0.5, 0.0, 1.5]))
     tensor([-0.5000,  0.0000,  0.7500])
@@ -254,7 +254,7 @@ class Compose(nn.Module):
     """h_n after ... after h_1.
 
     Args:
-        operators: h_1, ..., h_n in the order of application.
+        operators: Operators h_1, ..., h_n in the order of application.
     """
 
     def __init__(self, operators: Sequence[Operator]) -> None:
@@ -272,14 +272,14 @@ class Compose(nn.Module):
 
 
 class Stack(nn.Module):
-    """Several operators on one state, their values one after the other in one vector.
+    """Several operators on one state, their values concatenated.
 
     Args:
-        operators: By name or in order.
-        events: Number of axes of the values of each, or of all.
+        operators: Operators, by name or in order.
+        events: Number of value axes of each operator, or one for all.
 
     Raises:
-        ValueError: If there is no operator, or another number of `events`.
+        ValueError: If there is no operator, or `events` has another length.
     """
 
     def __init__(
@@ -338,8 +338,8 @@ def by_name(name: str, settings: Mapping[str, Any] | None = None, **context: Any
     Args:
         name: A key of `BY_NAME`.
         settings: Keywords of the operator, such as "step" of "stride" and "shift" of a pointwise function.
-        context: Facts of the state that no setting can change, such as lat, lon, weights and event; each goes to
-            operators that take it.
+        context: Properties of the state, such as lat, lon, weights and event; each is passed to operators that
+            take it.
 
     Raises:
         ValueError: If the name or a setting is unknown (the nearest is named), or a value is invalid.

@@ -1,4 +1,4 @@
-"""Surveys: where, when and how noisily a truth is seen."""
+"""Surveys: synthetic observations of a truth."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ class Instrument:
     """One modality of a survey: y = h(x) + e, e ~ N(0, R), at some steps and some of the locations.
 
     Attributes:
-        operator: h: (*B, *S) -> (*B, *O).
-        noise: R over the flattened (*O).
-        every: Steps from one observation to the next.
+        operator: Observation operator h: (*B, *S) -> (*B, *O).
+        noise: Error covariance R over the flattened (*O).
+        every: Interval between observations [steps].
         start: First step observed.
-        missing: Chance of each value to be missing, drawn anew at each step.
-        times: The steps observed, in place of `every` and `start`.
+        missing: Probability of each value to be missing, drawn anew at each step.
+        times: Observed steps, in place of `every` and `start`.
 
     Raises:
-        ValueError: If a setting cannot be.
+        ValueError: If a setting is invalid.
     """
 
     operator: Operator
@@ -43,10 +43,10 @@ class Instrument:
             )
 
     def steps(self, length: int) -> list[int]:
-        """Which steps of a truth of `length` steps are observed.
+        """Observed steps of a truth of `length` steps.
 
         Raises:
-            ValueError: If none is, or a step of `times` lies outside.
+            ValueError: If no step is observed, or a step of `times` lies outside.
         """
         if self.times is None:
             steps = list(range(self.start, length, self.every))
@@ -54,8 +54,8 @@ class Instrument:
             steps = sorted({int(k) for k in self.times})
         if not steps or steps[0] < 0 or steps[-1] >= length:
             raise ValueError(
-                f"a truth of {length} steps would be seen at steps {steps[:3]}...{steps[-1:]}; "
-                "there must be at least one, from 0 on, before its end."
+                f"a truth of {length} steps would be observed at steps {steps[:3]}...{steps[-1:]}; "
+                "there must be at least one in [0, length)."
             )
         return steps
 
@@ -79,18 +79,18 @@ class Instrument:
 
 
 class Survey:
-    """Where, when and how noisily a truth is seen.
+    """Observing system of a twin experiment: operators, errors and times of observation.
 
     Args:
-        operator: h, or one by the name of each modality.
-        noise: R, or a float: the variance of every value; or one by name.
-        every: Steps from one observation to the next.
+        operator: Observation operator h, or one per modality by name.
+        noise: Error covariance R, a float (the variance of every value), or one per modality by name.
+        every: Interval between observations [steps].
         start: First step observed.
-        missing: Chance of each value to be missing, drawn anew at each step: irregular in space.
-        times: The steps observed, in place of `every` and `start`: irregular in time.
+        missing: Probability of each value to be missing, drawn anew at each step: irregular in space.
+        times: Observed steps, in place of `every` and `start`: irregular in time.
 
     Raises:
-        ValueError: If a setting cannot be, or names do not match.
+        ValueError: If a setting is invalid or names do not match.
 
     >>> survey = Survey(lambda x: x[..., :2], 0.01, every=2)
     >>> survey.observe(torch.zeros(5, 3)).step(1) is None
@@ -120,16 +120,16 @@ class Survey:
 
     @classmethod
     def join(cls, surveys: Mapping[str, "Survey"]) -> "Survey":
-        """Surveys that go on side by side, each with its own times.
+        """Join surveys with separate times into one.
 
         Args:
-            surveys: By name. A survey of one modality gives it the name, one of several "name.modality".
+            surveys: Surveys by name. A single modality takes the survey's name, one of several "name.modality".
 
         Returns:
             One survey of all modalities.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is no survey.
         """
         if not surveys:
             raise ValueError("there is no survey to join; give at least one.")
@@ -142,12 +142,12 @@ class Survey:
         return joined
 
     def observe(self, truth: Tensor, *, event: int = 1, rng: Rng = None) -> Observations:
-        """y = h(x) + e with e ~ N(0, R), NaN where nothing is seen.
+        """y = h(x) + e with e ~ N(0, R), NaN where nothing is observed.
 
         Args:
-            truth: (*B, L, *S), finite.
+            truth: True trajectory, (*B, L, *S), finite.
             event: Number of axes of *S.
-            rng: Generator; modalities draw from it in turn.
+            rng: Generator or seed, used by the modalities in turn.
 
         Returns:
             Values (*B, L, *O) of each modality.

@@ -137,7 +137,9 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model 
         model.prior.save(recipe, path)
         for name in ("prior", "calibration"):  # both are in this file
             stages.finish(plan[name], files)
-        model = Model(codec, LearntPrior.load(codec, path)).on(device)  # as a resumed run has it, to the last bit
+        model = Model(codec, LearntPrior.load(codec, path)).on(
+            device
+        )  # as a resumed run has it, to the last bit
     _remove_resumes(out)
     return model
 

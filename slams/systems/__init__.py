@@ -1,4 +1,7 @@
-"""Systems: what moves."""
+"""Dynamical systems."""
+
+import warnings
+from typing import Any
 
 from slams.systems.augmented import AugmentedParameters
 from slams.systems.base import Dynamics
@@ -8,7 +11,7 @@ from slams.systems.flows.kolmogorov import KolmogorovFlow
 from slams.systems.flows.quasigeostrophic import MoistQG
 from slams.systems.flows.surface_qg import SurfaceQG
 from slams.systems.function import FunctionModel
-from slams.systems.gridfilter import GridBelief, grid_filter
+from slams.systems.gridfilter import GridPosterior, grid_filter
 from slams.systems.linear import Filtered, LinearGaussian, Smoothed
 from slams.systems.lorenz import Lorenz63, Lorenz96
 from slams.systems.oscillators import DampedSpring, LotkaVolterra
@@ -24,7 +27,7 @@ __all__ = [
     "Flow",
     "FunctionModel",
     "Gaussian",
-    "GridBelief",
+    "GridPosterior",
     "KolmogorovFlow",
     "LinearGaussian",
     "Lorenz63",
@@ -36,3 +39,14 @@ __all__ = [
     "Weather",
     "grid_filter",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "GridBelief":
+        warnings.warn(
+            "GridBelief is now GridPosterior; GridBelief works until version 0.4.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return GridPosterior
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

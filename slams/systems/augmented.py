@@ -25,7 +25,7 @@ class AugmentedParameters(Dynamics):
             keeps each member's parameters as they are between analyses.
 
     Raises:
-        ValueError: If there are no parameters, the system has none of a name, or a spread is negative.
+        ValueError: If there are no parameters, a name is unknown, or a standard deviation is negative.
 
     Source:
         Anderson (2001), doi:10.1175/1520-0493(2001)129<2884:AEAKFF>2.0.CO;2 (parameters as state variables).
@@ -73,17 +73,17 @@ class AugmentedParameters(Dynamics):
         return dict(zip(self.names, x[..., self.dynamics.size :].unbind(-1), strict=True))
 
     def joined(self, x: Tensor, values: Mapping[str, float | Tensor]) -> Tensor:
-        """States of the system with parameters beside them, as of a truth that is known.
+        """States of the system with parameters appended, as of a known truth.
 
         Args:
             x: States, (*B, d).
-            values: Each parameter by name, a number or (*B).
+            values: Parameters by name, numbers or (*B).
 
         Returns:
             (*B, d + P).
 
         Raises:
-            ValueError: If a parameter is not there or not one of this system.
+            ValueError: If a parameter is missing or unknown.
         """
         if set(values) != set(self.names):
             raise ValueError(f"the parameters are {[*self.names]}, got {[*values]}; give each one value.")
@@ -91,7 +91,7 @@ class AugmentedParameters(Dynamics):
         return torch.cat([x, torch.stack(columns, -1)], -1)
 
     def initial(self, *shape: int, rng: Rng = None) -> Tensor:
-        """Draws of the system's start with independent parameters, (*shape, d + P)."""
+        """Draws of the system's initial distribution with independent parameters, (*shape, d + P)."""
         rng = generator(rng, "initial")
         x = self.dynamics.initial(*shape, rng=rng)
         draw = normal((*shape, len(self.names)), like=self._mean, rng=rng)

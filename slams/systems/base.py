@@ -1,4 +1,4 @@
-"""Dynamics: what moves, behind one call, so that a filter can forecast anything."""
+"""Dynamics: the common interface of all forecast models."""
 
 import abc
 
@@ -23,7 +23,7 @@ class Dynamics(nn.Module, abc.ABC):
 
     @property
     def geometry(self) -> Geometry | None:
-        """Where the variables are; None for those that have no place, unless it is set."""
+        """Positions of the variables; None if they have none, unless set."""
         return self._geometry
 
     @geometry.setter
@@ -32,7 +32,7 @@ class Dynamics(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def initial(self, *shape: int, rng: Rng = None) -> Tensor:
-        """Draw independent states to start from.
+        """Draw independent initial states.
 
         Args:
             *shape: Leading axes of the draw.

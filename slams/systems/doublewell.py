@@ -17,13 +17,13 @@ class DoubleWell(Flow):
     Args:
         dt: Model time between two states.
         noise: Standard deviation of the noise per square root of model time.
-        flip_every: A `trajectory` jumps to -x after every so many steps, as a truth that the model does not
-            foresee; 0 for never. `forward`, the model, does not know of these.
-        flip_chance: Probability that a step of `forward` ends at -x: a model that foresees jumps, but not when.
+        flip_every: A `trajectory` jumps to -x after every so many steps, as a truth with jumps
+            that the model, `forward`, lacks; 0 for never.
+        flip_chance: Probability that a step of `forward` ends at -x: a model with jumps at random times.
         substeps: Steps of the method in `dt`.
         method: "euler", "heun" or "rk4".
-        start: Where `initial` draws from; N(-1, 0.15^2) if None.
-        dtype: Of `initial`.
+        start: Distribution of initial states; N(-1, 0.15^2) if None.
+        dtype: Dtype of initial states.
 
     Raises:
         ValueError: If a setting is out of range or the method unknown.

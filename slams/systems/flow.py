@@ -1,4 +1,4 @@
-"""Flow: an ordinary differential equation, discretized, with additive noise; and where it starts."""
+"""Flow: a discretized ordinary differential equation with additive noise, and its initial distribution."""
 
 import abc
 import difflib
@@ -17,17 +17,17 @@ Coefficient = float | Tensor
 
 
 class Gaussian(nn.Module):
-    """Where a system starts: x_0 ~ N(mean, cov).
+    """Gaussian initial distribution, x_0 ~ N(mean, cov).
 
     Args:
         mean: One number for all variables, or one each, (d).
         std: Standard deviation, one or (d); 0 for a fixed start.
-        cov: Instead of `std`, the full covariance, (d, d), positive semi-definite.
-        dtype: Of the draws; None takes that of `mean`, float64 for plain numbers. A system takes its own.
+        cov: Full covariance in place of `std`, (d, d), positive semi-definite.
+        dtype: Dtype of draws; None for that of `mean`, float64 for plain numbers. A system uses its own.
 
     Raises:
-        ValueError: If not exactly one of `std` and `cov` is given, `std` is negative, or `cov` is no
-            covariance.
+        ValueError: If not exactly one of `std` and `cov` is given, `std` is negative, or `cov` is not a
+            covariance matrix.
 
     >>> Gaussian((1.0, 2.0), std=0.0).sample(2)
     tensor([[1., 2.],
@@ -60,7 +60,7 @@ class Gaussian(nn.Module):
         """The same Gaussian with one number for each of `size` variables.
 
         Raises:
-            ValueError: If it has numbers for another count of variables.
+            ValueError: If it has another number of variables.
         """
         for name, value in (("mean", self.mean), ("spread", self.root)):
             if value.ndim and value.shape[-1] != size:
@@ -91,7 +91,7 @@ def factor(cov: Tensor) -> Tensor:
     """A matrix A with A A^T = cov, also where cov is singular.
 
     Args:
-        cov: (*B, d, d), symmetric.
+        cov: Symmetric covariance, (*B, d, d).
 
     Returns:
         (*B, d, d).
@@ -121,13 +121,13 @@ class Flow(Dynamics, abc.ABC):
 
     Args:
         size: Number of variables d.
-        coefficients: Values by name.
+        coefficients: Values of the coefficients by name.
         dt: Model time between two states.
         substeps: Steps of the method in `dt`.
         method: "rk4", "heun" or "euler".
         noise: Standard deviation s per square root of model time.
-        start: Where `initial` draws from.
-        dtype: Of `initial`; later `.to()` changes it.
+        start: Distribution of initial states.
+        dtype: Dtype of initial states; changed later by `.to()`.
 
     Raises:
         ValueError: If a setting is out of range or the method unknown.
@@ -162,7 +162,7 @@ class Flow(Dynamics, abc.ABC):
             self._keep(name, value)
 
     def _keep(self, name: str, value: Coefficient) -> None:
-        """Store a coefficient so that tensors move with the module and parameters train."""
+        """Register a coefficient: tensors as buffers, parameters as trainable."""
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             self.register_buffer(name, value)
         else:
@@ -175,7 +175,7 @@ class Flow(Dynamics, abc.ABC):
 
     @property
     def _widths(self) -> tuple[int, ...]:
-        """Lengths beyond 1 that the last axis of a coefficient may have."""
+        """Allowed lengths above 1 of a coefficient's last axis."""
         return ()
 
     def _prepared(self, x: Tensor, other: Mapping[str, Coefficient]) -> tuple[Tensor, dict[str, Coefficient]]:
@@ -234,7 +234,7 @@ class Flow(Dynamics, abc.ABC):
         return self._advance(*self._prepared(x, coefficients))
 
     def forward(self, x: Tensor, *, rng: Rng = None, **coefficients: Coefficient) -> Tensor:
-        """Advance by one `dt`, with noise; arguments as of `mean`.
+        """Advance by one `dt`, with noise.
 
         Args:
             x: States, (*B, d).
@@ -253,14 +253,14 @@ class Flow(Dynamics, abc.ABC):
         """log p(x_{k+1} | x_k) = log N(x_{k+1}; Phi(x_k), s^2 dt I) [nats].
 
         Args:
-            x: x_k, (*B, d).
-            after: x_{k+1}, (*B, d).
+            x: States x_k, (*B, d).
+            after: States x_{k+1}, (*B, d).
 
         Returns:
             (*B).
 
         Raises:
-            ValueError: If the system has no noise, and so no density.
+            ValueError: If the system has no noise and hence no transition density.
         """
         if self.noise == 0:
             raise ValueError("a system without noise has no transition density; give it noise > 0.")
@@ -277,7 +277,7 @@ class Flow(Dynamics, abc.ABC):
         return self.start.sample(*shape, rng=rng)
 
     def extra_repr(self) -> str:
-        """Settings, so that `str(system)` tells two systems apart."""
+        """Settings shown in `str(system)`."""
         values = [f"{name}={getattr(self, name)}" for name in self.coefficients]
         values += [f"dt={self.dt}", f"substeps={self.substeps}", f"method={self.method}"]
         return ", ".join([f"size={self.size}", *values, f"noise={self.noise}"])

@@ -1,4 +1,4 @@
-"""FunctionModel: any function of states as a model."""
+"""FunctionModel: a model defined by a function of states."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -13,18 +13,18 @@ from slams.systems.base import Dynamics
 
 
 class FunctionModel(Dynamics):
-    """x_{k+1} = f(x_k) for a function f of the user's.
+    """x_{k+1} = f(x_k) with a user-defined function f.
 
     Args:
-        step: f: (*B, *S) -> (*B, *S), or a function of one state (*S) if not `batched`. It is given a generator if it has
-            a keyword `rng`.
-        state_shape: *S.
+        step: Function f: (*B, *S) -> (*B, *S), or of one state (*S) if not `batched`; called with a generator if it
+            has a keyword `rng`.
+        state_shape: Shape *S of a state.
         dt: Model time between two states.
-        initial: States (n, *S) from which first ones are drawn, or a function of `*shape` and `rng` that draws
+        initial: States (n, *S) from which initial ones are drawn, or a function of `*shape` and `rng` that draws
             (*shape, *S); without it pass `x0=` to `assimilate`.
-        numpy: Whether f takes and returns NumPy arrays, through which no gradients pass.
+        numpy: Whether f takes and returns NumPy arrays, which have no gradients.
         batched: Whether f takes leading axes.
-        geometry: Where the variables are, for a localization radius.
+        geometry: Positions of the variables, for localization.
 
     >>> decay = FunctionModel(lambda x: 0.9 * x, (2,), initial=torch.ones(1, 2))
     >>> decay(decay.initial(3, rng=0))[0]
@@ -52,12 +52,12 @@ class FunctionModel(Dynamics):
         """See `Dynamics.initial`.
 
         Raises:
-            ValueError: If the model has no start.
+            ValueError: If the model has no initial distribution.
         """
         source = generator(rng, "initial")
         if self._initial is None:
             raise ValueError(
-                "this model does not state where it starts; pass initial= to FunctionModel, or x0= to assimilate."
+                "this model has no initial states; pass initial= to FunctionModel, or x0= to assimilate."
             )
         if not isinstance(self._initial, Tensor):
             return self._initial(*shape, rng=source)

@@ -1,4 +1,4 @@
-"""The exact filter of one variable, on a grid: the oracle where beliefs have two peaks."""
+"""Exact filter of one variable on a grid: the reference for bimodal posteriors."""
 
 import math
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from slams.systems.flow import Flow
 from slams.systems.linear import ObservationSequence
 
 
-class GridBelief(NamedTuple):
+class GridPosterior(NamedTuple):
     """Exact marginals p(x_k | y_0..k) on a grid.
 
     Attributes:
-        points: The grid, (G).
-        density: (*B, L, G), whose sum times the grid's step is 1.
-        mean: (*B, L, 1).
-        variance: (*B, L, 1).
+        points: Grid points, (G).
+        density: Density at the points, (*B, L, G); its sum times the grid step is 1.
+        mean: Posterior mean, (*B, L, 1).
+        variance: Posterior variance, (*B, L, 1).
     """
 
     points: Tensor
@@ -34,7 +34,7 @@ def grid_filter(  # noqa: PLR0913
     low: float = -3.0,
     high: float = 3.0,
     count: int = 1200,
-) -> GridBelief:
+) -> GridPosterior:
     """Bayes' rule and Chapman and Kolmogorov's integral by the midpoint rule.
 
     p(x_k | y_0..k-1) = int [(1 - f) N(x_k; m(x'), s^2) + f N(-x_k; m(x'), s^2)] p(x' | y_0..k-1) dx',
@@ -43,16 +43,16 @@ def grid_filter(  # noqa: PLR0913
     The midpoint rule is exact to rounding for smooth densities that vanish at the ends, if the step is below s.
 
     Args:
-        system: One variable, with noise.
-        observations: What was seen, values (*B, L, O).
-        flips: f; None for the `flip_chance` of a `DoubleWell`, 0 for other systems.
-        low: Lower end of the grid.
-        high: Upper end.
-        count: Number of points.
+        system: System of one variable, with noise.
+        observations: Observations, values (*B, L, O).
+        flips: Probability f; None for the `flip_chance` of a `DoubleWell`, 0 for other systems.
+        low: Lower end of the grid, in units of the state.
+        high: Upper end of the grid.
+        count: Number of grid points.
 
     Raises:
         ValueError: If the system has more than one variable or no noise, the grid is too coarse for its noise, `flips` is
-            no probability, or the grid is not symmetric with flips.
+            not in [0, 1], or the grid is not symmetric with flips.
 
     Source:
         Särkkä (2013), Bayesian Filtering and Smoothing, eqs. 4.11 and 4.12.
@@ -73,7 +73,7 @@ def grid_filter(  # noqa: PLR0913
     if flips and low != -high:
         raise ValueError(f"changes of sign need a grid that is symmetric about 0, got {low} to {high}.")
     points = low + step * (torch.arange(count, dtype=torch.float64) + 0.5)
-    # row i: where mass at point i goes; what would leave the grid is lost, and normalised away
+    # row i: transition from point i; mass beyond the grid is dropped by normalisation
     ahead = _normal(points, system.mean(points[:, None])[:, 0], width) * step
     ahead = (1 - flips) * ahead + flips * ahead.flip(-1) if flips else ahead
     assert system.start is not None
@@ -92,7 +92,7 @@ def grid_filter(  # noqa: PLR0913
     density = torch.stack(torch.broadcast_tensors(*densities), -2)
     mean = (density * points).sum(-1, keepdim=True) * step
     variance = (density * (points - mean).square()).sum(-1, keepdim=True) * step
-    return GridBelief(points, density, mean, variance)
+    return GridPosterior(points, density, mean, variance)
 
 
 def _normal(x: Tensor, mean: Tensor, std: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Linear-Gaussian systems, with the exact filter and smoother: the oracle of every method."""
+"""Linear-Gaussian systems with the exact filter and smoother: the reference for every method."""
 
 import math
 from collections.abc import Callable
@@ -16,9 +16,9 @@ class Filtered(NamedTuple):
     """Exact marginals p(x_k | y_0..k) = N(mean, cov), and the evidence log p(y_0..L-1).
 
     Attributes:
-        mean: (*B, L, d).
-        cov: (*B, L, d, d).
-        log_evidence: log p(y) of all values seen [nats], (*B).
+        mean: Means, (*B, L, d).
+        cov: Covariances, (*B, L, d, d).
+        log_evidence: Log-evidence log p(y) of all observed values [nats], (*B).
     """
 
     mean: Tensor
@@ -30,8 +30,8 @@ class Smoothed(NamedTuple):
     """Exact marginals p(x_k | y_0..L-1) = N(mean, cov).
 
     Attributes:
-        mean: (*B, L, d).
-        cov: (*B, L, d, d).
+        mean: Means, (*B, L, d).
+        cov: Covariances, (*B, L, d, d).
     """
 
     mean: Tensor
@@ -39,18 +39,18 @@ class Smoothed(NamedTuple):
 
 
 class ObservationSequence(Protocol):
-    """What was seen along a trajectory, step by step."""
+    """Observations along a trajectory, step by step."""
 
     steps: int
 
     def step(self, k: int) -> Any:
-        """The observation of step k (`value`, `operator`, `noise`), None if nothing was seen."""
+        """The observation of step k (`value`, `operator`, `noise`), None if there is none."""
 
 
 class _Update(NamedTuple):
-    """One analysis, kept for the way back."""
+    """One analysis, stored for the backward pass."""
 
-    observation: Tensor  # H with zero rows where nothing was seen, (*B, O, d)
+    observation: Tensor  # H with zero rows for missing values, (*B, O, d)
     weighted: Tensor  # S^-1 H, (*B, O, d)
     innovation: Tensor  # S^-1 (y - H x), (*B, O)
     keep: Tensor  # I - K H, (*B, d, d)
@@ -62,15 +62,15 @@ class LinearGaussian(Dynamics):
     Matrices with a leading axis of K steps vary in time: number k leads from x_k to x_{k+1}.
 
     Args:
-        transition: M, (d, d) or (K, d, d).
-        noise_cov: Q, (d, d) or (K, d, d), positive semi-definite; zero for no noise.
+        transition: Matrix M, (d, d) or (K, d, d).
+        noise_cov: Covariance Q, (d, d) or (K, d, d), positive semi-definite; zero for no noise.
         mean0: Mean of x_0, (d).
         cov0: Covariance of x_0, (d, d), positive semi-definite.
-        offset: b, (d) or (K, d); zero if None.
+        offset: Vector b, (d) or (K, d); zero if None.
         dt: Model time between two states.
 
     Raises:
-        ValueError: If shapes do not fit, a covariance is none, or `dt` is not positive.
+        ValueError: If shapes do not fit, a covariance is invalid, or `dt` is not positive.
 
     Source:
         Kalman (1960), doi:10.1115/1.3662552, eq. 16.
@@ -124,7 +124,7 @@ class LinearGaussian(Dynamics):
         """M, Q, b that lead from x_step to x_{step+1}.
 
         Args:
-            step: k; None will do for a system that does not vary.
+            step: Step number k; may be None for a time-invariant system.
 
         Returns:
             M (d, d), Q (d, d), b (d).
@@ -159,7 +159,7 @@ class LinearGaussian(Dynamics):
         Args:
             x: States, (*B, d).
             rng: Source of the noise.
-            step: k of a system that varies in time.
+            step: Step number k of a system that varies in time.
 
         Returns:
             States one step later, (*B, d).
@@ -177,10 +177,10 @@ class LinearGaussian(Dynamics):
         """Kalman filter: the exact p(x_k | y_0..k), x_0 observed too where step 0 has values.
 
         m <- M m + b, P <- M P M^T + Q; then with S = H P H^T + R and K = P H^T S^-1, m <- m + K (y - H m) and
-        P <- (I - K H) P (I - K H)^T + K R K^T (Joseph's form: stays positive). What is missing drops out.
+        P <- (I - K H) P (I - K H)^T + K R K^T (Joseph's form: stays positive). Missing values drop out.
 
         Args:
-            observations: Its `steps` L, and `step(k)` for each: None, or an object with `value` (*B, O), NaN
+            observations: Sequence with `steps` L and `step(k)` for each: None, or an object with `value` (*B, O), NaN
                 where missing, a linear `operator` from (*B, d) to (*B, O), and `noise`, whose `dense()` is
                 R, (O, O).
 
@@ -202,16 +202,16 @@ class LinearGaussian(Dynamics):
         Computed without the inverse of a forecast covariance, which a system without noise does not have:
         with C = I - K H and v = y - H m, backwards from 0,
         l <- C^T l - H^T S^-1 v, W <- C^T W C + H^T S^-1 H, then l <- M^T l, W <- M^T W M; at each step the
-        smoothed mean is m - P l and the covariance P - P W P, of l and W before the step's values came in.
+        smoothed mean is m - P l and the covariance P - P W P, of l and W before the step's values are added.
 
         Args:
-            observations: As of `filter`.
+            observations: Observations, as in `filter`.
 
         Returns:
             Mean (*B, L, d), covariance (*B, L, d, d).
 
         Raises:
-            ValueError: As of `filter`.
+            ValueError: If an operator is not linear or values do not fit it.
 
         Source:
             Bierman (1973), doi:10.1016/0005-1098(73)90089-3 (the modified Bryson-Frazier smoother).
@@ -237,7 +237,7 @@ class LinearGaussian(Dynamics):
     def _pass(self, observations: ObservationSequence) -> tuple[Filtered, list[_Update | None]]:
         """The way forward."""
         seen = [observations.step(k) for k in range(observations.steps)]
-        shapes = [tuple(getattr(observations, "batch", ()))]  # replicates are there even if nothing was seen
+        shapes = [tuple(getattr(observations, "batch", ()))]  # replicates exist even without observations
         batch = torch.broadcast_shapes(*shapes, *(o.value.shape[:-1] for o in seen if o is not None))
         mean = self.start.mean.expand(*batch, self.size)
         cov = self.start.cov.expand(*batch, self.size, self.size)
@@ -279,7 +279,7 @@ class _Operators:
         return self.known[id(operator)][1]
 
     def _probe(self, operator: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply to the unit vectors, and to others that tell a linear map from one that fits those."""
+        """Apply to the unit vectors, and to further vectors that test linearity."""
         size = len(self.eye)
         probe = torch.linspace(-1.7, 2.3, size).to(self.eye) if size > 1 else 1.7 * self.eye[0]
         columns = operator(torch.cat([self.eye, torch.stack([0 * probe, probe, 3 * probe])])).detach()
@@ -298,7 +298,7 @@ class _Operators:
 def _analysis(
     mean: Tensor, cov: Tensor, observation: Any, known: _Operators
 ) -> tuple[Tensor, Tensor, Tensor, _Update]:
-    """Condition N(mean, cov) on one observation; also log p(y) and what the smoother needs."""
+    """Condition N(mean, cov) on one observation; also log p(y) and the terms of the smoother."""
     matrix, value = known.matrix(observation.operator), observation.value.to(mean.dtype)
     if value.shape[-1] != matrix.shape[0]:
         raise ValueError(

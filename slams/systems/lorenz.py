@@ -1,4 +1,4 @@
-"""Lorenz-63 and Lorenz-96: the two chaotic systems every assimilation method is tried on."""
+"""Lorenz-63 and Lorenz-96: the standard chaotic test systems of data assimilation."""
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ class Lorenz63(Flow):
         substeps: Steps of the method in `dt`.
         noise: Standard deviation of the noise per square root of model time.
         method: "rk4", "heun" or "euler".
-        start: Where `initial` draws from; N((1.509, -1.531, 25.46), 2 I) if None.
-        dtype: Of `initial`.
+        start: Distribution of initial states; N((1.509, -1.531, 25.46), 2 I) if None.
+        dtype: Dtype of initial states.
 
     Raises:
         ValueError: If a setting is out of range or the method unknown.
@@ -95,13 +95,13 @@ class Lorenz96(Flow):
 
     Args:
         size: Number of sites.
-        forcing: F, a number or a tensor whose last axis has length 1 or `size`.
+        forcing: Forcing F, a number or a tensor whose last axis has length 1 or `size`.
         dt: Model time between two states; 0.05 is often read as 6 hours.
         substeps: Steps of the method in `dt`.
         method: "rk4", "heun" or "euler".
         noise: Standard deviation of the noise per square root of model time.
-        start: Where `initial` draws from; N(e_1, 0.001 I) if None.
-        dtype: Of `initial`.
+        start: Distribution of initial states; N(e_1, 0.001 I) if None.
+        dtype: Dtype of initial states.
 
     Raises:
         ValueError: If there are fewer than 4 sites, a setting is out of range, or the method is unknown.
@@ -143,7 +143,7 @@ class Lorenz96(Flow):
 
     @property
     def _widths(self) -> tuple[int, ...]:
-        """A forcing of its own at every site is allowed."""
+        """The forcing may differ between sites."""
         return (self.size,)
 
     def tendency(self, x: Tensor, **coefficients: Coefficient) -> Tensor:

@@ -18,7 +18,7 @@ class DampedSpring(LinearGaussian):
     Args:
         dt: Model time between two states.
         noise: Factor on the standard deviation of the noise.
-        dtype: Of the matrices and of `initial`.
+        dtype: Dtype of the matrices and initial states.
 
     Raises:
         ValueError: If `dt` is not positive or `noise` negative.
@@ -56,8 +56,8 @@ class LotkaVolterra(Flow):
         substeps: Steps of the method in `dt`.
         noise: Standard deviation of the noise per square root of model time.
         method: "rk4", "heun" or "euler".
-        start: Where `initial` draws from; uniform on [0, 1]^2 if None.
-        dtype: Of `initial`.
+        start: Distribution of initial states; uniform on [0, 1]^2 if None.
+        dtype: Dtype of initial states.
 
     Raises:
         ValueError: If a setting is out of range or the method unknown.
@@ -114,6 +114,6 @@ class LotkaVolterra(Flow):
         """Draws of `start`, or uniform ones, (*shape, 2)."""
         if self.start is not None:
             return self.start.sample(*shape, rng=rng)
-        # erf turns normal draws into uniform ones: `normal` knows about the generator's device.
+        # erf turns normal draws into uniform ones: `normal` handles the generator's device.
         draw = normal((*shape, 2), like=self._zero, rng=generator(rng, "initial"))
         return (1 + torch.erf(draw / 2**0.5)) / 2

@@ -1,4 +1,4 @@
-"""What happens to a system beside its own motion: sudden shocks, and a time to settle before the start."""
+"""Wrappers of systems: random shocks, and spin-up before the start."""
 
 from torch import Tensor
 
@@ -7,10 +7,10 @@ from slams.systems.base import Dynamics
 
 
 class _Around(Dynamics):
-    """A system around another.
+    """Base of systems that wrap another.
 
     Args:
-        dynamics: The other.
+        dynamics: Wrapped system.
     """
 
     def __init__(self, dynamics: Dynamics) -> None:
@@ -33,17 +33,17 @@ class _Around(Dynamics):
 
 
 class Shocked(_Around):
-    """A system that shocks hit: x_{k+1} = M(x_k) + s c e, c 1 with probability p and 0 otherwise, e ~ N(0, I).
+    """A system with random shocks: x_{k+1} = M(x_k) + s c e, c 1 with probability p and 0 otherwise, e ~ N(0, I).
 
     Shocks come to the states of a batch independently, and to all variables of one state at once.
 
     Args:
         dynamics: The system M.
-        probability: p, of a shock at a step.
-        deviation: s, standard deviation of what a shock adds to every variable.
+        probability: Probability p of a shock at a step.
+        deviation: Standard deviation s of the shock in every variable.
 
     Raises:
-        ValueError: If the probability is none, or the deviation is negative.
+        ValueError: If the probability is outside [0, 1] or the deviation is negative.
     """
 
     def __init__(self, dynamics: Dynamics, probability: float, deviation: float) -> None:
@@ -75,11 +75,11 @@ class Shocked(_Around):
 
 
 class SpunUp(_Around):
-    """A system that has run for a while before it starts, so that its first states are of its climate.
+    """A system with spin-up, so that its initial states are drawn from its climate.
 
     Args:
         dynamics: The system.
-        steps: How long.
+        steps: Number of spin-up steps.
 
     Raises:
         ValueError: If the number of steps is negative.

@@ -1,1 +1,1 @@
-"""Data to belief: the training loop."""
+"""Training of priors: the training loop."""

@@ -1,4 +1,4 @@
-"""A training loop that can be killed at any step and ends with the same numbers."""
+"""A training loop that resumes from its last checkpoint with identical results."""
 
 import copy
 import math
@@ -15,17 +15,17 @@ from slams.core.random import fork
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How long and how fast to train.
+    """Settings of the optimization.
 
     Attributes:
-        steps: Optimiser steps.
-        batch: Items a step.
-        learning_rate: Peak rate of AdamW; warmed up over 2 % of the steps, then a cosine to zero.
-        weight_decay: Of AdamW.
-        ema: Decay of the averaged weights a step; 0 keeps the last weights.
+        steps: Number of optimizer steps.
+        batch: Batch size.
+        learning_rate: Peak rate of AdamW: linear warm-up over 2 % of the steps, then a cosine to zero.
+        weight_decay: Weight decay of AdamW.
+        ema: Decay per step of the exponential moving average of the weights; 0 for the last weights.
         clip: Largest norm of the gradient.
-        every: Steps between validations, at which the state is also saved.
-        patience: Validations without a better score before stopping; 0 never stops early.
+        every: Interval of validations and checkpoints [steps].
+        patience: Number of validations without improvement before stopping; 0 for no early stopping.
     """
 
     steps: int = 1000
@@ -61,18 +61,17 @@ def fit(
     """Train in place; the module ends with the averaged weights of the best validation.
 
     Every step draws from its own generator, made from the seed and the step's number, so that a run resumed
-    from its last saved state repeats what an undisturbed run would have done, to the last bit on the same
-    machine.
+    from its last saved state is bit-identical to an uninterrupted run on the same machine.
 
     Args:
-        module: What is trained.
-        loss: (module, generator) -> scalar, draws its own batch.
-        validate: module -> score, lower is better; must not depend on chance.
-        settings: How long and how fast.
-        seed: The run's seed.
-        name: What is trained, for messages and the generator.
-        checkpoint: File of the resume state; none is written if None.
-        progress: Called with (steps done, message).
+        module: Module to train.
+        loss: Function (module, generator) -> scalar that draws its own batch.
+        validate: Deterministic function module -> score, lower is better.
+        settings: Settings of the optimization.
+        seed: Seed of the run.
+        name: Name of the module, for messages and the generator.
+        checkpoint: File of the checkpoint; none is written if None.
+        progress: Callback of (steps done, message).
 
     Returns:
         The losses.
@@ -148,7 +147,7 @@ def _follow(average: nn.Module, module: nn.Module, decay: float) -> None:
     for slow, fast in zip(average.parameters(), module.parameters(), strict=True):
         slow.lerp_(fast, 1 - decay)
     for slow_layer, fast_layer in zip(average.modules(), module.modules(), strict=True):
-        if isinstance(fast_layer, nn.BatchNorm2d):  # what a batch normalization saw is no parameter
+        if isinstance(fast_layer, nn.BatchNorm2d):  # running statistics of batch normalization are buffers
             for kept, seen in zip(slow_layer.buffers(), fast_layer.buffers(), strict=True):
                 kept.copy_(seen)
 

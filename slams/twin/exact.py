@@ -7,7 +7,7 @@ from slams.assimilation.baseline.gaussian import normal_crps
 from slams.observation.observation import Observations
 from slams.systems.base import Dynamics
 from slams.systems.doublewell import DoubleWell
-from slams.systems.gridfilter import GridBelief, grid_filter
+from slams.systems.gridfilter import GridPosterior, grid_filter
 from slams.systems.linear import LinearGaussian
 from slams.twin.scores import wrong_sign
 
@@ -64,7 +64,7 @@ def exact(model: Dynamics, truth: Tensor, observations: Observations) -> tuple[s
     return name, mean, variance, numbers
 
 
-def _of_density(posterior: GridBelief, truth: Tensor) -> Numbers:
+def _of_density(posterior: GridPosterior, truth: Tensor) -> Numbers:
     """CRPS, int (F(x) - 1{x >= truth})^2 dx, and whether the truth lies between the quantiles of 5 and 95 %, (B, L)."""
     step = posterior.points[1] - posterior.points[0]
     cdf = (posterior.density.cumsum(-1) - posterior.density / 2) * step

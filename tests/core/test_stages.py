@@ -98,5 +98,5 @@ def test_a_broken_file_of_tensors_is_named_with_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="a.safetensors; restore it"):
         read_tensors(path)
     path.write_bytes(b"no tensors here")
-    with pytest.raises(ValueError, match="a.safetensors cannot be read as safetensors"):
+    with pytest.raises(ValueError, match="a.safetensors is not a valid safetensors file"):
         read_tensors(path)

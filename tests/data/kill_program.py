@@ -1,4 +1,4 @@
-"""What the kill tests kill: reads jobs from standard input, does each in a child, and kills that when told.
+"""What the kill tests kill: reads jobs from standard input, does each in a child, and kills that on request.
 
 The modules are imported once; a child is a fork of this process, which has no thread of its own.
 """

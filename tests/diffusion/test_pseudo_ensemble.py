@@ -246,7 +246,7 @@ def test_bad_settings_and_shapes_are_named():
         pseudo.draw(blank(2), VALUES.repeat(1, 2, 1), SEEN.repeat(1, 2, 1))
     with pytest.raises(ValueError, match="share"):
         pseudo.draw(blank(2), VALUES[0], SEEN[0])
-    with pytest.raises(ValueError, match="cannot be undone"):
+    with pytest.raises(ValueError, match="is not invertible"):
         Sampler(4, eta=1.0).invert(Family().given(context_of(VALUES, SEEN, MEMORY)), blank(2))
     with pytest.raises(ValueError, match=r"in \(0, 1\]"):
         Sampler(4).onward(Family().given(context_of(VALUES, SEEN, MEMORY)), blank(2), depth=1.5)

@@ -112,7 +112,7 @@ def test_pixel_space_is_the_states_themselves(rng) -> None:
     for name in x:
         torch.testing.assert_close(model.decode(z, name), x[name])
     assert float(model.loss(x)) == 0
-    with pytest.raises(ValueError, match="only observe"):
+    with pytest.raises(ValueError, match="are auxiliary"):
         SharedGridCodec(CHANNELS, ["t"], GRID, ())
     with pytest.raises(ValueError, match="any subset"):
         model.encode({"rain": x["t"]})

@@ -62,7 +62,7 @@ def test_unet_takes_any_lead_and_a_time_for_each_member(rng):
 
 
 def test_unet_that_cannot_halve_its_grid_is_refused():
-    with pytest.raises(ValueError, match="8 x 6 cannot be halved 2 times"):
+    with pytest.raises(ValueError, match="8 x 6 must have a width divisible by 4"):
         WindowUNet(L, (C, 8, 6), hidden=(2, 2, 2))
 
 

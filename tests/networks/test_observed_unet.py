@@ -1,4 +1,4 @@
-"""The network of states on a ring: it knows no place, and what it is told matters."""
+"""The network of states on a ring: equivariant to shifts, and dependent on the observations."""
 
 import pytest
 import torch

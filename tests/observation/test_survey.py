@@ -97,7 +97,7 @@ def test_a_truth_or_setting_that_cannot_be_is_refused():
         survey.observe(torch.zeros(4, D), event=2)
     with pytest.raises(ValueError, match="not finite everywhere"):
         Survey(operators.Pointwise("exp"), 1.0).observe(torch.full((2, D), 1e4))
-    with pytest.raises(ValueError, match="a truth of 4 steps would be seen"):
+    with pytest.raises(ValueError, match="a truth of 4 steps would be observed"):
         Survey(operators.Identity(), 1.0, start=4).observe(torch.zeros(4, D))
     with pytest.raises(ValueError, match="6 values but its noise covariance 2"):
         Survey(operators.Identity(), Diagonal(torch.ones(2))).observe(torch.zeros(4, D))

@@ -117,7 +117,7 @@ def test_what_is_near_is_what_the_shorter_way_round_says():
                 taper *= float(gaspari_cohn(torch.tensor(1000.0, dtype=torch.float64), radius / 2))
             assert float(row[b]) == pytest.approx(taper, abs=1e-12)
     assert nearby(size, radius, vertical=False).rho_xy[0, half] == 1
-    with pytest.raises(ValueError, match="square of numbers"):
+    with pytest.raises(ValueError, match="square matrix of numbers"):
         Localization.line(3, torch.arange(3.0), 1.0).layered(torch.tensor([[1.0, 2.0]]))
 
 

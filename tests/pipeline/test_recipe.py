@@ -120,7 +120,7 @@ def test_numbers_without_a_point_are_numbers_in_files_too(tmp_path):
         ("prior.hidden=[64, wide]", r"prior.hidden\[1\] must be int, got 'wide'"),
         ("data.train=[1997-12-01]", "data.train needs 2 entries"),
         ("experiment.sets=[t]", "experiment.sets is a mapping"),
-        ("latent.fit=3", "latent.fit holds settings of its own, got 3"),
+        ("latent.fit=3", "latent.fit must be a mapping of settings, got 3"),
         ("name=[a]", r"name must be str, got \['a'\]"),
         ("out=", "out must be str, got None"),
         ("data.modalities.t.error_std=small", "error_std must be float, got 'small'"),
@@ -135,7 +135,7 @@ def test_numbers_without_a_point_are_numbers_in_files_too(tmp_path):
         ("seed.a=1", "seed must be int, got {'a': 1}"),
         ("nothing", "an override looks like a.b=c, got 'nothing'"),
         ("=3", "an override looks like a.b=c, got '=3'"),
-        ("prior.hidden=[64", r"prior.hidden=\[64 cannot be read as YAML"),
+        ("prior.hidden=[64", r"prior.hidden=\[64 is invalid YAML"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_key_and_what_came(setting, told):
@@ -144,7 +144,7 @@ def test_a_wrong_value_is_told_with_its_key_and_what_came(setting, told):
 
 
 def test_a_setting_inside_a_value_is_refused():
-    with pytest.raises(ValueError, match="goes into 'window', which is a value"):
+    with pytest.raises(ValueError, match="leads into 'window', which is a plain value"):
         override(tree(prior={"window": 3}), ["prior.window.days=3"])
 
 
@@ -198,7 +198,7 @@ def test_files_that_are_no_recipe_are_told(tmp_path):
     with pytest.raises(ValueError, match="expected keys and values, got list"):
         load(path)
     path.write_text("prior: {window: [}\n")
-    with pytest.raises(ValueError, match=r"a\.yaml cannot be read as YAML"):
+    with pytest.raises(ValueError, match=r"a\.yaml is invalid YAML"):
         load(path)
 
 

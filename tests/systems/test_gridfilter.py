@@ -35,21 +35,21 @@ def test_equals_the_kalman_filter_of_a_linear_system():
     exact = LinearGaussian(
         (1 - system.dt) * one, system.noise**2 * system.dt * one, -0.3 * one[0], 0.04 * one, dt=system.dt
     ).filter(observations)
-    belief = grid_filter(system, observations)
-    torch.testing.assert_close(belief.mean, exact.mean, rtol=0, atol=1e-10)
-    torch.testing.assert_close(belief.variance[..., 0], exact.cov[..., 0, 0], rtol=0, atol=1e-10)
+    posterior = grid_filter(system, observations)
+    torch.testing.assert_close(posterior.mean, exact.mean, rtol=0, atol=1e-10)
+    torch.testing.assert_close(posterior.variance[..., 0], exact.cov[..., 0, 0], rtol=0, atol=1e-10)
 
 
 def test_the_density_is_one_and_follows_a_flip_only_where_flips_are_foreseen():
-    """With f = 1/2 the forecast from any belief is even, so that the sign comes from the observation alone."""
+    """With f = 1/2 the forecast from any posterior is even, so that the sign comes from the observation alone."""
     system = DoubleWell(dtype=DOUBLE)
     _, observations = observed(system, 3, 0.1, every=3)
-    belief = grid_filter(DoubleWell(flip_chance=0.5, dtype=DOUBLE), observations)
-    assert torch.equal(belief.density, grid_filter(system, observations, flips=0.5).density)
-    step = float(belief.points[1] - belief.points[0])
-    torch.testing.assert_close(belief.density.sum(-1) * step, torch.ones(2, 3, dtype=DOUBLE))
-    torch.testing.assert_close(belief.density[:, 1], belief.density[:, 1].flip(-1), rtol=0, atol=1e-12)
-    assert float(belief.mean[:, 0].abs().min()) > 0.5
+    posterior = grid_filter(DoubleWell(flip_chance=0.5, dtype=DOUBLE), observations)
+    assert torch.equal(posterior.density, grid_filter(system, observations, flips=0.5).density)
+    step = float(posterior.points[1] - posterior.points[0])
+    torch.testing.assert_close(posterior.density.sum(-1) * step, torch.ones(2, 3, dtype=DOUBLE))
+    torch.testing.assert_close(posterior.density[:, 1], posterior.density[:, 1].flip(-1), rtol=0, atol=1e-12)
+    assert float(posterior.mean[:, 0].abs().min()) > 0.5
 
 
 def test_two_steps_equal_brute_force():
@@ -59,7 +59,7 @@ def test_two_steps_equal_brute_force():
     """
     system = DoubleWell(start=Gaussian(-0.2, std=0.0), dtype=DOUBLE)
     _, observations = observed(system, 3, 0.2, every=2)
-    belief = grid_filter(system, observations, count=4000)
+    posterior = grid_filter(system, observations, count=4000)
     rng = torch.Generator().manual_seed(0)
     x = torch.full((1_000_000, 1), -0.2, dtype=DOUBLE)
     for _ in range(2):
@@ -70,7 +70,7 @@ def test_two_steps_equal_brute_force():
     mean = (weights * x[:, 0]).sum(-1)
     error = (weights.square() * (x[:, 0] - mean[:, None]).square()).sum(-1).sqrt()
     assert (
-        (mean - belief.mean[:, 2, 0]).abs() < 4 * error + 2e-3
+        (mean - posterior.mean[:, 2, 0]).abs() < 4 * error + 2e-3
     ).all()  # 2e-3: the start has a grid step's width
 
 
@@ -103,3 +103,11 @@ def test_the_model_error_of_unforeseen_flips_is_large():
         return math.sqrt(float(error.square().mean()))
 
     assert rmse(0.05) < 0.1 < rmse(0.0)
+
+
+def test_old_name_of_the_posterior_warns():
+    """GridPosterior is GridPosterior until version 0.4."""
+    import slams.systems
+
+    with pytest.warns(FutureWarning, match="GridPosterior"):
+        assert slams.systems.GridPosterior is slams.systems.GridPosterior

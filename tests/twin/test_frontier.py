@@ -321,7 +321,7 @@ def test_bad_plans_are_told(tmp_path):
         ("trials: 2", "trails: 2", "did you mean tuning.trials?"),
         ("name: dense, ", "", "needs name"),
         ("size: 8}", "sise: 8}", "did you mean truth.size?"),
-        ("cases:", "cases: 3", "cannot be read as YAML"),
+        ("cases:", "cases: 3", "is invalid YAML"),
         ("cases:", "other:", "is no plan"),
     ):
         path.write_text(TINY.replace(old, new))

@@ -24,7 +24,7 @@ from slams.systems.base import Dynamics
 
 
 class FreeRun(Filter):
-    """The ensemble forecast, never told of an observation; how far off it is, is still reported."""
+    """The ensemble forecast without assimilation; innovations are still reported."""
 
     least = 1
 
@@ -75,7 +75,7 @@ class Nudging(FreeRun):
         dynamics: The model.
         gain: Share of the departure that one analysis takes off, in (0, 1] with the pseudo-inverse.
         adjoint: Use the transpose.
-        common: See `FilterKeywords`.
+        common: Keywords of `FilterKeywords`.
 
     Raises:
         ValueError: If `gain` is not positive, or above 1 with the pseudo-inverse.
@@ -115,10 +115,10 @@ class Climatology(GaussianFilter):
     """The long-term distribution N(mean, covariance), whatever is observed.
 
     Args:
-        dynamics: Gives the shape of the state; never run.
-        mean: (*S), or one for each replicate, (*B, *S).
+        dynamics: Model, for the shape of the state only.
+        mean: Climatological mean, (*S), or one for each replicate, (*B, *S).
         covariance: Matrix (d, d) over the flattened state, variances (d), or a `Covariance`.
-        common: See `FilterKeywords`.
+        common: Keywords of `FilterKeywords`.
 
     Raises:
         ValueError: If the moments do not fit the state.
@@ -168,7 +168,7 @@ class Climatology(GaussianFilter):
         return x + draws.reshape(*batch, size, *event)
 
     def _reset(self, x: Tensor, memory: Memory) -> Tensor:
-        """Believe the climate again."""
+        """Reset to the climatology."""
         memory.carry["covariance"] = self._spread_out(self.covariance, x)
         return x
 
@@ -176,15 +176,15 @@ class Climatology(GaussianFilter):
 class OptInterp(Climatology):
     """Each observation alone, joined with the climate: x_a = m + K (y - h(m)), K = B H^T (H B H^T + R)^-1.
 
-    Where nothing is observed the belief is the climate. Nothing is remembered, so no model is needed. H is the
-    derivative of h at the mean, and the spread is that of (I - K H) B. Mean and covariance are usually those of the
-    very system that made the truth: an oracle, to be named in tables.
+    Without observations the posterior is the climatology. Steps are independent, so that no model is needed. H is the
+    derivative of h at the mean, and the posterior covariance is (I - K H) B. Mean and covariance are usually those of
+    the system of the truth itself, an oracle.
 
     Args:
-        dynamics: Gives the shape of the state; never run.
-        mean: As of `Climatology`.
-        covariance: B, as of `Climatology`.
-        common: See `FilterKeywords`.
+        dynamics: Model, for the shape of the state only.
+        mean: Climatological mean, as in `Climatology`.
+        covariance: Covariance B, as in `Climatology`.
+        common: Keywords of `FilterKeywords`.
 
     Source:
         Gandin (1963), Objective Analysis of Meteorological Fields; Daley (1991), Atmospheric Data Analysis,

@@ -34,7 +34,7 @@ class ClosedFormGaussian:
 
         Args:
             observations: Anomalies (W, L, *O); their operators are not used.
-            operators: G_m, (prod(O), K).
+            operators: Matrices G_m by modality, (prod(O), K).
 
         Returns:
             Mean and standard deviation of the scored state, each (W, L, D).

@@ -48,8 +48,8 @@ class AnomalyInterp:
         """Mean and standard deviation at the target.
 
         Args:
-            target: Where to analyse, P_x points.
-            networks: Where was observed.
+            target: Points of the analysis, P_x.
+            networks: Observing networks by name.
             values: Anomalies (n, P_m), NaN where missing, of each network.
 
         Returns:
@@ -94,11 +94,11 @@ class AnomalyInterp:
         Ratios are searched in turn from the largest, for every length.
 
         Args:
-            target: Where the truth is known.
+            target: Points of the truth, P_x.
             truth: Anomalies (n, P_x), NaN where not to be scored.
             weights: Area weights (P_x).
-            networks: Where was observed.
-            values: What was seen on those days (n, P_m).
+            networks: Observing networks by name.
+            values: Observed anomalies on those days (n, P_m).
             lengths: Lengths tried [km].
             ratios: Error ratios tried.
 

@@ -29,7 +29,7 @@ class EnKFN(EnsembleKalman):
         prior_factor: Multiplies the certainty of the inflation prior (`xN` of published settings); large values
             leave the ensemble as it is.
         nullity: Directions of weights that leave the ensemble as it is, g of the paper; 0 works well in practice.
-        common: See `InflationKeywords`.
+        common: Keywords of `InflationKeywords`.
 
     Raises:
         ValueError: If `prior_factor` is not positive or `nullity` negative.
@@ -76,8 +76,8 @@ def finite_size_update(
         E: Members, (*B, N, d).
         Y: Whitened predicted anomalies, (*B, N, O).
         d: Whitened innovation, (*B, O).
-        prior_factor: See `EnKFN`.
-        nullity: See `EnKFN`.
+        prior_factor: Factor on the prior, as in `EnKFN`.
+        nullity: Nullity of the anomalies, as in `EnKFN`.
 
     Returns:
         Members, (*B, N, d).
@@ -163,7 +163,7 @@ def _cell(
 
 
 def _root(low: Tensor, high: Tensor, s: Tensor, q: Tensor, c: float, eps: Tensor, weight: Tensor) -> Tensor:
-    """Where dJ/dt = L - eps / u - sum q u / (c + u s)^2 vanishes, t = log u: Newton, bisecting where it leaves."""
+    """Root of dJ/dt = L - eps / u - sum q u / (c + u s)^2, t = log u, by Newton's method safeguarded by bisection."""
     t = 0.5 * (low + high)
     for _ in range(_NEWTON):
         u = t.exp()

@@ -18,7 +18,7 @@ from slams.core.random import Rng
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
 
-_SETTLED = 10  # analyses before an estimate of the model's error is believed
+_SETTLED = 10  # analyses before an estimate of the model's error is used
 
 
 class GenerativeEnKF(ObservationConditioned):
@@ -33,20 +33,20 @@ class GenerativeEnKF(ObservationConditioned):
 
         r = trust s^2 / q^2,   mean <- mean + r / (1 + r) (mean p - mean),   anomalies <- anomalies / sqrt(1 + r),
 
-    and analysed as by the `LETKF`. Members that have gone astray, with a spread that shows it, are so brought back;
-    sharp ones hardly notice. The observations that g knows are older than the one assimilated, which no member is told
-    twice; that both ensembles know the same older ones is what `trust` below 1 is for.
+    and analysed as by the `LETKF`. A diverged ensemble with a large spread is so corrected; one with a small spread
+    is hardly changed. The observations that g is conditioned on are older than the one assimilated, which is used once;
+    `trust` below 1 accounts for the older ones shared by both ensembles.
 
     The error is e = gain u + v. With n steps since the last draw and new draws g',
 
         u averages (mean g' - mean p) / n + e            over `horizon` analyses,
         v averages (analysis - merged forecast) / n + v   over `closure` analyses.
 
-    u needs no filter that keeps to the truth. In the long run it is the mean of g - M(g): 0 if the draws follow the law
+    u is independent of the filter's accuracy. In the long run it is the mean of g - M(g): 0 if the draws follow the law
     of the model's own states, and the whole error if they follow that of the truth. The fewer observations, the more they
-    follow the former, for which `gain` makes up. v, the mean increment, is what a filter without a generator has to go
-    by. Site by site both are drawn towards their mean over the sites by the factor of Efron and Morris (see
-    `shrunk`): an error that is the same everywhere is averaged over all sites, one that is not stays what it is.
+    follow the former, for which `gain` compensates. v, the mean increment, needs no generator. Site by site
+    both are shrunk towards their mean over the sites by the factor of Efron and Morris (see
+    `shrunk`): a homogeneous error is averaged over all sites, a heterogeneous one is kept.
 
     With trust, horizon and closure 0 nothing is drawn and the filter is the `LETKF`; with trust and horizon 0 it is a
     `LETKF` with a corrected model, without draws. A draw that is not finite leaves the pseudo-members the forecast that
@@ -57,14 +57,14 @@ class GenerativeEnKF(ObservationConditioned):
         dynamics: The model, of states (d).
         generator: Draws members given observations of single sites, with the errors that it was trained with.
         draws: Pseudo-members.
-        window: See `ObservationConditioned`.
-        trust: Weight of the pseudo-members' forecast over what their variance says; 0 for none.
+        window: Window of observations, as in `ObservationConditioned`.
+        trust: Weight of the pseudo-members' forecast relative to their precision; 0 for none.
         horizon: Analyses over which u is averaged; 0 for none.
         gain: Factor on u.
         closure: Analyses over which v is averaged; 0 for none.
-        uniform: Whether the error is known to be the same at all sites. Where only some are observed, draws are nearer to
+        uniform: Whether the error is homogeneous. Where only some are observed, draws are nearer to
             the model's law at the others, which a `gain` would take for differences between sites.
-        common: See `LocalizationKeywords`; draws beyond `bound` count as lost.
+        common: Keywords of `LocalizationKeywords`; draws beyond `bound` are rejected.
 
     Raises:
         ValueError: If the generator or the dynamics do not fit, or trust, horizon, gain or closure are negative.
@@ -159,7 +159,7 @@ class GenerativeEnKF(ObservationConditioned):
             # one NaN would stay in the mean for good, also after the member was replaced
             credible = (analysis.abs() < self.bound).all(-1).all(-1)
             known = seen & credible & (memory.carry["age"] > 0)
-            mean.told(mean.mean + increment, known, self.closure).put("increments", memory)
+            mean.updated(mean.mean + increment, known, self.closure).put("increments", memory)
         if self.asks:
             self._draw_anew(analysis, observation, memory, rng)
         if self.horizon or self.closure:
@@ -177,14 +177,14 @@ class GenerativeEnKF(ObservationConditioned):
             missed = (members - carry["pseudo"]).mean(-2) / carry["age"].clamp(min=1).unsqueeze(-1)
             known = fresh & (carry["conditioned"] > 0) & (carry["age"] > 0)
             sample = missed + self._error(memory)
-            Mean.get("draws", memory).told(sample, known, self.horizon).put("draws", memory)
+            Mean.get("draws", memory).updated(sample, known, self.horizon).put("draws", memory)
         carry["pseudo"] = torch.where(fresh[..., None, None], members, carry["pseudo"])
         carry["conditioned"] = torch.maximum(carry["conditioned"], fresh.to(analysis))
 
     def _error(self, memory: Memory) -> Tensor:
-        """The model's error in one step as it is believed, (*B, d)."""
-        missed = Mean.get("draws", memory).believed(self.horizon)
-        error = self.gain * missed + Mean.get("increments", memory).believed(self.closure)
+        """Estimate of the model's error in one step, (*B, d)."""
+        missed = Mean.get("draws", memory).estimate(self.horizon)
+        error = self.gain * missed + Mean.get("increments", memory).estimate(self.closure)
         return error.mean(-1, keepdim=True).expand_as(error) if self.uniform else error
 
 
@@ -193,9 +193,9 @@ class Mean:
     """A running mean of samples at d sites.
 
     Attributes:
-        mean: (*B, d).
-        square: Of their squares, (*B, d).
-        count: Samples, (*B).
+        mean: Mean, (*B, d).
+        square: Mean of squares, (*B, d).
+        count: Number of samples, (*B).
     """
 
     mean: Tensor
@@ -204,20 +204,20 @@ class Mean:
 
     @classmethod
     def blank(cls, like: Tensor) -> "Mean":
-        """Of no samples of the shape (*B, d)."""
+        """A mean without samples, of shape (*B, d)."""
         return cls(torch.zeros_like(like), torch.zeros_like(like), torch.zeros_like(like[..., 0]))
 
     @classmethod
     def get(cls, name: str, memory: Memory) -> "Mean":
-        """What a filter carries under a name."""
+        """Read from the variables of a filter."""
         return cls(*(memory.carry[f"{name}_{part}"] for part in ("mean", "square", "count")))
 
     def put(self, name: str, memory: Memory) -> None:
-        """Carry it on."""
+        """Write to the variables of a filter."""
         memory.carry |= {f"{name}_{part}": value for part, value in vars(self).items()}
 
-    def told(self, sample: Tensor, known: Tensor, horizon: int) -> "Mean":
-        """With another sample (*B, d), where it is `known` (*B); the mean of the last `horizon`, roughly."""
+    def updated(self, sample: Tensor, known: Tensor, horizon: int) -> "Mean":
+        """Update by a sample (*B, d) where `known` (*B), approximately the mean of the last `horizon`."""
         count = self.count + known
         rate = (known / count.clamp(1, horizon)).unsqueeze(-1)
         sample = torch.where(known.unsqueeze(-1), sample, 0.0)
@@ -227,7 +227,7 @@ class Mean:
             count,
         )
 
-    def believed(self, horizon: int) -> Tensor:
+    def estimate(self, horizon: int) -> Tensor:
         """The mean, shrunk over the sites, (*B, d); 0 as long as the samples are few."""
         enough = (self.count >= _SETTLED).to(self.mean).unsqueeze(-1)
         return enough * shrunk(self.mean, self.square, self.count.clamp(1, max(horizon, 1)))
@@ -242,7 +242,7 @@ def merge(x: Tensor, pseudo: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         x: Members, (*B, N, d).
         pseudo: Members of the other, (*B, N', d).
-        trust: (*B).
+        trust: Weight, (*B).
 
     Returns:
         (*B, N, d), and the mean of r / (1 + r) over the sites, (*B).
@@ -269,7 +269,7 @@ def shrunk(mean: Tensor, square: Tensor, count: Tensor) -> Tensor:
     Args:
         mean: Running means, (*B, d).
         square: Running means of squares, (*B, d).
-        count: Samples that they are worth, (*B).
+        count: Effective number of samples, (*B).
 
     Returns:
         (*B, d).

@@ -26,12 +26,12 @@ _CACHED = (
 
 @dataclass(frozen=True)
 class Departures:
-    """What an ensemble predicts of an observation, whitened.
+    """Whitened predictions of an observation by an ensemble.
 
     Attributes:
         Y: Anomalies of the predictions, (*B, N, O).
         d: Innovation of their mean, (*B, O).
-        seen: Which values are there, (*B, O), or None for all.
+        seen: Mask of observed values, (*B, O), or None for all.
     """
 
     Y: Tensor
@@ -63,7 +63,7 @@ class Departures:
 
 
 class EnsembleKalman(Filter):
-    """What the ensemble Kalman filters share: departures, prior inflation, posterior inflation and rotation.
+    """Base of the ensemble Kalman filters: departures, prior inflation, posterior inflation and rotation.
 
     Args:
         dynamics: The model.
@@ -72,7 +72,7 @@ class EnsembleKalman(Filter):
         rtpp: Relaxation of the anomalies to those of the forecast, in [0, 1].
         adaptive: Inflate the forecast by a factor estimated from the innovations.
         rotate: Rotate the anomalies at random after the analysis, keeping mean and covariance.
-        common: See `FilterKeywords`.
+        common: Keywords of `FilterKeywords`.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class EnsembleKalman(Filter):
 
         Args:
             E: Members, (*B, N, d).
-            departures: What they predict of the observation.
-            observation: What is seen.
-            memory: What the method carries.
+            departures: Their predictions of the observation.
+            observation: Observation.
+            memory: Variables of the method.
             rng: Generator.
 
         Returns:

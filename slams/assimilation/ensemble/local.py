@@ -34,10 +34,10 @@ class LocalizationKeywords(InflationKeywords, total=False):
     Attributes:
         localization: Neighbours and taper of all observations, in the order of `Observations`; or a function that
             gives them for an observation, for networks that move.
-        radius: Instead of it, the localization radius as published settings state it, in the unit of the model's
+        radius: Published localization radius, in place of `localization`, in the unit of the model's
             `geometry` (sites on a circle, cells on a torus, km on a sphere). The half-width of Gaspari and Cohn's
             function is 1.82 times it.
-        half_width: Instead of `radius`, that half-width.
+        half_width: Half-width of the taper, in place of `radius`.
     """
 
     localization: Near | None
@@ -46,14 +46,14 @@ class LocalizationKeywords(InflationKeywords, total=False):
 
 
 class _Localized(EnsembleKalman):
-    """What localized filters share: which neighbour lists hold for the observation at hand.
+    """Base of the localized filters: neighbour lists for each observation.
 
     Args:
         dynamics: The model; with a radius, one that has a `geometry`.
-        localization: See `LocalizationKeywords`; without it, radius and half-width, there is no localization.
-        radius: See `LocalizationKeywords`.
-        half_width: See `LocalizationKeywords`.
-        common: See `InflationKeywords`.
+        localization: Neighbours and taper, as in `LocalizationKeywords`; no localization without it and both widths.
+        radius: Localization radius, as in `LocalizationKeywords`.
+        half_width: Half-width of the taper, as in `LocalizationKeywords`.
+        common: Keywords of `InflationKeywords`.
 
     Raises:
         ValueError: If more than one of the three is given, one is not positive, or the model has no geometry.
@@ -216,7 +216,7 @@ def local_update(
         E: Members, (*B, N, d).
         Y: Whitened predicted anomalies, (*B, N, O).
         d: Whitened innovation, (*B, O).
-        domains: Which variables see which observations.
+        domains: Local domains of variables with their observations.
         budget: Elements that temporaries may have (one analysis is always done whole); by default what suits the
             device.
 
@@ -238,7 +238,7 @@ def local_update(
 
 
 def _local_increment(A: Tensor, Y: Tensor, d: Tensor, domains: Domains) -> Tensor:
-    """What the analysis adds to each variable, (*B, G, m, N), from A (*B, d, N), Y (*B, O, N), d (*B, O)."""
+    """Analysis increment of each variable, (*B, G, m, N), from A (*B, d, N), Y (*B, O, N), d (*B, O)."""
     (groups, m), K, c = domains.variables.shape, domains.index.shape[1], A.shape[-1] - 1.0
     flat, root = domains.index.flatten(), domains.root
     S = Y.index_select(-2, flat).unflatten(-2, (groups, K)) * root.unsqueeze(-1)
@@ -262,7 +262,7 @@ def _local_increment(A: Tensor, Y: Tensor, d: Tensor, domains: Domains) -> Tenso
 
 @dataclass(frozen=True)
 class Reach:
-    """What each observation may change: variables first, then the observations, as one long vector (d + O).
+    """Reach of each observation: variables first, then the observations, as one long vector (d + O).
 
     Attributes:
         index: Places of that vector near each observation, (O, K); None if every row of `weight` is a whole vector.
@@ -333,7 +333,7 @@ def serial_update(E: Tensor, Y: Tensor, d: Tensor, reach: Reach | None = None) -
         E: Members, (*B, N, d).
         Y: Whitened predicted anomalies, (*B, N, O).
         d: Whitened innovation, (*B, O).
-        reach: What each observation may change; everything, fully, if None.
+        reach: Taper of each observation on all components; no localization if None.
 
     Returns:
         Members, (*B, N, d).

@@ -16,32 +16,31 @@ _PROBE = 0.7548776662466927  # an irrational step: no two sites of the probe hav
 
 
 class Generator(Protocol):
-    """What draws members, such as `slams.diffusion.pseudo_ensemble.PseudoEnsemble`.
+    """Generator of members, such as `slams.diffusion.pseudo_ensemble.PseudoEnsemble`.
 
     Attributes:
-        memory: Times of which it can be told observations.
+        memory: Largest number of observation times.
     """
 
     memory: int
 
     def draw(self, x: Tensor, values: Tensor, seen: Tensor, *, rng: Rng = None) -> Tensor:
-        """Members (*B, N, d) given values (*B, m, d), newest first, where `seen`; x may be passed over."""
+        """Members (*B, N, d) given values (*B, m, d), newest first, where `seen`; x may be ignored."""
 
 
 class ObservationConditioned(LETKF):
-    """What filters with a generator share: the window of past observations, and draws that are checked.
+    """Base of filters with a generator: the window of past observations, and checks of draws.
 
     Args:
         dynamics: The model, of states (d).
         generator: Draws members given observations.
-        draws: How many at each analysis.
-        window: Times of which the generator is told observations, the newest included; all it can take if None, nothing
-            at all if 0.
-        common: See `LocalizationKeywords`.
+        draws: Number of draws at each analysis.
+        window: Number of observation times for the generator, the newest included; its `memory` if None, none if 0.
+        common: Keywords of `LocalizationKeywords`.
 
     Raises:
         ValueError: If states have more than one axis, the generator makes states of another size, or there are fewer than
-            two draws, or the window is not one that it can be told.
+            two draws, or the window exceeds its memory.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class ObservationConditioned(LETKF):
         window = generator.memory if window is None else window
         if not 0 <= window <= generator.memory:
             raise ValueError(
-                f"the generator is told 0 to {generator.memory} times, got a window of {window}."
+                f"the generator is conditioned on 0 to {generator.memory} times, got a window of {window}."
             )
         self.generator = generator
         self.draws = draws
@@ -103,7 +102,7 @@ class ObservationConditioned(LETKF):
             x: Members (*B, N, d) that the generator may start from.
             memory: Holds the window.
             rng: Generator.
-            newest: Whether the newest observation is told.
+            newest: Whether to include the newest observation.
 
         Returns:
             (*B, draws, d), and bool (*B).
@@ -133,23 +132,23 @@ class PseudoEnKF(ObservationConditioned):
 
         x_i <- (1 - blend) x_i + blend mean(analysis).
 
-    The covariances are those of the generative model, so that one forecast is enough. In the released code the members
-    also know the newest observation, which the LETKF then assimilates a second time. Where several forecasts run they are
-    all drawn to the same states, and their spread says little. Draws that are not finite leave the forecast as it is
-    ("draws_lost").
+    The covariances are those of the generative model, so that one forecast is enough. In the released code the
+    members are also conditioned on the newest observation, which the LETKF then assimilates a second time. Several
+    forecasts are all drawn to the same states, and their spread is meaningless. Draws that are not finite
+    leave the forecast as it is ("draws_lost").
 
     Args:
         dynamics: The model, of states (d).
-        generator: See `GenerativeEnKF`.
+        generator: Generator of members, as in `GenerativeEnKF`.
         draws: Members of the pseudo-ensemble.
-        window: See `ObservationConditioned`.
+        window: Window of observations, as in `ObservationConditioned`.
         blend: Share of the analysis, in (0, 1].
-        localization: See `LocalizationKeywords`.
-        radius: See `LocalizationKeywords`.
-        half_width: See `LocalizationKeywords`.
+        localization: Neighbours and taper, as in `LocalizationKeywords`.
+        radius: Localization radius, as in `LocalizationKeywords`.
+        half_width: Half-width of the taper, as in `LocalizationKeywords`.
         inflation: Factor on the pseudo-ensemble's anomalies before the analysis.
-        failure: See `Filter`.
-        bound: See `Filter`; draws beyond `bound` count as lost.
+        failure: Treatment of invalid members, as in `Filter`.
+        bound: Largest credible value, as in `Filter`; draws beyond it are rejected.
 
     Raises:
         ValueError: If the generator or the dynamics do not fit, `blend` is no such share, or inflation is not positive.
@@ -220,11 +219,11 @@ class PseudoEnKF(ObservationConditioned):
 
 
 def sites_of(observation: Observation, size: int) -> Tensor:
-    """Which sites an operator selects, in the order of its values.
+    """Sites selected by an operator, in the order of its values.
 
     Args:
         observation: Its operator is asked.
-        size: Of the state.
+        size: Size of the state.
 
     Returns:
         Indices, (O).
@@ -238,7 +237,7 @@ def sites_of(observation: Observation, size: int) -> Tensor:
     index = sites.round().long().clamp(0, size - 1)
     if not (torch.equal(sites, index.to(sites)) and torch.equal(observation.predict(probe), probe[index])):
         raise ValueError(
-            f"the generator is told values at sites of the state, but {observation.operator} makes others of it; observe "
+            f"the generator takes values at sites of the state, but {observation.operator} returns others; observe "
             "with Identity, Stride, Mask or Select."
         )
     return index

@@ -36,7 +36,7 @@ class EnKS(EnsembleKalman):
         dynamics: The model.
         lag: Steps (of the model) by which the output lags behind the newest observation; 0 is the filter.
         variant: "enkf" perturbs observations, "etkf" takes the symmetric square root.
-        common: See `InflationKeywords`.
+        common: Keywords of `InflationKeywords`.
 
     Raises:
         ValueError: If `lag` is negative or the variant unknown.
@@ -108,17 +108,17 @@ class IEnKS(Filter):
         iterations: Most Gauss-Newton steps, or the number of assimilations if `mda`.
         variant: "etkf" or "enkf".
         inflation: Factor on the anomalies of the window after the analysis.
-        rtps: See `EnsembleKalman`.
-        rtpp: See `EnsembleKalman`.
-        rotate: See `EnsembleKalman`.
+        rtps: Relaxation to prior spread, as in `EnsembleKalman`.
+        rtpp: Relaxation to prior perturbations, as in `EnsembleKalman`.
+        rotate: Random rotation, as in `EnsembleKalman`.
         tolerance: A replicate stops where the mean square change of its weights falls below.
         mda: Assimilate the observation `iterations` times, its error variance multiplied by that number, in
             place of Gauss-Newton steps (multiple data assimilation).
         output: "filter" gives each step as its own observation leaves it, "smoother" as it leaves the window.
-        common: See `FilterKeywords`.
+        common: Keywords of `FilterKeywords`.
 
     Raises:
-        ValueError: If a setting cannot be.
+        ValueError: If a setting is invalid.
 
     Source:
         Bocquet & Sakov (2014), doi:10.1002/qj.2236, section 2, each observation assimilated once; "enkf": Raanes,
@@ -283,12 +283,12 @@ def annealing_step(
     """One of `times` assimilations of the same observation with `times` its error variance.
 
     Args:
-        Y: As of `gauss_newton_step`.
-        d: As of `gauss_newton_step`.
-        w: As of `gauss_newton_step`.
-        T: As of `gauss_newton_step`.
+        Y: Whitened anomalies, as in `gauss_newton_step`.
+        d: Whitened innovation, as in `gauss_newton_step`.
+        w: Weights of the mean, as in `gauss_newton_step`.
+        T: Transform of the anomalies, as in `gauss_newton_step`.
         times: Number of assimilations.
-        noise: As of `gauss_newton_step`, drawn anew for each.
+        noise: Observation noise, as in `gauss_newton_step`, drawn anew for each.
 
     Returns:
         w and T after it.

@@ -47,14 +47,14 @@ class BackwardSimulation(Assimilator):
 
     Args:
         dynamics: A system with additive noise.
-        particles: Of the filter.
+        particles: Number of particles of the filter.
         spin_up: Transitions between `dynamics.initial` and the first step.
         threshold: Resample where the effective size falls below this share of the particles.
         backward: Whether to simulate backward; ancestral lines otherwise.
         rows: Trajectories drawn at once: neighbours, so that few particles come into question for each group.
 
     Raises:
-        ValueError: If the system has no noise or a setting cannot be.
+        ValueError: If the system has no noise or a setting is invalid.
 
     Source:
         Godsill, Doucet & West (2004), doi:10.1198/016214504000000151, algorithm 1.

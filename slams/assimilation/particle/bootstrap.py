@@ -26,18 +26,18 @@ class BootstrapPF(Filter):
     """Bootstrap filter: w_i <- w_i p(y | x_i), and resampling where few members carry the weight.
 
     After resampling, members drawn more than once are spread by jitter N^(-1/(d + 4)) C^1/2 N(0, I) with the
-    weighted covariance C, without which copies stay copies under a model without noise. What the filter
-    believes is the weighted ensemble; `members` of it are drawn systematically.
+    weighted covariance C, without which copies stay copies under a model without noise. The posterior
+    is the weighted ensemble, from which `members` are drawn systematically.
 
     Args:
         dynamics: The model.
         threshold: Resample where the effective size falls below this share of the members, in [0, 1].
         jitter: Factor on the jitter; 0 for none, which is exact as N grows.
         resampling: "systematic" or "residual".
-        common: See `FilterKeywords`.
+        common: Keywords of `FilterKeywords`.
 
     Raises:
-        ValueError: If a setting cannot be.
+        ValueError: If a setting is invalid.
 
     Source:
         Gordon, Salmond & Smith (1993), doi:10.1049/ip-f-2.1993.0015; resampling by effective size: Liu & Chen
@@ -161,9 +161,9 @@ class AuxiliaryPF(BootstrapPF):
         point: x_{k-1} -> m, (*B, N, *S) to the same; if None, the model's forecast without noise where it has a
             method `mean`, else one draw of it.
         threshold: Choose anew where the effective size of g falls below this share; 1 for always.
-        jitter: See `BootstrapPF`.
-        resampling: See `BootstrapPF`.
-        common: See `FilterKeywords`.
+        jitter: Factor on the jitter, as in `BootstrapPF`.
+        resampling: Resampling scheme, as in `BootstrapPF`.
+        common: Keywords of `FilterKeywords`.
 
     Source:
         Pitt & Shephard (1999), doi:10.1080/01621459.1999.10474153, section 3; a look-ahead no sharper than
@@ -201,7 +201,7 @@ class AuxiliaryPF(BootstrapPF):
         memory.carry["log_weights"] = normalise(torch.where(needed, -chosen, before), before)
         drawn = take(self._flat(x), index).reshape(x.shape)
         moved = super().forecast(drawn, memory, rng=rng)
-        # the weights of these members already know y: the innovation is that of the points, with the spread
+        # the weights of these members already include y: the innovation is that of the points, with the spread
         # that the model's noise gives the members around theirs
         around = whitened_residual(coming, moved) - take(seen, index)
         mean, variance = weighted_moments(seen, before)
@@ -266,7 +266,7 @@ def weighted_moments(E: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         E: Members, (*B, N, d).
-        log_weights: Normalised, (*B, N).
+        log_weights: Normalised log-weights, (*B, N).
 
     Returns:
         Each (*B, d).
@@ -292,7 +292,7 @@ def systematic(log_weights: Tensor, uniform: Tensor, size: int | None = None) ->
     """Systematic resampling: one draw for all, so that |n_i - M w_i| < 1.
 
     Args:
-        log_weights: Normalised, (*B, N).
+        log_weights: Normalised log-weights, (*B, N).
         uniform: u in [0, 1), (*B); the positions are (j + u) / M.
         size: Number of draws M; N if None.
 
@@ -314,8 +314,8 @@ def residual(log_weights: Tensor, uniform: Tensor) -> Tensor:
     """Residual resampling: floor(N w_i) copies, and the rest drawn from what remains of the weights.
 
     Args:
-        log_weights: Normalised, (*B, N).
-        uniform: u in [0, 1), (*B, N), of which as many are used as copies are missing.
+        log_weights: Normalised log-weights, (*B, N).
+        uniform: Uniform numbers u in [0, 1), (*B, N), used for the remaining copies.
 
     Returns:
         Indices in rising order, (*B, N).
@@ -343,7 +343,7 @@ def take(E: Tensor, index: Tensor) -> Tensor:
 
 
 def repeated(index: Tensor) -> Tensor:
-    """Which of the indices, in rising order along the last axis, occur more than once.
+    """Mask of indices, sorted along the last axis, that occur more than once.
 
     >>> repeated(torch.tensor([0, 0, 1, 2, 2]))
     tensor([ True,  True, False,  True,  True])

@@ -25,7 +25,7 @@ def coordinates(A: Tensor) -> Tensor:
 
 
 def projection(A: Tensor) -> Tensor:
-    """What anomalies are multiplied by to have covariance 1: V s^-1/2 of their covariance V s V^T.
+    """Whitening matrix of anomalies, V s^-1/2 of their covariance V s V^T.
 
     Args:
         A: Anomalies, (*B, N, n).
@@ -125,7 +125,7 @@ class Conditioning:
 
     @classmethod
     def joint(cls, z: Tensor, Y: Tensor, d: Tensor, b: Tensor) -> "Conditioning":
-        """The same with what the coordinates do not explain as an error, for widths b (*B, 1, 1)."""
+        """Conditioning with the residual of the regression as an error, for widths b (*B, 1, 1)."""
         size, count = Y.shape[-2:]
         # members without linear dependence explain all they predict
         if z.shape[-1] >= size - 1 and bool((z.abs().amax(-2) > 0).all()):
@@ -178,7 +178,7 @@ class Conditioning:
         return KernelMixture(a * self.z + variances * (self.shift - a * self.pull), variances, logits)
 
     def prior(self, b: Tensor) -> KernelMixture:
-        """The same before the observation."""
+        """Prior mixture for widths b (*B, 1, 1)."""
         return _kernels(self.z, b)
 
 
@@ -189,7 +189,7 @@ def _kernels(z: Tensor, b: Tensor) -> KernelMixture:
 
 
 def compressed(Y: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """All that d tells of the members, in as few numbers as there are directions: (*B, N, N - 1) and (*B, N - 1)."""
+    """Sufficient statistics of d for the members: (*B, N, N - 1) and (*B, N - 1)."""
     s, U = torch.linalg.eigh(Y @ Y.mT)
     U, root = U[..., 1:], s[..., 1:].clamp(min=torch.finfo(s.dtype).eps * s[..., -1:]).sqrt()
     return U * root.unsqueeze(-2), ((U.mT @ (Y @ d.unsqueeze(-1)))[..., 0] / root).nan_to_num()
@@ -206,7 +206,7 @@ def explained(G: Tensor, Y: Tensor, d: Tensor, E: Tensor, b: Tensor) -> tuple[Te
 
 @dataclass(frozen=True)
 class EachConditioning:
-    """The same for one variable with a slope for each component.
+    """Conditioning of one variable, with a slope for each component.
 
     G_j is the regression of Y on z with weights exp(-(z - z_j)^2 / (2 b^2)), and the observation of component j is
     linear about the mean of its weighted members.
@@ -223,11 +223,11 @@ class EachConditioning:
 
     @property
     def Q(self) -> Tensor:
-        """The basis: as it is."""
+        """The identity basis."""
         return self.z.new_ones(1, 1)
 
     def posterior(self, b: Tensor) -> KernelMixture:
-        """For widths b (*B, 1, 1)."""
+        """Posterior mixture for widths b (*B, 1, 1)."""
         z, Y = self.z, self.Y
         w = torch.softmax(-0.5 * ((z - z.mT) / b).square(), -1)
         z_near, Y_near = w @ z, w @ Y

@@ -31,14 +31,14 @@ class Frame:
 
 @dataclass(frozen=True)
 class FittedScore:
-    """What an estimate says of a forecast.
+    """Estimated score and density of a forecast.
 
     Attributes:
-        score: grad log p: (*B, M, r) -> (*B, M, r).
-        log_prob: log p up to a constant, (*B, M, r) -> (*B, M); None where only the score is known.
-        both: log p and its gradient at once, for estimates that have both from the same sums.
-        precision: Of the prior in working coordinates, where it is a Gaussian: 1, or 0 for no prior.
-        ready: Which replicates have a score, (*B), None for all: the others keep their forecast.
+        score: Score grad log p: (*B, M, r) -> (*B, M, r).
+        log_prob: log p up to a constant, (*B, M, r) -> (*B, M); None if only the score is available.
+        both: Function of log p and its gradient, for estimates that share computations.
+        precision: Precision of a Gaussian prior in working coordinates: 1, or 0 for no prior.
+        ready: Mask of replicates with a score, (*B), None for all; the others keep their forecast.
         diagnostics: Numbers (*B).
     """
 
@@ -62,7 +62,7 @@ class EnsembleScore(Protocol):
 
         Args:
             z: Members in working coordinates, (*B, N, r).
-            frame: What these are.
+            frame: Frame of the working coordinates.
             carry: Tensors (*B, ...) that live from one analysis to the next.
             rng: Generator.
         """

@@ -257,7 +257,7 @@ class EnSF(_Localized):
         rng: Rng,
         after: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """What an analysis adds to members (*B, N, m), and its effective number of components.
+        """Analysis increments of members (*B, N, m), and the effective number of mixture components.
 
         Args:
             A: Anomalies of the variables to be changed, (*B, N, m).

@@ -49,7 +49,7 @@ class DampedEnSF(EnsembleKalman):
         scale: "spread" to work in deviations from the ensemble's mean divided by its standard deviations; or a factor
             on the state, 1 as in the paper.
         batch: Members drawn anew for the score of every step; None for all.
-        common: See `InflationKeywords`.
+        common: Keywords of `InflationKeywords`.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -151,7 +151,7 @@ class DampedEnSF(EnsembleKalman):
         steepest, that is remembered.
 
         Args:
-            spread: Of the ensemble, in working units.
+            spread: Spread of the ensemble, in working units.
             steepest: Largest curvature of the likelihood.
         """
         largest = 1 / self.eps_alpha
@@ -206,7 +206,7 @@ class SingleMemberEnSF(EnsembleKalman):
         scale: Factor on the state while it is sampled.
         error: Standard deviation of the observation error in scaled units, in place of that of the observation; None
             keeps it.
-        common: See `InflationKeywords`.
+        common: Keywords of `InflationKeywords`.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -286,7 +286,7 @@ class _Pull:
     """Flow of the likelihood's gradient, with the curvature taken along single variables.
 
     Args:
-        likelihood: What is climbed.
+        likelihood: Likelihood to maximize.
         tolerance: Error accepted in one step, in working units.
     """
 

@@ -205,8 +205,8 @@ class ChainTarget:
 
     Attributes:
         prior: The forecast's score.
-        likelihood: Of working coordinates.
-        frame: What these are.
+        likelihood: Likelihood in working coordinates.
+        frame: Frame of the working coordinates.
         slopes: Curvature of the likelihood along each, by regression over the ensemble, (*B, r).
         draws: Whether members are draws of the prior.
     """

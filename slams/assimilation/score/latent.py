@@ -17,11 +17,11 @@ class Latent(Assimilator):
     """y_m = h_m(D_m(z)) + e_m, and the posterior of z decoded.
 
     Args:
-        method: Assimilates latents.
-        decoders: D_m of every observed modality, (*B, *Z) -> (*B, *S_m).
-        decode: Of what the posterior shall be, (*B, *Z) -> (*B, *S); the latent itself if None.
+        method: Assimilation method in latent space.
+        decoders: Decoder D_m of every observed modality, (*B, *Z) -> (*B, *S_m).
+        decode: Decoder of the posterior, (*B, *Z) -> (*B, *S); the identity if None.
 
-    `assimilate` passes options that it does not know, such as `progress`, to the method.
+    `assimilate` passes further options, such as `progress`, to the method.
     """
 
     def __init__(
@@ -37,5 +37,5 @@ class Latent(Assimilator):
     ) -> Posterior:
         seen = observations.pullback({name: self.decoders[name] for name in observations})
         posterior = self.method.assimilate(seen, members, rng=rng, **options)
-        assert posterior.samples is not None  # methods keep their members unless told otherwise
+        assert posterior.samples is not None  # methods keep their members by default
         return Posterior(self.decode(posterior.samples), posterior.diagnostics, seed=posterior.seed)

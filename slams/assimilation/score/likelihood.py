@@ -14,7 +14,7 @@ class Likelihood:
     """l(z) = log p(y | shift + unit z), up to a constant, of flat members z (*B, N, d).
 
     Attributes:
-        observation: What is seen, values (*B, O).
+        observation: Observation, values (*B, O).
         state_shape: *S, of d elements.
         shift: (*B, 1, d), or what broadcasts to members.
         unit: The same, factors of single variables.

@@ -31,12 +31,12 @@ class SDA(Assimilator):
 
     Args:
         prior: E[x | x_t] of trajectories or of windows.
-        sampler: How to draw.
-        guidance: How observations pull: an object such as `CovarianceGuidance()` (the default: exact for a Gaussian prior
+        sampler: Sampler of the draws.
+        guidance: Guidance, an object such as `CovarianceGuidance()` (the default: exact for a Gaussian prior
             and linear operators), `GaussianGuidance(gamma)` (as published), `MomentMatching()`; or any function of
             prior and observations that returns the guided denoiser.
-        event: *Z; of the prior if None.
-        dtype: Of the draws; of the prior if None.
+        event: Event shape *Z; that of the prior if None.
+        dtype: Dtype of the draws; that of the prior if None.
         rows: Trajectories drawn at once, over all replicates, which bounds memory; all if None.
 
     Raises:

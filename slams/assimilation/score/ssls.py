@@ -38,22 +38,22 @@ class SSLS(EnsembleKalman):
     """Langevin chains from the forecast's members, driven by the score of the forecast and of the likelihood.
 
     Works in the coordinates in which the forecast has covariance 1 and, by regression over the ensemble, the likelihood a
-    diagonal curvature; the likelihood itself is that of the operator. A replicate of which nothing is seen, or whose
-    score could not be learnt, keeps its forecast.
+    diagonal curvature; the likelihood itself is that of the operator. A replicate without values, or without a
+    score, keeps its forecast.
 
     Args:
         dynamics: The model.
-        score: How the forecast's score is estimated: "kernel", `KernelScore`; "denoising", the same with kernels that do
+        score: Estimate of the forecast's score: "kernel", `KernelScore`; "denoising", the same with kernels that do
             not shrink, the limit of a network's training; "network", `NetworkScore`; "none", no prior, as an ablation;
             or any `EnsembleScore`.
         chain: `Tempering` or `Ridge`, or by name with their defaults: "tempering"; "plain", tempering without drawing by
             weight; "ascent", without noise, which with score "none" is the ensemble of largest likelihood; "ridge".
-        width: Of a score given by name, in ensemble deviations: of the kernel, or the noise of the denoising; None for
+        width: Width of a score given by name, in ensemble standard deviations: kernel width or denoising noise; None for
             its default.
-        common: See `InflationKeywords`.
+        common: Keywords of `InflationKeywords`.
 
     Raises:
-        ValueError: If a name is unknown, or the width cannot be.
+        ValueError: If a name is unknown or the width is invalid.
 
     Source:
         Ding et al. (2024), arXiv:2411.13443.

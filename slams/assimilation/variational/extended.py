@@ -34,13 +34,13 @@ class EKF(GaussianFilter):
         dynamics: The model; its noise is read from `noise_covariance()`, or from `noise` per square root of time.
         inflation: Factor on the forecast covariance per unit of model time.
         frozen: Take exp(dt f'(x)), x at the end of the step, for the derivative of the step, as the published
-            tables' code does; needs a model with a `tendency` f and short steps. Cruder than the exact one:
-            Lorenz-96 with inflation 10 has an RMSE of 0.236 instead of 0.219.
-        covariance: Of the first state, (d, d), (d) variances or a `Covariance`. If None that of
+            tables' code does; needs a model with a `tendency` f and short steps. Less accurate than
+            the exact derivative.
+        covariance: Covariance of the first state, (d, d), (d) variances or a `Covariance`. If None that of
             `dynamics.start`, and where there is none that of the first ensemble, which then needs more members
             than variables. The first mean is that of the first ensemble.
         model_error: Covariance Q of one step; that of the model's noise if None.
-        common: See `FilterKeywords`.
+        common: Keywords of `FilterKeywords`.
 
     Raises:
         ValueError: If `inflation` is not positive, a covariance does not fit, or there is no tendency to freeze.
@@ -115,7 +115,7 @@ class EKF(GaussianFilter):
         return torch.linalg.matrix_exp(self.dynamics.dt * jacobian(tendency, x, size, self._event)[1])
 
     def _own_covariance(self) -> Tensor | None:
-        """Covariance of the model's start, if it tells."""
+        """Covariance of the model's initial distribution, None if it has none."""
         cov = getattr(getattr(self.dynamics, "start", None), "cov", None)
         return cov if isinstance(cov, Tensor) and cov.ndim >= 2 else None
 
@@ -129,7 +129,7 @@ def _sample_covariance(x: Tensor) -> Tensor:
     count, size = x.shape[-2:]
     if count <= size:
         raise ValueError(
-            f"the first covariance of {size} variables cannot be told from {count} members; pass covariance= "
+            f"the first covariance of {size} variables needs more than {count} members; pass covariance= "
             f"or ask for more than {size} members."
         )
     A = x - x.mean(-2, keepdim=True)

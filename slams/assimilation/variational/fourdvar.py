@@ -30,16 +30,16 @@ from slams.systems.base import Dynamics
 class ThreeDVar(GaussianFilter):
     """3D-Var: x_a = argmin 1/2 |x - x_f|^2_{B^-1} + 1/2 |y - h(x)|^2_{R^-1}, B the same in every cycle.
 
-    Nonlinear h are linearized anew in each Gauss-Newton step. The belief after an analysis is N(x_a, J''^-1); that of a
-    forecast is N(M(x_a), B): the method knows no other forecast error, however long the forecast. The spread is right
-    where `scale` is right for the time between observations.
+    Nonlinear h are linearized anew in each Gauss-Newton step. The posterior of an analysis is N(x_a, J''^-1); that of
+    a forecast is N(M(x_a), B), independent of the forecast's length. The spread is calibrated if `scale` fits the
+    interval between observations.
 
     Args:
         dynamics: The model, without its noise.
-        covariance: Of the climate, (d, d), (d) variances, or a `Covariance`.
+        covariance: Covariance of the climate, (d, d), (d) variances, or a `Covariance`.
         scale: B = scale x covariance.
         iterations: Most Gauss-Newton steps.
-        common: See `FilterKeywords`.
+        common: Keywords of `FilterKeywords`.
 
     Raises:
         ValueError: If the covariance does not fit the state or `scale` is not positive.
@@ -122,14 +122,14 @@ class FourDVar(GaussianFilter):
 
     Args:
         dynamics: The model, without its noise; one that varies in time is for `weak_constraint`.
-        covariance: Of the climate, (d, d), (d) variances, or a `Covariance`.
+        covariance: Covariance of the climate, (d, d), (d) variances, or a `Covariance`.
         window: Steps of a window.
         scale: B = scale x covariance.
         model_error: Q of a step: weak constraint. None is the strong one; "model" takes that of the
             model's own noise.
         iterations: Most Gauss-Newton steps.
-        solver: See `gauss_newton`.
-        common: See `FilterKeywords`.
+        solver: Linear solver, as in `gauss_newton`.
+        common: Keywords of `FilterKeywords`.
 
     Raises:
         ValueError: If a covariance does not fit, `window` or `iterations` is below 1, or the model has no noise

@@ -1,4 +1,4 @@
-"""Methods whose belief is one Gaussian: derivatives along directions, the Kalman update, and the filter they share."""
+"""Methods with a Gaussian posterior: directional derivatives, the Kalman update, and their common filter."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +21,7 @@ def tangents(
 
     Args:
         function: Maps members to members, (*B, K, *S) -> (*B, K, *O).
-        x: Where, (*B, 1, *S).
+        x: Point of linearization, (*B, 1, *S).
         directions: (*B, K, *S).
         event: Number of axes of *S.
 
@@ -47,7 +47,7 @@ def jacobian(
 
     Args:
         function: Maps members to members, (*B, M, *S) -> (*B, M, *O).
-        x: Where, (*B, 1, *S).
+        x: Point of linearization, (*B, 1, *S).
         count: Number of outputs P.
         event: Number of axes of *S.
 
@@ -97,7 +97,7 @@ def chi2(observation: Observation, d: Tensor, variance: Tensor) -> Tensor:
     Args:
         observation: Says what was seen.
         d: Whitened innovation, (*B, O).
-        variance: Of the whitened prediction, (*B, O).
+        variance: Variance of the whitened prediction, (*B, O).
 
     Source:
         Dee (1995), doi:10.1175/1520-0493(1995)123<1128:OLEOEC>2.0.CO;2, eq. 7, observation by observation.
@@ -148,7 +148,7 @@ def as_matrix(covariance: Tensor | Covariance, dynamics: Dynamics, name: str = "
     Args:
         covariance: A `Covariance`, a matrix (*B, d, d), or variances (d).
         dynamics: Has the size of the state.
-        name: For the message.
+        name: Name in messages.
 
     Raises:
         ValueError: If it has another size, or is not symmetric, positive semi-definite and finite.

@@ -20,12 +20,12 @@ _HALVINGS = 12
 
 
 class Minimum(NamedTuple):
-    """Where the cost is lowest.
+    """Minimum of a cost function.
 
     Attributes:
-        control: (*B, K).
-        cost: J there, (*B).
-        iterations: Gauss-Newton steps made.
+        control: Minimizer, (*B, K).
+        cost: Cost J at the minimum, (*B).
+        iterations: Number of Gauss-Newton steps.
     """
 
     control: Tensor
@@ -49,7 +49,7 @@ def gauss_newton(
 
     Args:
         residual: r, members to members: (*B, M, K) -> (*B, M, P).
-        control: Where to start, (*B, K).
+        control: First guess, (*B, K).
         iterations: Most steps.
         solver: "direct" makes the matrix from K tangents; "cg" needs only products with G and G^T; "auto" takes the
             former for up to 300 controls.
@@ -87,8 +87,8 @@ def hessian_factor(residual: Residual, control: Tensor) -> Tensor:
     """Cholesky factor L of the Gauss-Newton Hessian I + G^T G at c; its inverse is the posterior covariance.
 
     Args:
-        residual: As of `gauss_newton`.
-        control: c, (*B, K).
+        residual: Residual function, as in `gauss_newton`.
+        control: Control vector c, (*B, K).
 
     Returns:
         L, (*B, K, K).
@@ -170,7 +170,7 @@ def lbfgs(objective: Objective, x: Tensor, *, iterations: int) -> Tensor:
 
     Args:
         objective: (R, *S) -> values (R) and gradients (R, *S).
-        x: Where to start.
+        x: First guess.
         iterations: Most steps; a row that finds no lower point stays.
 
     Returns:

@@ -25,8 +25,8 @@ class FittedWindow:
 
     Attributes:
         states: Most likely trajectory, (*B, L, *S).
-        covariance: Of each state, from the Hessian, (*B, L, d, d); None where it was not computed.
-        cost: J at the minimum, (*B); its expectation is half the number of values seen.
+        covariance: Covariance of each state, from the Hessian, (*B, L, d, d); None where it was not computed.
+        cost: J at the minimum, (*B); its expectation is half the number of observed values.
     """
 
     states: Tensor
@@ -44,11 +44,11 @@ class WindowProblem:
     model error: weak constraint.
 
     Args:
-        dynamics: M, without its noise.
-        observations: What was seen at each step of the window, None for nothing.
-        background: x_b, (*B, *S).
-        covariance: B, (d, d) or (*B, d, d).
-        model_error: Q, (d, d), or (L - 1, d, d) by step; None for the strong constraint.
+        dynamics: Model M, without its noise.
+        observations: Observation of each step of the window, None if missing.
+        background: Background x_b, (*B, *S).
+        covariance: Background covariance B, (d, d) or (*B, d, d).
+        model_error: Model-error covariance Q, (d, d), or (L - 1, d, d) by step; None for the strong constraint.
         first: Number of the first step, for a model that varies in time.
 
     Source:
@@ -113,7 +113,7 @@ class WindowProblem:
 
         Args:
             iterations: Most Gauss-Newton steps.
-            solver: See `gauss_newton`.
+            solver: Linear solver, as in `gauss_newton`.
             spread: Whether to compute the covariances, by the matrix of the Hessian.
 
         Returns:
@@ -152,13 +152,13 @@ def weak_constraint(
     """4D-Var over one window, which all observations fill: the smoother's mean on linear models.
 
     Args:
-        background: x_b, (*B, *S) or (*S).
-        covariance: B, (d, d).
+        background: Background x_b, (*B, *S) or (*S).
+        covariance: Background covariance B, (d, d).
         model_error: Q of a step, (d, d) or (L - 1, d, d); None or zero for the strong constraint.
         dynamics: The model; its own noise is not used.
         observations: Values (*B, L, *O) with their R.
-        iterations: See `gauss_newton`.
-        solver: See `gauss_newton`.
+        iterations: Largest number of steps, as in `gauss_newton`.
+        solver: Linear solver, as in `gauss_newton`.
         spread: Whether to compute the covariances.
 
     Returns:

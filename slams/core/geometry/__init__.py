@@ -1,1 +1,1 @@
-"""Where values lie: distances, localization tapers, the torus and the sphere."""
+"""Geometry of states and observations: distances, localization tapers, the torus and the sphere."""

@@ -55,7 +55,7 @@ def great_circle(a: Tensor, b: Tensor) -> Tensor:
 
     Args:
         a: (latitude, longitude), (P, 2) [degrees].
-        b: The same, (Q, 2).
+        b: (latitude, longitude), (Q, 2) [degrees].
 
     Returns:
         (P, Q) [km].
@@ -82,13 +82,13 @@ class Space:
 
     @property
     def axes(self) -> int | None:
-        """How many coordinates a point has, if that is known."""
+        """Number of coordinates of a point; None if any."""
         if self.sphere:
             return 2
         return None if self.periods is None else len(self.periods)
 
     def pairs(self, a: Tensor, b: Tensor, limit: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Pairs closer than `limit`: i rising, j, distance; a chunk of a at a time."""
+        """Pairs (i, j, distance) closer than `limit`, i ascending, one chunk of a at a time."""
         one, other = self._embedded(a), self._embedded(b)
         if self.sphere:
             limit = 2 * self.sphere * math.sin(min(limit / (2 * self.sphere), math.pi / 2))

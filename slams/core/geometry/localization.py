@@ -1,4 +1,4 @@
-"""Localization of ensemble covariances: the taper, distances, and which observations are near which variables."""
+"""Localization of ensemble covariances: taper, distances and neighbour lists of observations."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -55,10 +55,9 @@ def gaspari_cohn(distance: Tensor, radius: float) -> Tensor:
 
 
 def half_width(localization_radius: float) -> float:
-    """Half-width of Gaspari and Cohn's function for a radius as published settings state it, 1.82 times it.
+    """Half-width c = 1.82 r of Gaspari and Cohn's function for a published localization radius r.
 
-    At the radius the taper then is 0.634, somewhat more than the exp(-1/2) = 0.607 that the radius is named for;
-    a factor of 1.739 would give that.
+    The taper at r is 0.634, close to exp(-1/2).
 
     >>> round(float(gaspari_cohn(torch.tensor(4.0), half_width(4.0))), 3)
     0.634
@@ -67,7 +66,7 @@ def half_width(localization_radius: float) -> float:
 
 
 class Localization:
-    """Which observations lie near each state variable, and the taper of their covariance.
+    """Neighbour lists of the observations near each state variable, with the taper of their covariance.
 
     Only pairs with a taper of at least `cutoff` are kept: memory is d times the largest number K of neighbours. The
     dense matrices are made when they are asked for. Weights are float64; see `to`.
@@ -80,12 +79,12 @@ class Localization:
         cutoff: Pairs with a smaller taper are dropped.
 
     Attributes:
-        index: Observations near each variable, (d, K); entries after the last neighbour are 0 with weight 0.
-        weight: Their taper, (d, K).
-        observations: O.
+        index: Indices of the observations near each variable, (d, K), padded with 0 of weight 0.
+        weight: Taper of each neighbour, (d, K).
+        observations: Number of observations O.
 
     Raises:
-        ValueError: If radius or cutoff cannot be, or the distances have not the shapes above.
+        ValueError: If the radius or cutoff is invalid, or the distances have other shapes.
     """
 
     index: Tensor
@@ -141,14 +140,14 @@ class Localization:
             positions: Coordinates of the observations (O).
             radius: Half-width of the taper.
             period: Length of the circle; d by default, so that neighbours are 1 apart.
-            block: Variables one after the other that have the neighbours of their middle, and so share an analysis.
+            block: Length of blocks of successive variables that share the neighbours of their centre.
             cutoff: Pairs with a smaller taper are dropped.
 
         Raises:
-            ValueError: If the variables are no whole number of blocks.
+            ValueError: If `size` is not a multiple of `block`.
         """
         if block < 1 or size % block:
-            raise ValueError(f"{size} variables are no whole number of blocks of {block}.")
+            raise ValueError(f"size must be a multiple of block, got {size} variables and blocks of {block}.")
         length = float(size if period is None else period)
         sites = torch.arange(size) // block * block
         points = (sites + (block - 1) / 2).double() * (length / size)
@@ -167,7 +166,7 @@ class Localization:
         """Variables on a regular grid, periodic in all axes; for several channels see `repeated`.
 
         Args:
-            shape: Of the grid, such as (H, W).
+            shape: Shape of the grid, such as (H, W).
             positions: Coordinates of the observations (O, 2), in the order of the axes.
             radius: Half-width of the taper.
             periods: Lengths along the axes; `shape` by default, so that neighbours are 1 apart.
@@ -189,7 +188,7 @@ class Localization:
 
         Args:
             state: (latitude, longitude) of the variables, (d, 2) [degrees].
-            positions: The same of the observations, (O, 2).
+            positions: (latitude, longitude) of the observations, (O, 2) [degrees].
             radius: Half-width of the taper [km].
             cutoff: Pairs with a smaller taper are dropped.
         """
@@ -199,10 +198,10 @@ class Localization:
     def between(
         cls, geometry: Geometry, positions: Tensor, radius: float, *, cutoff: float = 1e-3
     ) -> "Localization":
-        """Variables where a geometry has them.
+        """Variables at the points of a geometry.
 
         Args:
-            geometry: Of the state.
+            geometry: Geometry of the state.
             positions: Coordinates of the observations (O, D).
             radius: Half-width of the taper, in the geometry's unit.
             cutoff: Pairs with a smaller taper are dropped.
@@ -222,27 +221,27 @@ class Localization:
 
     @cached_property
     def among(self) -> "Localization":
-        """The same with the observations in place of the variables.
+        """Localization among the observations, which take the place of the variables.
 
         Raises:
-            ValueError: If the distances among the observations are not known.
+            ValueError: If the distances among the observations were not given.
         """
         if self._among is None:
-            raise ValueError("distances among the observations are not known; pass `among` to Localization.")
+            raise ValueError("distances among the observations are unknown; pass `among` to Localization.")
         return self._among()
 
     def to(self, like: Tensor) -> "Localization":
-        """The same with weights of the dtype, and all on the device, of `like`."""
+        """A copy with weights in the dtype of `like`, on its device."""
         if self.weight.dtype == like.dtype and self.weight.device == like.device:
             return self
         inner = None if self._among is None else (lambda: self.among.to(like))
         return self._made(self.index.to(like.device), self.weight.to(like), self.observations, inner)
 
     def select(self, columns: Tensor) -> "Localization":
-        """For some of the observations only, renumbered: those of one step (`Observation.columns`).
+        """Restriction to some of the observations, renumbered: those of one step (`Observation.columns`).
 
         Args:
-            columns: Which, distinct, shape (O').
+            columns: Distinct indices of observations, shape (O').
         """
         place = torch.full((self.observations,), -1, device=self.index.device)
         place[columns] = torch.arange(len(columns), device=place.device)
@@ -255,7 +254,7 @@ class Localization:
         return chosen
 
     def transposed(self) -> "Localization":
-        """The variables near each observation, as if it were the other way round."""
+        """The transpose: neighbour lists of the variables near each observation."""
         rows, slots = (self.weight > 0).nonzero(as_tuple=True)
         columns, order = self.index[rows, slots].sort(stable=True)
         turned = object.__new__(Localization)
@@ -265,25 +264,25 @@ class Localization:
         return turned
 
     def repeated(self, count: int) -> "Localization":
-        """For `count` variables at each place, one whole field after the other as in (C, H, W)."""
+        """Localization for `count` variables at each point, one whole field after the other as in (C, H, W)."""
         index, weight = self.index.repeat(count, 1), self.weight.repeat(count, 1)
         return self._made(index, weight, self.observations, self._among)
 
     def layered(self, factors: Tensor) -> "Localization":
-        """For fields one above the other, each with these variables and these observations.
+        """Localization for stacked fields, each with these variables and these observations.
 
         Variables and observations stand one whole field after the other, as in (C, H, W).
 
         Args:
-            factors: On the taper between variables of field a and observations of field b, (C, C).
+            factors: Factors on the taper between variables of field a and observations of field b, (C, C).
 
         Raises:
-            ValueError: If the factors are no square of numbers in [0, 1].
+            ValueError: If the factors are not a square matrix of numbers in [0, 1].
         """
         square = factors.ndim == 2 and len(factors) == factors.shape[1]
         if not square or not bool(((factors >= 0) & (factors <= 1)).all()):
             raise ValueError(
-                f"factors between fields are a square of numbers in [0, 1], got {factors.tolist()}."
+                f"factors between fields must be a square matrix of numbers in [0, 1], got {factors.tolist()}."
             )
         offsets = self.observations * torch.arange(len(factors), device=self.index.device)
         index = (self.index.unsqueeze(1) + offsets[:, None]).flatten(1).repeat(len(factors), 1)
@@ -294,7 +293,7 @@ class Localization:
         """Groups of variables with the same neighbours and weights, which share one local analysis.
 
         Returns:
-            One variable of each of the G groups, (G), and the group of each variable, (d).
+            Index of one variable of each of the G groups, (G), and the group of each variable, (d).
         """
         rows = np.concatenate([self.index.cpu().double().numpy(), self.weight.cpu().double().numpy()], axis=1)
         keys = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
@@ -336,7 +335,7 @@ class Localization:
         return made
 
     def _set(self, rows: Tensor, columns: Tensor, weights: Tensor, shape: Sequence[int]) -> None:
-        """Lists padded to the longest, from pairs in the order of their rows."""
+        """Set padded neighbour lists from pairs in ascending order of rows."""
         counts = torch.bincount(rows, minlength=shape[0])
         slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
         width = max(1, int(counts.max()))

@@ -1,4 +1,4 @@
-"""Where the variables of a state are, and where the values of an operator are."""
+"""Positions of the variables of a state and of the values of an operator."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ _AT_ONCE = 256  # values whose derivatives are taken together
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """The place of every variable of a state, and how distances between places are measured.
+    """Position of every variable of a state, and the metric between positions.
 
     Attributes:
         points: Coordinates of each variable of the flattened state, (d, D).
-        space: Line or plane, circle or torus, or sphere.
+        space: Metric space: line or plane, circle or torus, or sphere.
         dims: Names of the axes of a state, such as ("site",) or ("channel", "y", "x").
         unit: Unit of distances.
     """
@@ -39,7 +39,7 @@ class Geometry:
 
     @classmethod
     def torus(cls, shape: Sequence[int], dims: Sequence[str] = ("channel", "y", "x")) -> "Geometry":
-        """Fields (C, H, W), or (H, W), on the doubly periodic plane, cells one apart; channels are at one place.
+        """Fields (C, H, W), or (H, W), on the doubly periodic plane, cells one apart; channels share positions.
 
         Args:
             shape: Shape of a state; its last two axes are periodic.
@@ -66,10 +66,10 @@ class Geometry:
         return cls(points, Space(sphere=EARTH_RADIUS), tuple(dims), "km")
 
     def centre(self, weights: Tensor) -> Tensor:
-        """Weighted mean places, the short way round; of a single variable its own place, to the bit.
+        """Weighted mean positions, the short way round; exactly the position of a single variable.
 
         Args:
-            weights: Not negative, (O, d).
+            weights: Non-negative weights, (O, d).
 
         Returns:
             (O, D).
@@ -93,14 +93,14 @@ class Geometry:
 
 
 def places_of(operator: Callable[[Tensor], Tensor], x: Tensor, geometry: Geometry) -> Tensor:
-    """Where the values of an operator are: the mean place of the variables that each depends on.
+    """Positions of an operator's values: the mean position of the variables that each depends on.
 
     The weights are |dh_i/dx_j| at a state; an operator may state its places itself, as an attribute `places`, (O, D).
 
     Args:
         operator: h: (*B, *S) -> (*B, *O), differentiable.
         x: The state, (*S).
-        geometry: Of the state.
+        geometry: Geometry of the state.
 
     Returns:
         Coordinates of each value, (O, D).
@@ -124,7 +124,7 @@ def places_of(operator: Callable[[Tensor], Tensor], x: Tensor, geometry: Geometr
     blind = (weights.sum(-1) == 0).nonzero().flatten().tolist()
     if blind:
         raise ValueError(
-            f"value {blind[0]} of the operator {operator} depends on no variable here, so that its place is unknown; "
+            f"value {blind[0]} of the operator {operator} depends on no variable here, so that its position is unknown; "
             "give the operator an attribute `places`, (O, D), or pass localization=."
         )
     return geometry.centre(weights)

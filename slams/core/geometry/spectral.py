@@ -54,7 +54,7 @@ class SphericalHarmonics(nn.Module):
         truncation: T of the triangular truncation, at least 1.
         latitudes: Number H of Gaussian latitudes.
         longitudes: Number W of longitudes, even.
-        dtype: float32 or float64, of the grid fields.
+        dtype: Dtype of the grid fields, float32 or float64.
 
     Raises:
         ValueError: If the grid cannot resolve the truncation.

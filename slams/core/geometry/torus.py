@@ -17,7 +17,7 @@ def wavenumbers(size: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         size: Points N along a side.
-        like: Real tensor whose dtype and device they take.
+        like: Real tensor whose dtype and device the result takes.
 
     Returns:
         k_x, (N, 1), and k_y, (N // 2 + 1).
@@ -28,7 +28,7 @@ def wavenumbers(size: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Torus(nn.Module):
-    """Transform between a grid and the Fourier sums that it multiplies without aliasing.
+    """Transform between a grid and Fourier sums whose products are free of aliasing.
 
     f(x_i, y_j) = sum over |k_x|, |k_y| <= K of f_k exp(2 pi i (k_x i + k_y j) / N) with K the largest integer
     below N / 3: of the product of two such fields every coefficient up to K is exact.
@@ -78,7 +78,7 @@ class Torus(nn.Module):
         return torch.where(self.square > 0, self.kept / self.square.clamp(min=1), 0)
 
     def raw(self, field: Tensor) -> Tensor:
-        """Coefficients as `analysis` gives them, but with what the field has beyond |k_x| = K."""
+        """Coefficients of `analysis` with waves beyond |k_x| = K included."""
         return torch.fft.rfft2(field, norm="forward")[..., : self.truncation + 1]
 
     def analysis(self, field: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def energy_spectrum(velocity: Tensor) -> Tensor:
     """Kinetic energy in shells of wavenumbers: E_m = sum of |v_k|^2 / 2 over m - 1/2 <= |k| < m + 1/2.
 
     Args:
-        velocity: (*B, 2, N, N).
+        velocity: Velocity, (*B, 2, N, N).
 
     Returns:
         E_m for m = 0, 1, ..., M, with M the shell of the corner; (*B, M + 1). Its sum is the mean of |v|^2 / 2.
@@ -136,7 +136,7 @@ def vorticity(velocity: Tensor) -> Tensor:
     """dv/dx - du/dy, positive anticlockwise (x to the right, y up), by Fourier sums.
 
     Args:
-        velocity: [length / time], (*B, 2, N, N), where a side is 2 pi lengths.
+        velocity: Velocity (*B, 2, N, N) [length / time], a side being 2 pi lengths.
 
     Returns:
         [1 / time], (*B, N, N).
@@ -155,7 +155,7 @@ def clockwise_vorticity(velocity: Tensor) -> Tensor:
     with h = 2 pi / N. On a grid r times coarser the same flow gives about r times the values.
 
     Args:
-        velocity: [length / time], (*B, 2, N, N).
+        velocity: Velocity (*B, 2, N, N) [length / time].
 
     Returns:
         [length / time], (*B, N, N).
@@ -171,7 +171,7 @@ def coarsen(field: Tensor, factor: int) -> Tensor:
     """Means over blocks of factor x factor cells.
 
     Args:
-        field: (*B, N, N).
+        field: Field on the grid, (*B, N, N).
         factor: Cells along the side of a block, a divisor of N.
 
     Returns:
@@ -191,7 +191,7 @@ def upsample(field: Tensor, factor: int, mode: str = "bilinear") -> Tensor:
     """Values at the centres of cells `factor` times smaller, interpolated around the torus.
 
     Args:
-        field: (*B, N, N).
+        field: Field on the grid, (*B, N, N).
         factor: Cells along the side of each old cell, at least 1.
         mode: "nearest", "bilinear" (error of second order in the spacing) or "fourier" (`resample`).
 
@@ -216,7 +216,7 @@ def resample(field: Tensor, size: int, *, shift: tuple[float, float] = (0.0, 0.0
     """The Fourier sum of a field at the points of another grid; waves that this cannot hold are dropped.
 
     Args:
-        field: (*B, N, N).
+        field: Field on the grid, (*B, N, N).
         size: Points M along a side of the new grid.
         shift: Displacement of the new points from the centres of their cells along x and y [cells]; (1/2, 0)
             is the middle of the face towards larger x.

@@ -1,4 +1,4 @@
-"""The sources of real data by name: one line each, the only place besides its own file that names it.
+"""Registry of the sources of real data by name.
 
 >>> SOURCES["cpc"].text
 'CPC daily rain from gauges'
@@ -22,7 +22,7 @@ __all__ = ["ARCHIVES", "REGISTRY", "SOURCES", "Archive", "Quantity", "SourceEntr
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """One line of the registry, read without importing what the source needs.
+    """Entry of the registry, available without importing the source's dependencies.
 
     Args:
         place: Module in this folder and class.
@@ -51,7 +51,7 @@ _ELSEWHERE = {"Archive": "archives.base", "Stations": "archives.stations", "Quan
 
 
 def register(archive: "Archive", text: str = "") -> None:
-    """Add an archive of the user's own to the sources, for this process: commands, recipes and `verify` take it.
+    """Register a user-defined archive in this process, for commands, recipes and `verify`.
 
     Args:
         archive: Instance of a subclass of `Archive`.
@@ -82,7 +82,7 @@ def _load() -> dict[str, dict[str, Any]]:
 
 
 def __getattr__(name: str) -> Any:
-    """REGISTRY and ARCHIVES are made when they are asked for: the command line only reads SOURCES."""
+    """Lazy construction of REGISTRY and ARCHIVES; the command line reads SOURCES alone."""
     if name in _ELSEWHERE:
         return getattr(import_module(f"slams.data.{_ELSEWHERE[name]}"), name)
     if name not in ("ARCHIVES", "REGISTRY"):

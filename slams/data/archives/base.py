@@ -1,4 +1,4 @@
-"""An archive's address and files, and how they become labelled arrays in the unit of its store."""
+"""Archives: addresses and files, and their conversion to labelled arrays in the unit of the store."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ Report = Callable[[str, int, int | None, str], None]
 
 
 class Archive(Convention):
-    """A source of gridded data: where its files are, and how they become fields in the unit of the store.
+    """A source of gridded data: location of its files, and their conversion to fields in the unit of the store.
 
     Attributes:
         url: Base address.
         file: Name of a file there; with `{year}`, one a year.
-        folder: Where `slams data` puts its files and stores.
+        folder: Folder of files and stores of `slams data`.
         first_year: First year of the archive.
         delay: Days after the end of a year until its file is complete.
     """
@@ -40,21 +40,21 @@ class Archive(Convention):
 
     @property
     def method(self) -> dict[str, str]:
-        """How each variable is put on another grid."""
+        """Regridding method of each variable."""
         return {quantity.name: quantity.method for quantity in self.quantities}
 
     @property
     def period(self) -> Mapping[str, Period]:
-        """What a value of each variable stands for in time."""
+        """Validity period of the values of each variable."""
         return {quantity.name: quantity.period for quantity in self.quantities}
 
     @property
     def transforms(self) -> dict[str, tuple[str, ...]]:
-        """What models may see of each variable."""
+        """Allowed transforms of each variable."""
         return {quantity.name: quantity.transforms for quantity in self.quantities}
 
     def items(self, years: Sequence[int], source: str | Path | None = None) -> list[Item]:
-        """What to download for some years.
+        """Files to download for some years.
 
         Args:
             years: The years wanted.
@@ -93,7 +93,7 @@ class Archive(Convention):
         progress: Report | None = None,
         variables: Sequence[str] | None = None,
     ) -> list[Path]:
-        """Get the files of some years, and unpack them where they come packed.
+        """Download the files of some years, and unpack packed ones.
 
         Args:
             years: The years wanted.
@@ -101,7 +101,7 @@ class Archive(Convention):
             folder: The data folder.
             jobs: Downloads at a time.
             offline: Use only what is there.
-            progress: As of `fetch`.
+            progress: Progress bars, as in `fetch`.
             variables: Those wanted, where they can be had one by one; None takes all.
 
         Returns:
@@ -132,7 +132,7 @@ class Archive(Convention):
             return any(name in dataset.variables for name in self.quantity(variable).names)
 
     def holding(self, paths: Sequence[Path], variable: str) -> list[Path]:
-        """Those files that have a variable: the data store gives each variable a file of its own.
+        """Files with a variable, since the data store has one file per variable.
 
         Args:
             paths: Files of the archive.
@@ -243,7 +243,7 @@ class Archive(Convention):
 
 
 def span(years: Sequence[int]) -> str:
-    """Years in words.
+    """Text for a set of years.
 
     >>> span([1999, 1998]), span([2001]), span([])
     ('1998 to 1999', '2001', 'any year')
@@ -254,7 +254,7 @@ def span(years: Sequence[int]) -> str:
 
 
 def within(years: Sequence[int], first: int, archive: str) -> list[int]:
-    """The years in order, if the archive can have them.
+    """Sorted years, checked against the archive's range.
 
     Args:
         years: The years wanted.
@@ -331,7 +331,7 @@ def _clean(
 
 
 def _extremes(block: np.ndarray) -> tuple[float, float]:
-    """Least and greatest value; NaN where there is none, which is in no range and out of none."""
+    """Minimum and maximum; NaN without values, which compares false to any range."""
     if not block.size:
         return np.nan, np.nan
     return float(np.fmin.reduce(block, axis=None)), float(np.fmax.reduce(block, axis=None))

@@ -1,4 +1,4 @@
-"""ERA5 on pressure levels from the Copernicus Climate Data Store, a request a variable and month."""
+"""ERA5 on pressure levels from the Copernicus Climate Data Store, one request per variable and month."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ _HOW = (
 
 
 def request(variable: str, year: int, month: int, hour: int = 0) -> dict[str, Any]:
-    """What is asked for: a month of a variable at one hour, on the levels and the grid of the system.
+    """One request: a month of a variable at one hour, on the levels and the grid of the system.
 
     Args:
         variable: Short name, such as "t".
@@ -82,7 +82,7 @@ def retrieve(
     progress: Report | None = None,
     make_client: Callable[[], Any] = client,
 ) -> list[Path]:
-    """Files of some years, a variable and month each; what is there and listed in the manifest is kept.
+    """Download the files of some years, one per variable and month; those listed in the manifest are kept.
 
     Args:
         years: The years wanted; months that haven't begun are left out.
@@ -91,7 +91,7 @@ def retrieve(
         check: Tests the header of a file.
         offline: Use only what is there.
         progress: Called with the name of each file that is there.
-        make_client: Makes the client once one is needed.
+        make_client: Constructor of the client, called at the first request.
 
     Returns:
         Paths in order of variable and time.

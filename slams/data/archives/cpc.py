@@ -71,7 +71,7 @@ class CPCRain(Archive):
         return open_binary if path.is_file() and _NAME.match(path.name) else None
 
     def select(self, array: xr.DataArray, subject: str) -> xr.DataArray:
-        """All records; a rate that is called a depth is refused."""
+        """All records; a rate labelled as a depth raises an error."""
         unit = units.canonical(array.attrs["units"])
         if not array.sizes["time"] or unit == "kg m-2 s-1" or array[0].size < _GLOBAL_CELLS:
             return array
@@ -85,7 +85,7 @@ class CPCRain(Archive):
         return array
 
     def decode(self, array: xr.DataArray, last: np.datetime64) -> xr.DataArray:
-        """Without the empty days that end the file of an unfinished year; an empty day elsewhere stays."""
+        """Drop trailing empty days of an unfinished year; other empty days are kept."""
         days = array.time.values.astype("datetime64[D]")
         keep = days.size
         while keep and days[keep - 1] == last and not _any_rain(array[keep - 1].values):

@@ -83,7 +83,7 @@ class ERA5(Archive):
             folder: The data folder.
             jobs: Downloads at a time.
             offline: Use only what is there.
-            progress: As of `fetch`.
+            progress: Progress bars, as in `fetch`.
             variables: Those wanted, where they can be had one by one; None takes all.
 
         Returns:
@@ -180,7 +180,7 @@ class ERA5(Archive):
         return array.isel(level=list(found.values())).assign_coords(level=list(found))
 
     def decode(self, array: xr.DataArray, last: np.datetime64) -> xr.DataArray:
-        """Name the unit of geopotential after what the values are.
+        """Set the unit of geopotential by its values.
 
         ChaosBench divides z by g and may keep `m**2 s**-2`. In the standard atmosphere the height of a level
         is close to 7.4 km * ln(1013 / p), of which z / height is 1 or 9.8.
@@ -188,7 +188,7 @@ class ERA5(Archive):
         if array.attrs.get("source_name") not in ("z", "geopotential") or "level" not in array.dims:
             return array
         level = float(array.level.min())
-        if level > 850:  # too near the ground for the ratio to tell
+        if level > 850:  # too near the ground for the ratio to be decisive
             return array
         height = 7400.0 * np.log(1013.25 / level)
         first = array.isel(time=0).sel(level=level)  # one record: the others may be on disk
@@ -210,7 +210,7 @@ def _layout(dataset: xr.Dataset, name: str) -> str | None:
 
 
 def parts_before(last: Path) -> int:
-    """How many parts come before the last one of a split zip, by its end record.
+    """Number of parts before the last one of a split zip, by its end record.
 
     Args:
         last: The part `NAME.zip`.
@@ -237,6 +237,6 @@ def parts_before(last: Path) -> int:
 
 
 def _of_years(name: str, years: Sequence[int]) -> bool:
-    """Whether a member can be of the years; what carries no date is unpacked and looked into."""
+    """Whether a member may belong to the years; members without a date in the name are unpacked."""
     date = re.search(r"_((?:19|20)\d\d)\d{4}\.zarr/", name)
     return date is None or not years or int(date[1]) in years

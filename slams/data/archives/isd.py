@@ -92,7 +92,7 @@ def _moments(lines: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray, np.nda
 
 
 def _wind(lines: list[str]) -> dict[str, tuple[np.ndarray, float, np.ndarray]]:
-    """Components of the wind, as good as the worse of direction and speed."""
+    """Components of the wind, with the lower quality of direction and speed."""
     speed = _numbers([line[_WIND_SPEED] for line in lines], "9999", 10.0)
     direction = _numbers([line[_WIND_DIRECTION] for line in lines], "999", 1.0)
     calm = np.array([line[_WIND_TYPE] == "C" for line in lines])
@@ -158,5 +158,5 @@ def _numbers(texts: list[str], missing: str, scale: float) -> np.ndarray:
 
 
 def _quality(codes: list[str]) -> np.ndarray:
-    """The archive's codes as ours; an unknown one is suspect."""
+    """Map the archive's quality codes; unknown ones are suspect."""
     return np.array([_QC.get(code, SUSPECT) for code in codes], dtype="i1")

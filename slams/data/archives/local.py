@@ -1,4 +1,4 @@
-"""Files that are on this machine already: which there are, and what they hold by their headers."""
+"""Local files: listing, and contents by their headers."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ def is_local(source: str | Path) -> Path | None:
     """A local source as a path, None for an address.
 
     Args:
-        source: As the user gave it.
+        source: Source as given by the user.
 
     Returns:
         The path, which exists.
@@ -38,7 +38,7 @@ def is_local(source: str | Path) -> Path | None:
 
 
 def years_in(dataset: xr.Dataset, path: Path) -> list[int]:
-    """Years of which an open file has records.
+    """Years with records in an open file.
 
     Args:
         dataset: The open file.
@@ -55,7 +55,7 @@ def years_in(dataset: xr.Dataset, path: Path) -> list[int]:
 
 
 def fields_under(top: Path, own: Callable[[Path], object]) -> Iterator[Path]:
-    """Paths that can be files of fields by their suffix; hidden ones and parts of a zarr are passed over.
+    """Paths of possible field files by their suffix, without hidden ones and parts of a zarr.
 
     Args:
         top: A folder, or one file.

@@ -127,7 +127,7 @@ def _times(stamps: pd.Series, path: Path) -> np.ndarray:
 
 
 def _quality(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """MADIS's flags as ours; good where there is none, suspect where it is unknown."""
+    """Map MADIS's quality flags; good if absent, suspect if unknown."""
     if f"{column}DD" not in frame.columns:
         return np.zeros(len(frame), dtype="i1")
     return (

@@ -64,7 +64,7 @@ class OutgoingLongwave(Archive):
         return ", ".join([grid, "packed" if packed else "unpacked", "twice daily" if passes else "daily"])
 
     def daily(self, array: xr.DataArray) -> xr.DataArray:
-        """Means of the passes; a day that lacks one is missing: half a day is biased by the cycle of the sun.
+        """Means of the passes; an incomplete day is missing, since half a day is biased by the diurnal cycle.
 
         Raises:
             ValueError: If values lie outside 0-500 W m-2, which means a wrongly decoded file.

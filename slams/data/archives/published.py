@@ -31,7 +31,7 @@ def write_published(fields: Sequence[xr.DataArray], folder: Path) -> list[Path]:
     Args:
         fields: Variables on one grid and the same days, as `fields.read` or `FieldStore.read` return them: the
             variables of ERA5 together, or `precip`, or `olr`, alone; any selection of days.
-        folder: What the published configuration calls its data folder.
+        folder: Data folder of the published configuration.
 
     Returns:
         The paths, in order of time.
@@ -66,7 +66,7 @@ def write_climatology(mean: xr.DataArray, sigma: xr.DataArray, kind: str, folder
         mean: (param,) with `param` such as "t-850" or "precip".
         sigma: (param,).
         kind: "era5", "precip" or "olr".
-        folder: What the published configuration calls its data folder.
+        folder: Data folder of the published configuration.
 
     Returns:
         The path.

@@ -30,7 +30,7 @@ class Stations:
     def items(
         self, years: Sequence[int], source: str | Path | None = None, stations: Sequence[str] = ()
     ) -> list[Item]:
-        """What to download.
+        """Files to download.
 
         Args:
             years: The years wanted.

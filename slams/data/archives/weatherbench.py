@@ -45,7 +45,7 @@ def obtain(
         hour: Hour of the snapshots [UTC].
         jobs: Downloads at a time.
         offline: Use only what is there.
-        progress: As of `fetch`.
+        progress: Progress bars, as in `fetch`.
 
     Returns:
         The path of the copy.

@@ -22,10 +22,10 @@ from slams.data.download.transfer import Report
 
 @contextmanager
 def download_bars(console: Console | None = None) -> Iterator[Report]:
-    """Bars for the files under way; each that is whole leaves one line.
+    """Progress bars of current downloads; each finished file prints one line.
 
     Args:
-        console: Where to; by default the standard error.
+        console: Output console; by default the standard error.
 
     Yields:
         What `fetch` wants as `progress`.

@@ -1,4 +1,4 @@
-"""Getting files into a data folder: whole, checked, once, and listed in its manifest."""
+"""Download of files to a data folder: complete, verified, and listed in its manifest."""
 
 import os
 import threading
@@ -36,7 +36,7 @@ _OPENING = threading.Lock()  # the libraries under netCDF crash if two threads o
 
 @dataclass(frozen=True)
 class Item:
-    """One file to get.
+    """A file to download.
 
     Args:
         url: An http(s) address, or a local file or folder, which is read where it lies and never copied.
@@ -59,11 +59,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Fetched:
-    """One file that is there, whole and checked.
+    """A complete and verified file.
 
     Args:
-        item: What was asked for.
-        path: Where it lies: under the folder, or the local source itself.
+        item: Requested item.
+        path: Path of the file: under the folder, or the local source itself.
         fresh: Whether this run brought it, or found it changed.
     """
 
@@ -73,7 +73,7 @@ class Fetched:
 
 
 class FetchError(OSError):
-    """Some files can't be had; those that can are there."""
+    """Some files failed to download; the others are complete."""
 
 
 def fetch(
@@ -88,7 +88,7 @@ def fetch(
     sleep: Callable[[float], object] | None = None,
     jitter: Random | None = None,
 ) -> list[Fetched]:
-    """Bring files into a folder, whole and checked, and list them in its manifest.
+    """Download files to a folder, verify them, and list them in its manifest.
 
     What the manifest has, by name, size and time of change, isn't brought again. Bytes come under a temporary
     name beside the target, from where the next run goes on if the server allows and the file is still the
@@ -96,7 +96,7 @@ def fetch(
     hand is taken if it passes them too. A local source is read where it lies.
 
     Args:
-        items: What to get.
+        items: Items to download.
         folder: The data folder.
         jobs: Downloads at a time.
         offline: Use only what is there.
@@ -104,7 +104,7 @@ def fetch(
         timeout: Longest silence of a server [s].
         progress: Called with (name, bytes so far, bytes in all or None, remark) from several threads; see
             `download_bars`.
-        sleep: How to wait [s]; by default until somebody else's error ends all downloads.
+        sleep: Function that waits [s]; by default interrupted if another download fails.
         jitter: Source of the randomness in waiting times.
 
     Returns:
@@ -132,7 +132,7 @@ def fetch(
 
 @contextmanager
 def _held(root: Path, report: Report) -> Iterator[None]:
-    """A folder for one process alone, which reports that it waits for another."""
+    """Exclusive lock of a folder; reports waiting for another process."""
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".fetch.lock")  # the system releases it when its holder is killed
     try:
@@ -163,7 +163,7 @@ class _Folder:
         self.local = threading.local()
 
     def get(self, item: Item) -> tuple[Fetched, Row | None]:
-        """One item, and its row if the manifest hasn't that."""
+        """Fetch one item; returns its row if the manifest lacks it."""
         if not is_address(item.url):
             return self._read_in_place(item)
         target = contained(self.root, item.name)
@@ -188,7 +188,7 @@ class _Folder:
         return Fetched(item, target, row is None or row["sha256"] != new["sha256"]), new
 
     def _standing(self, item: Item, target: Path) -> Row | None:
-        """The row of what lies at the target, if that is the file, whole."""
+        """Manifest row of the target, None unless it is the complete file."""
         if not target.is_file():
             return None
         row = self.rows.get(item.name)
@@ -228,7 +228,7 @@ class _Folder:
         return Fetched(item, path, row is None or row["sha256"] != new["sha256"]), new
 
     def _session(self) -> requests.Session:
-        """One session a thread: connections are kept, and never shared."""
+        """The session of this thread, which keeps its connections."""
         if not hasattr(self.local, "session"):
             self.local.session = requests.Session()
         session: requests.Session = self.local.session
@@ -236,7 +236,7 @@ class _Folder:
 
 
 def _gather(place: _Folder, items: Sequence[Item], jobs: int, stop: threading.Event) -> list[Fetched]:
-    """Get all items, record what came every now and then, and name at the end what is missing."""
+    """Fetch all items, record them periodically, and report the missing ones at the end."""
     done: dict[int, Fetched] = {}
     failed: dict[int, str] = {}
     pending: list[Row] = []
@@ -313,7 +313,7 @@ def _row(target: Path, item: Item, version: Version | None) -> Row:
 
 
 def _check_names(items: Sequence[Item], root: Path) -> None:
-    """Refuse addresses and names before anything is brought."""
+    """Check addresses and names before any download."""
     seen: dict[Path, str] = {}
     for item in items:
         if not is_address(item.url):

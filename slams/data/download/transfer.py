@@ -1,4 +1,4 @@
-"""One file over HTTP: streamed, resumed, retried, checked; what is whole takes its name in one step."""
+"""Download of one file over HTTP: streamed, resumed, retried, verified, and renamed atomically."""
 
 import errno
 import json
@@ -29,23 +29,23 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class TransferError(OSError):
-    """A file that can't be had; names the address, what happened and the remedy."""
+    """A failed download; names the address, the cause and the remedy."""
 
 
 class Stopped(Exception):
-    """Another download met something that ends all of them."""
+    """Stopped by a fatal error of another download."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """Which content of an address the bytes belong to.
+    """Version of the content of an address.
 
     Args:
         url: The address.
-        etag: Of the server.
-        last_modified: Of the server.
-        strong: What If-Range may carry: equal exactly if every byte is.
-        length: Of the whole file [bytes].
+        etag: Entity tag from the server.
+        last_modified: Date of last modification from the server.
+        strong: Validator for If-Range, equal only if every byte is.
+        length: Length of the whole file [bytes].
     """
 
     url: str
@@ -57,14 +57,14 @@ class Version:
 
 @dataclass(frozen=True)
 class Connection:
-    """How to talk to servers.
+    """Settings of the connection to servers.
 
     Args:
-        session: Of this thread.
+        session: Session of this thread.
         retries: Attempts in a row that may bring nothing new.
         timeout: Longest silence [s].
         wait: Sleeps [s]; raises `Stopped` if all shall end.
-        jitter: Of the back-off, so that many clients don't come back at once.
+        jitter: Random factor of the back-off, so that clients do not retry simultaneously.
         report: Called with name, bytes so far, bytes in all, remark.
     """
 
@@ -77,7 +77,7 @@ class Connection:
 
 
 class _Again(Exception):
-    """An attempt failed in a way that another may not."""
+    """A transient failure of an attempt."""
 
     def __init__(self, why: str, after: float | None = None) -> None:
         super().__init__(why)
@@ -85,7 +85,7 @@ class _Again(Exception):
 
 
 class _Wrong(Exception):
-    """All bytes came, but aren't the file."""
+    """Complete content that fails verification."""
 
 
 def public(url: str) -> str:
@@ -95,13 +95,13 @@ def public(url: str) -> str:
 
 
 def partial_of(target: Path) -> tuple[Path, Path]:
-    """Where unfinished bytes lie, and what they are of."""
+    """Partial file of a download, and the version of its content."""
     part = target.with_name(f".{target.stem}.part{target.suffix}")  # readers may go by the suffix
     return part, target.with_name(f".{target.name}.part.json")
 
 
 def version_of(target: Path) -> Version | None:
-    """What is noted of a target's bytes, while they come and until the manifest has them."""
+    """Note on a target's bytes, kept during the download and until the manifest records them."""
     note = partial_of(target)[1]
     try:
         return Version(**json.loads(note.read_text(encoding="utf-8")))
@@ -118,13 +118,13 @@ def download(
     size: int | None = None,
     known: Version | None = None,
 ) -> Version | None:
-    """Bring one file.
+    """Download one file.
 
     Args:
         url: Its address.
-        target: Where to; replaced only by a whole, checked file. Its note stays until `forget`.
+        target: Target file; replaced only by a complete, checked file. Its note stays until `forget`.
         verify: Raises ValueError if the bytes aren't the file.
-        connection: How to talk to the server.
+        connection: Connection settings.
         size: Published length [bytes].
         known: The version that lies at `target`: nothing is brought if it's still that one.
 
@@ -175,7 +175,7 @@ def forget(target: Path) -> None:
 def _attempt(
     url: str, target: Path, connection: Connection, size: int | None, known: Version | None
 ) -> Version | None:
-    """One request, and its body as far as it comes; None if the server says that `known` still holds."""
+    """Send one request and store its body; None if the server reports `known` as current."""
     part = partial_of(target)[0]
     have = version_of(target)
     offset = _size(part) if have is not None and have.url == public(url) and have.strong else 0
@@ -211,7 +211,7 @@ def _attempt(
 def _judge(
     response: requests.Response, url: str, target: Path, have: Version | None, offset: int
 ) -> tuple[Version, int]:
-    """What a response brings, and where its first byte belongs."""
+    """Version of the content of a response, and the offset of its first byte."""
     status, headers = response.status_code, response.headers
     if status == 200:
         return _version(response, url), 0
@@ -250,7 +250,7 @@ def _version(response: requests.Response, url: str) -> Version:
 
 
 def _check_length(response: requests.Response, version: Version, size: int | None) -> None:
-    """A body whose end can't be distinguished from a broken connection, or that isn't what was published, is no use."""
+    """Reject a body of undefined length, or one that differs from the published file."""
     if size is not None and version.length not in (None, size):
         raise TransferError(
             f"{version.url} has {version.length} bytes, but {size} were published: its source has changed it; "
@@ -292,7 +292,7 @@ def _pour(
 
 
 def _finish(target: Path, verify: Callable[[Path], None]) -> None:
-    """Check the bytes, then give them their name."""
+    """Verify the bytes, then rename the file."""
     part = partial_of(target)[0]
     try:
         verify(part)
@@ -324,7 +324,7 @@ def _content_range(response: requests.Response) -> tuple[int, int | None]:
 
 
 def _retry_after(response: requests.Response) -> float | None:
-    """Seconds that the server asks for, given as a number or as a date."""
+    """Retry delay requested by the server [s], from a number or a date."""
     text = response.headers.get("Retry-After", "").strip()
     if text.isdecimal():
         return float(text)
@@ -345,7 +345,7 @@ def _size(path: Path) -> int:
 
 
 def _plain(error: Exception) -> str:
-    """What a network error means, without the layers it came through."""
+    """Cause of a network error, without the layers of libraries."""
     if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):
         return "the server was silent for too long"
     if isinstance(error, urllib3.exceptions.ProtocolError):

@@ -1,4 +1,4 @@
-"""Unpacking archives that others made: nothing leaves the folder, runs, or fills the disk; all or nothing."""
+"""Safe unpacking of foreign archives: confined to the folder, without code execution, limited in size, atomic."""
 
 import errno
 import gzip
@@ -49,7 +49,7 @@ class _Member:
 
     name: str
     size: int
-    mark: str  # tells contents apart without reading them
+    mark: str  # identifies the content without reading it
     open: Callable[[], IO[bytes]]
 
 
@@ -68,8 +68,8 @@ def unpack(
 
     Args:
         archive: The file, or its parts in order; see `parts_of`.
-        folder: Where to.
-        wanted: Which members, by name; the others aren't even looked at.
+        folder: Output folder.
+        wanted: Predicate on the names of members; others are not read.
         limit: Most bytes to write; by default what the disk has free.
         progress: Called with (archive's name, bytes so far, bytes in all, remark).
 
@@ -144,7 +144,7 @@ def _zip_members(archive: zipfile.ZipFile, path: Path, starts: Sequence[int]) ->
     for info in archive.infolist():
         info.header_offset += starts[info.volume]  # of its part, until here
         if hasattr(info, "_end_offset"):
-            info._end_offset = None  # newer Pythons compare it with offsets that don't know of parts
+            info._end_offset = None  # newer Pythons compare it with offsets that ignore parts
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _refused(path, info.filename, "a link or device")
@@ -162,7 +162,7 @@ def _tar_members(archive: tarfile.TarFile, path: Path) -> Iterator[_Member]:
             yield _Member(info.name, info.size, f"{info.mtime}", partial(_tar_content, archive, info))
     rest = archive.fileobj
     while rest is not None and rest.read(_BLOCK):
-        pass  # to the checksum at the end of what is compressed: nothing else tells a damaged content
+        pass  # to the checksum at the end of what is compressed: nothing else detects damaged content
 
 
 def _tar_content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
@@ -176,7 +176,7 @@ def _refused(path: Path, name: str, what: str) -> ValueError:
 
 
 def _pieces(members: Sequence[_Member], root: Path) -> dict[str, list[_Member]]:
-    """Members by what appears at once: a zarr, or a single file."""
+    """Members grouped by unit of unpacking: a zarr, or a single file."""
     pieces: dict[str, list[_Member]] = {}
     seen: set[str] = set()
     for member in members:
@@ -198,7 +198,7 @@ def _extract(
     limit: int | None,
     progress: Callable[[str, int, int | None, str], None] | None,
 ) -> list[Path]:
-    """Write what isn't there yet, piece by piece."""
+    """Write the missing pieces, one at a time."""
     rows = {row["path"]: row for row in read_manifest(root)["files"]}
     marks = {name: _mark(members) for name, members in pieces.items()}
     todo = [name for name in pieces if not _stands(root / name, rows.get(name), marks[name])]

@@ -1,1 +1,1 @@
-"""What files look like: axes, units, calendars and conventions of each archive."""
+"""File formats: axes, units, calendars and conventions of each archive."""

@@ -1,4 +1,4 @@
-"""Which dimension of a file is time, level, latitude, longitude or station, whatever it's called."""
+"""Detection of time, level, latitude, longitude and station dimensions, independent of their names."""
 
 import re
 from collections.abc import Hashable, Iterable
@@ -21,7 +21,7 @@ _PRESSURE = {"hpa", "millibar", "millibars", "mb", "mbar", "pa"}
 
 
 def role_of(name: Hashable, variable: xr.Variable) -> str | None:
-    """What a coordinate variable measures, by its attributes first and its name second.
+    """Kind of a coordinate variable, by its attributes first and its name second.
 
     Args:
         name: Name of the variable.
@@ -57,7 +57,7 @@ def role_of(name: Hashable, variable: xr.Variable) -> str | None:
 
 
 def role_by_name(name: Hashable) -> str | None:
-    """What a dimension is by its name alone: `lat_o`, `valid_time`, `isobaric3`, `stn`."""
+    """Kind of a dimension by its name alone: `lat_o`, `valid_time`, `isobaric3`, `stn`."""
     tokens = {token for token in re.split(r"[^a-z]+", str(name).lower()) if token}
     if any(token.startswith("isobaric") for token in tokens):
         return "level"
@@ -71,7 +71,7 @@ def recognise(dataset: xr.Dataset, array: xr.DataArray, kind: str, subject: str)
         dataset: The file, whose other variables may carry the coordinates.
         array: The variable.
         kind: "grid" or "stations".
-        subject: How to call the variable in messages.
+        subject: Name of the variable in messages.
 
     Returns:
         For each of time, level, lat, lon (and station) that was found: its dimension (None for a scalar) and
@@ -163,7 +163,7 @@ def _find_by_values(dataset: xr.Dataset, found: Found, unknown: list[str]) -> No
 
 
 def _require_grid(array: xr.DataArray, found: Found, subject: str) -> None:
-    """Refuse variables that aren't on a regular grid of latitude and longitude."""
+    """Check that a variable is on a regular grid of latitude and longitude."""
     for role in ("lat", "lon"):
         if role not in found or found[role][1] is None:
             hint = (

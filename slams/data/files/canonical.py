@@ -1,4 +1,4 @@
-"""Files opened lazily, and a variable of them with the axes called, ordered and directed as everywhere here."""
+"""Files opened lazily, and a variable of them with canonical names, order and direction of axes."""
 
 import difflib
 from collections.abc import Iterable
@@ -74,7 +74,7 @@ def find_variable(dataset: xr.Dataset, names: tuple[str, ...], path: Path, owner
 
     Args:
         dataset: The open file.
-        names: What it may be called, the user's name first.
+        names: Possible names, the user's first.
         path: The file, for the message.
         owner: Who asks, for the message.
 
@@ -101,7 +101,7 @@ def canonical(dataset: xr.Dataset, name: str, kind: str, label: str, subject: st
         name: Name of the variable in it.
         kind: "grid" or "stations".
         label: Name of the result.
-        subject: How to call the variable in messages.
+        subject: Name of the variable in messages.
 
     Returns:
         (time[, level], lat, lon) with lat descending and lon ascending, or (time[, level], station); level in
@@ -209,7 +209,7 @@ def calendar_days(stamps: xr.DataArray, subject: str) -> np.ndarray:
 
     Args:
         stamps: datetime64 or cftime values.
-        subject: How to call the variable in messages.
+        subject: Name of the variable in messages.
 
     Returns:
         datetime64[D]; a day of another calendar keeps its label.

@@ -1,4 +1,4 @@
-"""How an archive writes its files: how they are recognised and decoded, and what their values stand for."""
+"""File convention of an archive: detection, decoding, and validity periods of values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Quantity:
         period: Stretch of time that a value stands for.
         long_name: Label of axes and tables.
         standard_name: CF's name of the quantity.
-        transforms: What models may see: "none", or "log1p" too.
+        transforms: Allowed transforms: "none", or "log1p" too.
         aliases: Other names of the variable in files.
     """
 
@@ -84,7 +84,7 @@ class Convention:
         return any(variable in quantity.names for quantity in self.quantities)
 
     def layout(self, dataset: xr.Dataset) -> str | None:
-        """Which of the archive's layouts a file has, by dimensions and attributes, never by its name.
+        """Layout of a file among the archive's, by dimensions and attributes, never by its name.
 
         Args:
             dataset: The open file.
@@ -96,7 +96,7 @@ class Convention:
         return self.name if any(self.recognises(dataset, name) for name in held) else None
 
     def raw(self, path: Path) -> Callable[[Path], xr.Dataset] | None:
-        """What opens a file in a format of the archive's own; None leaves the file to xarray."""
+        """Reader of a format specific to the archive; None leaves the file to xarray."""
         return None
 
     def select(self, array: xr.DataArray, subject: str) -> xr.DataArray:
@@ -115,7 +115,7 @@ class Convention:
         """Corrections that the header doesn't show: padding, the true unit.
 
         Args:
-            array: In canonical dimensions, perhaps lazy; any selection of days of a file.
+            array: Array in canonical dimensions, perhaps lazy; any selection of days of a file.
             last: Last day of the file.
         """
         return array

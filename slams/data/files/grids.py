@@ -14,7 +14,7 @@ def align(array: xr.DataArray, reference: xr.DataArray | xr.Dataset) -> xr.DataA
     interpolated: every point of the reference must be a point of the array within 0.001 degrees.
 
     Args:
-        array: As `read` returns it.
+        array: Array as returned by `read`.
         reference: With the coordinates lat and lon wanted (and level, where both have it).
 
     Returns:
@@ -53,7 +53,7 @@ def align(array: xr.DataArray, reference: xr.DataArray | xr.Dataset) -> xr.DataA
 
 
 def describe(array: xr.DataArray | xr.Dataset) -> str:
-    """A grid in words, for messages.
+    """Description of a grid for messages.
 
     Args:
         array: With coordinates lat and lon.

@@ -1,4 +1,4 @@
-"""What one kind of field or observation is called, where it lies and how it's read."""
+"""Modality: name, location and encoding of one kind of field or observation."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,16 +14,16 @@ _CHOICES = {"role": get_args(Role), "kind": get_args(Kind)}
 
 @dataclass(frozen=True)
 class Modality:
-    """One modality of a recipe: a variable of some files, and what it's for.
+    """One modality of a recipe: a variable of some files and its role.
 
     Args:
-        name: How recipes, observation files and tables call it.
+        name: Name in recipes, observation files and tables.
         files: Paths or globs; a single string is taken as one of them.
         variable: Name of the variable in the files.
         role: "state" (analysed) or "observation" (only seen).
         kind: "grid" (lat, lon) or "stations" (points with a latitude and longitude each).
         units: Unit wanted, e.g. "degC" or "mm/day"; None keeps the file's.
-        transform: What the model sees: a name of `slams.core.codec.TRANSFORMS`, "none" or "log1p" for log(1 + x).
+        transform: Transform applied for the model: a name of `slams.core.codec.TRANSFORMS`, "none" or "log1p".
         levels: Pressure levels wanted [hPa], in this order; None takes all.
         error_std: Instrument error, standard deviation in units after the transform; None where unknown.
         source: The archive whose conventions the files follow; "auto" decides by the header.
@@ -44,7 +44,7 @@ class Modality:
     source: str = "auto"
 
     def __post_init__(self) -> None:
-        """Check at the door; lists from YAML become tuples."""
+        """Validate the fields; lists from YAML become tuples."""
         files = (self.files,) if isinstance(self.files, str) else tuple(str(file) for file in self.files)
         object.__setattr__(self, "files", files)
         if self.levels is not None:

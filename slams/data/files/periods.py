@@ -1,4 +1,4 @@
-"""Which stretch of time a record stands for, means over windows of time, and who belongs to which state."""
+"""Validity periods of records, means over time windows, and matching of records to states."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _RULES = {
 
 @dataclass(frozen=True)
 class Period:
-    """The stretch of time for which a value of a day stands, from 00 UTC of the day that labels it.
+    """Validity period of a daily value, relative to 00 UTC of the day that labels it.
 
     Args:
         start: Start [hours].
@@ -53,11 +53,11 @@ def years_of(days: np.ndarray) -> np.ndarray:
 
 
 def bounds(days: np.ndarray, period: Period) -> np.ndarray:
-    """Start and end of the time that each day's value stands for.
+    """Start and end of the validity period of each day's value.
 
     Args:
         days: (T), anything that becomes datetime64[D].
-        period: Where it lies in the day.
+        period: Validity period within the day.
 
     Returns:
         (T, 2), datetime64[s].
@@ -77,7 +77,7 @@ def average(
     records: int | None = None,
     allow_partial: bool = False,
 ) -> xr.DataArray:
-    """Means over windows of time: a record belongs to the window its stamp lies in, whoever its neighbours are.
+    """Means over windows of time: a record belongs to the window that contains its stamp.
 
     Windows start at multiples of `width` since 1970-01-01. One without all its records is left out, since half
     a day is biased by the cycle of the sun; a missing value in one of the records makes the mean missing there.
@@ -120,7 +120,7 @@ def average(
 
 
 def records_per(stamps: np.ndarray, width: np.timedelta64 = _DAY) -> int:
-    """How many records a whole window of time has, by the commonest step between stamps.
+    """Number of records of a complete time window, by the commonest step between stamps.
 
     Args:
         stamps: Rising.
@@ -138,7 +138,7 @@ def records_per(stamps: np.ndarray, width: np.timedelta64 = _DAY) -> int:
 
 
 def standard_times(stamps: np.ndarray, choice: Calendar = "refuse") -> tuple[np.ndarray, np.ndarray]:
-    """Stamps of any calendar in the one that everyone lives by.
+    """Convert time stamps of any calendar to the Gregorian one.
 
     Calendars without leap years need no choice: each of their days exists, 29 February is a gap. A year of
     360 days has days that don't exist.
@@ -180,7 +180,7 @@ def standard_times(stamps: np.ndarray, choice: Calendar = "refuse") -> tuple[np.
 
 @dataclass(frozen=True)
 class Match:
-    """Which record of each modality belongs to which state.
+    """Match the records of each modality to states.
 
     Args:
         dates: Dates of the states that every modality has a record for, datetime64[D].
@@ -203,14 +203,14 @@ class Match:
 def match(
     periods: Mapping[str, np.ndarray], state: str, rule: Rule = "end", tolerance: np.timedelta64 = _TOLERANCE
 ) -> Match:
-    """Join records of several modalities to the states by the time they stand for.
+    """Join records of several modalities to the states by their validity periods.
 
     Args:
         periods: Start and end of each record (T, 2), rising, by modality.
-        state: Which of them is the state.
+        state: Modality of the state.
         rule: "end" takes the record whose period ends when the state's does: a snapshot at 00 UTC then closes
             the rain day before it. "start" compares the starts, "date" the labels (days of the starts).
-        tolerance: How far ends (starts) may lie apart: rain days end between 00 and 06 UTC or so in most
+        tolerance: Largest difference between ends (starts): rain days end between 00 and 06 UTC or so in most
             countries.
 
     Returns:

@@ -1,4 +1,4 @@
-"""From the files of a modality to one labelled array, joined by date."""
+"""Reading of a modality's files to one labelled array, joined by date."""
 
 import difflib
 import glob
@@ -30,7 +30,7 @@ def read(
     label, so that 29 February is a gap there; a day that doesn't exist (30 February) is refused.
 
     Args:
-        modality: What to read.
+        modality: Modality to read.
         dates: Days wanted (anything that becomes datetime64[D]); those that the files hold are returned. None
             reads all.
         allow_empty_days: Accept days without any value, as when no station reported.
@@ -93,12 +93,12 @@ def write_netcdf(
     path: str | os.PathLike[str],
     encoding: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a netCDF-4 file atomically: a kill, an interrupt or a full disk leaves what was there.
+    """Write a netCDF-4 file atomically: a kill, an interrupt or a full disk keeps the earlier file.
 
     Args:
         dataset: A dataset, or a tree of them for a file with groups.
         path: The file.
-        encoding: As of `xarray.Dataset.to_netcdf`.
+        encoding: Encoding, as in `xarray.Dataset.to_netcdf`.
 
     Returns:
         The path of the file.
@@ -130,7 +130,7 @@ def _not_found(path: Path) -> str:
 def _read_file(
     path: Path, modality: Modality, wanted: np.ndarray | None
 ) -> tuple[xr.DataArray, tuple[str, str]]:
-    """The part of one file that is wanted, canonical, and the first and last day the file holds."""
+    """The requested part of one file in canonical form, and the first and last day of the file."""
     subject = f"modality {modality.name!r}, variable {modality.variable!r} in {path}"
     with open_dataset(path, ARCHIVES.values()) as dataset:
         names = (modality.variable, *aliases(modality.variable))
@@ -173,7 +173,7 @@ def _convention(dataset: xr.Dataset, name: str, modality: Modality) -> Conventio
 
 
 def _select_levels(array: xr.DataArray, modality: Modality, subject: str) -> xr.DataArray:
-    """The levels asked for, by label."""
+    """The requested levels, by label."""
     if modality.levels is None:
         return array
     if "level" not in array.dims:
@@ -194,7 +194,7 @@ def _select_levels(array: xr.DataArray, modality: Modality, subject: str) -> xr.
 
 
 def _convert(array: xr.DataArray, modality: Modality, subject: str) -> xr.DataArray:
-    """Values in the unit asked for."""
+    """Values in the requested unit."""
     if modality.units is None:
         return array
     scale, offset = units.conversion(array.attrs.get("units"), modality.units, subject)
@@ -230,7 +230,7 @@ def _join(parts: list[tuple[Path, xr.DataArray]], modality: Modality) -> xr.Data
 
 
 def _refuse_repeated_days(times: np.ndarray, owners: list[Path], modality: Modality) -> None:
-    """Two fields on one day are hours of a day, or files that overlap."""
+    """Check for repeated days, due to several hours a day or overlapping files."""
     days = times.astype("datetime64[D]")
     repeated = np.flatnonzero(np.diff(days) == np.timedelta64(0))
     if not repeated.size:
@@ -246,7 +246,7 @@ def _refuse_repeated_days(times: np.ndarray, owners: list[Path], modality: Modal
 
 
 def _refuse_empty_days(array: xr.DataArray, modality: Modality, paths: list[Path]) -> None:
-    """A day (or a level of it) without a single value is a fault of the file, not weather."""
+    """Check for days (or levels of a day) without any value."""
     space = [dim for dim in array.dims if dim not in ("time", "level")]
     empty = array.isnull().all(space)
     if "level" in empty.dims:

@@ -59,7 +59,7 @@ def daily(table: pd.DataFrame, variable: str) -> xr.DataArray:
 
 
 def _settled(table: pd.DataFrame) -> pd.DataFrame:
-    """Every station where most of its reports put it; reports from elsewhere keep their place."""
+    """Assign every station its most frequent position; reports from other positions keep theirs."""
     count = table.groupby(PLACE).size().rename("count").reset_index().sort_values("count", kind="stable")
     usual = count.drop_duplicates("station", keep="last").set_index("station")
     lat, lon = (usual[name].reindex(table["station"]).to_numpy() for name in ("lat", "lon"))

@@ -40,7 +40,7 @@ class Observed:
 
     Args:
         units: Unit of its values.
-        valid_range: What can occur; beyond it the value is bad.
+        valid_range: Range of valid values; others are marked bad.
         instrument_std: Error of a well-kept instrument, without rounding.
         hours: Length of the interval that a total covers; 0 for moments.
         spike: A report that differs this much from both neighbours within three hours is suspect; inf: none.
@@ -58,7 +58,7 @@ class Observed:
 
     @property
     def statistic(self) -> Literal["mean", "sum"]:
-        """What a day's value is."""
+        """Daily statistic of the values."""
         return "sum" if self.hours else "mean"
 
 
@@ -117,7 +117,7 @@ def assemble(
 
     Args:
         base: A row a report: time, lat, lon, station.
-        values: For each variable: values (NaN where not reported), error_std and the source's qc.
+        values: Arrays by variable: values (NaN where not reported), error_std and the source's qc.
 
     Returns:
         A table, checked by `quality`, ordered by time, station and variable.
@@ -135,7 +135,7 @@ def assemble(
 
 
 def quality(table: pd.DataFrame) -> pd.DataFrame:
-    """Gross checks, which only ever lower the quality that the source gives a value.
+    """Gross error checks, which only lower the quality given by the source.
 
     Bad: out of the possible range, or at an impossible place. Suspect: a spike against both neighbours in
     time, a dew point above the temperature of the same report. Of several reports of one station, variable

@@ -1,4 +1,4 @@
-"""The handful of units that daily weather files come in, and the way from one to another."""
+"""Units of daily weather files, and conversions between them."""
 
 import re
 
@@ -33,7 +33,7 @@ def canonical(unit: str) -> str:
     """One spelling for the many of a unit.
 
     Args:
-        unit: As files and recipes spell it.
+        unit: Unit as spelt in files and recipes.
 
     Returns:
         A canonical name for the units known here, otherwise the text with exponents written as `m-2`.
@@ -57,7 +57,7 @@ def conversion(have: str | None, want: str, subject: str) -> tuple[float, float]
     Args:
         have: Unit in the file, None where it states none.
         want: Unit asked for.
-        subject: What is converted, for the message.
+        subject: Converted quantity, for messages.
 
     Returns:
         (scale, offset).

@@ -1,4 +1,4 @@
-"""The synthetic planet's archive: simulated weather, seen by instruments, in the real archives' files."""
+"""The synthetic planet's archive: simulated weather, observed by instruments, in the real archives' formats."""
 
 import hashlib
 import os
@@ -58,7 +58,7 @@ class _Grid(Protocol):
 
 
 class Planet(Protocol):
-    """What `simulate_archive` asks of the Dynamics it is given."""
+    """Interface that `simulate_archive` requires of a Dynamics."""
 
     dt: float  # days
     land: Tensor  # fraction, (H, W)
@@ -71,7 +71,7 @@ class Planet(Protocol):
         """States on a day of the year, (*shape, *S)."""
 
     def weather(self, x: Tensor) -> _Weather:
-        """What instruments may see of states (*B, *S)."""
+        """Observable fields of states (*B, *S)."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """States one `dt` later."""
@@ -79,7 +79,7 @@ class Planet(Protocol):
 
 @dataclass(frozen=True)
 class Instruments:
-    """How the planet is measured.
+    """Observing system of the planet.
 
     Attributes:
         gauge_error: Relative error of a day's rain, standard deviation of its logarithm.
@@ -137,7 +137,7 @@ def outgoing_longwave(
 
     Args:
         weather: Weather of states.
-        temperature: On pressure levels [K], (*B, levels, H, W).
+        temperature: Temperature on pressure levels [K], (*B, levels, H, W).
         levels: Those levels [hPa].
         cloud: Largest emissivity.
 
@@ -179,7 +179,7 @@ def simulate_archive(
 
     Args:
         system: A Dynamics with what `Planet` names.
-        folder: Where the files go.
+        folder: Output folder.
         years: Calendar years, distinct.
         seed: Seed of weather and instruments.
         spinup: Days dropped before each year.

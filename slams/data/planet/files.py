@@ -27,10 +27,10 @@ def write_year(
     fields: tuple[np.ndarray, np.ndarray, np.ndarray],
     mark: str,
 ) -> None:
-    """Write those of a year's three files that are not complete, each whole or not at all.
+    """Write the missing files of a year's three, each atomically.
 
     Args:
-        folder: Where the files go.
+        folder: Output folder.
         year: Calendar year; the first day is 1 January.
         latitude: Latitudes, north to south [degrees], (H,).
         longitude: Longitudes [degrees east], (W,).

@@ -1,4 +1,4 @@
-"""Which days of which file are to be processed, in which order and pieces; and the processing of one piece."""
+"""Plan of processing: days, files, order and chunks; and the processing of one chunk."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class DayRange:
     """Consecutive entries of one owner.
 
     Args:
-        owner: Which file, or -1 for the store itself.
+        owner: Index of the file, or -1 for the store itself.
         start: First entry among the owner's days.
         stop: One after the last.
     """
@@ -61,7 +61,7 @@ class DayRange:
 
 @dataclass(frozen=True)
 class ProcessingPlan:
-    """What there is to do.
+    """Plan of the work.
 
     Args:
         years: Runs by year, of days after the last of the store.
@@ -77,12 +77,12 @@ class ProcessingPlan:
 
 
 def hold(archive: Any, path: Path, variable: str) -> Held:
-    """Look up which days a file holds; only its header and stamps are read.
+    """Days of a file, from its header and time stamps.
 
     Args:
         archive: Whose file it is.
         path: The file.
-        variable: What is wanted of it.
+        variable: Variable to read from it.
 
     Returns:
         Its days.
@@ -112,10 +112,10 @@ def hold(archive: Any, path: Path, variable: str) -> Held:
 
 
 def plan(held: Sequence[Held], wanted: set[int], there: np.ndarray | None) -> ProcessingPlan:
-    """Order the days of all files, and set aside those the store has.
+    """Order the days of all files, without those in the store.
 
     Args:
-        held: What the files hold.
+        held: Contents of the files.
         wanted: Years.
         there: Days of the store, None if there is none.
 
@@ -151,7 +151,7 @@ def plan(held: Sequence[Held], wanted: set[int], there: np.ndarray | None) -> Pr
 
 
 def load_here(tasks: Iterable[tuple[Any, ...]]) -> Iterator[LoadedDays]:
-    """Do tasks one after the other in this process; a file stays open as long as they are about it.
+    """Run tasks sequentially in this process; a file stays open for its successive tasks.
 
     Args:
         tasks: Arguments of `load`.
@@ -180,10 +180,10 @@ def load(
 
     Args:
         archive: Whose file it is.
-        held: What it holds.
-        variable: What is wanted of it.
-        run: Which days.
-        target: Where to.
+        held: Contents of the file.
+        variable: Variable to read from it.
+        run: Days of the chunk.
+        target: Target grid.
         settings: Method and threshold of the regridding.
 
     Returns:

@@ -1,4 +1,4 @@
-"""From the files of an archive to a store: a chunk of days at a time, a year at a commit, on one grid."""
+"""Processing of an archive's files to a store on one grid, in chunks of days and commits of years."""
 
 import calendar
 import itertools
@@ -27,18 +27,18 @@ _AHEAD = 2  # tasks in flight for each thread of a cluster: enough to keep it bu
 
 
 class FieldSource(Protocol):
-    """What processing asks of an archive; `method`, `period` and `transforms` may differ by variable.
+    """Interface of an archive in processing; `method`, `period` and `transforms` may differ by variable.
 
     Attributes:
-        name: How commands call it.
-        variables: What it holds.
+        name: Name in commands.
+        variables: Names of its variables.
     """
 
     name: str
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """What it holds."""
+        """Names of its variables."""
 
     def open(self, path: Path, variable: str) -> xr.DataArray:
         """One file, lazily: (time[, level], lat, lon) with one record a day or several."""
@@ -46,7 +46,7 @@ class FieldSource(Protocol):
 
 @dataclass
 class Processed:
-    """What a run of `process` found and did.
+    """Report of a run of `process`.
 
     Args:
         store: The store, None if no day had a value.
@@ -54,7 +54,7 @@ class Processed:
         added: Days added, by year.
         days: Days there now, by year.
         empty: Days without any value, which are left out.
-        absent: Years asked for of which no source has a day.
+        absent: Requested years without any day in the sources.
         incomplete: Days with some of their records only, which are left out.
     """
 
@@ -105,7 +105,7 @@ def process(
     scheduler: str | None = None,
     progress: Report | None = None,
 ) -> Processed:
-    """Bring the files of an archive to one grid, and add what is new to the store `out/VARIABLE.zarr`.
+    """Regrid the files of an archive, and append new days to the store `out/VARIABLE.zarr`.
 
     Days that the store has are passed over, so a second run does nothing and a run after a kill completes
     what is missing. Each year is added in one step. Memory holds a chunk of days and a shard, however many
@@ -116,10 +116,10 @@ def process(
         archive: Whose files they are.
         sources: Files that the archive opens; each may hold days or decades.
         out: Folder of the store.
-        variable: What to process; None takes the only one of the archive.
-        grid: Where to: a grid or the name of one.
+        variable: Variable to process; None for the only one of the archive.
+        grid: Target grid or its name.
         years: Years wanted; None takes all there are.
-        method: See `Regridder`; None takes the archive's.
+        method: Regridding method, as in `Regridder`; None for the archive's.
         threshold: Part of a cell that must be valid.
         training: First and last year of the mean and spread in the store's attributes, which keep those of every
             year as well.
@@ -171,7 +171,7 @@ class _Job:
     loading: Callable[[Iterable[tuple[Any, ...]]], Iterator[LoadedDays]] = load_here
 
     def run(self, path: Path, store: FieldStore | None, todo: ProcessingPlan) -> None:
-        """Add year by year; days that come late first, since they make the store anew."""
+        """Append year by year, late days first, since they rewrite the store."""
         if store is not None and todo.late and self._any_value(todo.late):
             self._renew(path, store, todo.merged)
             todo = plan(self.held, todo.wanted, FieldStore(path).dates)
@@ -183,11 +183,11 @@ class _Job:
                 FieldStore.append(path, attrs.watch(itertools.chain([first], parts)), attrs.content)
 
     def _any_value(self, runs: Sequence[DayRange]) -> bool:
-        """Whether days that come late have values; empty ones may stand in a file for ever."""
+        """Whether late days have values; empty ones may remain in a file."""
         return any(np.isfinite(values).any() for _, _, values in self._loaded(runs))
 
     def _renew(self, path: Path, store: FieldStore, runs: Sequence[DayRange]) -> None:
-        """Write the store anew, its own days among those that are late."""
+        """Rewrite the store with its own and the late days."""
         attrs = _Attrs(self, {**store.attrs, "statistics": {}}, "with late days")
         FieldStore.create(path, attrs.watch(self._parts(runs, path.name, store)), attrs.content)
 
@@ -280,7 +280,7 @@ def _conclude(path: Path, done: Processed, settings: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _loader(scheduler: str | None) -> Iterator[Callable[[Iterable[tuple[Any, ...]]], Iterator[LoadedDays]]]:
-    """What does tasks in order: this process, or a cluster with a bounded number in flight."""
+    """Executor of tasks in order: this process, or a cluster with a bounded number in flight."""
     if scheduler is None:
         yield load_here
         return
@@ -326,7 +326,7 @@ def _of(archive: FieldSource, name: str, variable: str, default: Any) -> Any:
 
 
 def _standing(path: Path, settings: Mapping[str, Any]) -> FieldStore | None:
-    """The store as its last commit left it, which must have been made in the same way."""
+    """The store at its last commit, checked for equal settings."""
     if not path.exists():
         return None
     repair(path)

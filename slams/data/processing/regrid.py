@@ -1,4 +1,4 @@
-"""From one grid of cells to another by their coordinates: area means and linear interpolation, missing kept."""
+"""Regridding by coordinates: area means and linear interpolation, with missing values."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +33,7 @@ class Grid:
     lon: np.ndarray
 
     def __post_init__(self) -> None:
-        """Check at the door; float64 from here on."""
+        """Validate the fields and convert to float64."""
         for name in ("lat", "lon"):
             values = np.asarray(getattr(self, name), dtype=np.float64)
             object.__setattr__(self, name, values)
@@ -124,7 +124,7 @@ class Grid:
 
     @cached_property
     def periodic(self) -> bool:
-        """Whether the columns go round: the gap at the seam is no wider than 1.5 of the widest step."""
+        """Whether the longitudes are periodic: the gap at the seam is no wider than 1.5 of the widest step."""
         gap = self.lon[0] + 360.0 - self.lon[-1]
         return bool(gap <= 1.5 * np.diff(self.lon).max())
 
@@ -154,8 +154,8 @@ class Regridder:
     Beyond the edge of a regional grid there's nothing.
 
     Args:
-        source: Where values are.
-        target: Where they are wanted.
+        source: Source grid.
+        target: Target grid.
         method: Area means (rain, anything that adds up) or interpolation (smooth fields at points).
         threshold: The least part of a cell (or weight of interpolation) that must be valid; less is missing.
             A half keeps the area of land as it is; 0 takes any valid part, however small.
@@ -244,9 +244,9 @@ def regrid(
 
     Args:
         array: (..., lat, lon).
-        target: Where values are wanted.
-        method: See `Regridder`.
-        threshold: See `Regridder`.
+        target: Target grid.
+        method: Method, as in `Regridder`.
+        threshold: Threshold, as in `Regridder`.
 
     Returns:
         float64, with the coordinate `fraction` (..., lat, lon), the valid part of each cell.

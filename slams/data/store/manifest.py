@@ -1,4 +1,4 @@
-"""`manifest.json`: what lies in a data folder, where it came from, and what was done with it when."""
+"""`manifest.json`: contents of a data folder, their sources, and the history of processing."""
 
 import hashlib
 import json
@@ -66,10 +66,10 @@ def file_row(
     """The manifest's row of a file or folder that was fetched; reads all of it.
 
     Args:
-        path: Where it lies.
+        path: Path of the file.
         name: Its name in the manifest.
-        url: Where it came from.
-        etag: What the server said of its version.
+        url: Address of its source.
+        etag: Entity tag of its version, from the server.
         last_modified: Likewise.
 
     Returns:
@@ -107,7 +107,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def md5_of(path: str | os.PathLike[str]) -> str:
-    """Checksum of a file in the form that older archives publish; it guards against accidents only."""
+    """MD5 checksum of a file, as published by older archives; detects accidental damage only."""
     return _hash(Path(path), hashlib.md5(usedforsecurity=False))
 
 
@@ -136,7 +136,7 @@ def record_history(folder: str | os.PathLike[str], what: str, settings: Mapping[
     Args:
         folder: The data folder.
         what: Such as "precip.zarr: 1979".
-        settings: What JSON can hold.
+        settings: JSON-serializable settings.
     """
     line = {"what": what, "settings": dict(settings), "version": processing_version()}
     line = json.loads(json.dumps(line))  # as it will be read, tuples as lists
@@ -153,7 +153,7 @@ def write_manifest(folder: str | os.PathLike[str]) -> list[Row]:
     """List the stores of a folder in its manifest, from the attributes of each; files and history stay.
 
     Args:
-        folder: Where the stores lie.
+        folder: Folder of the stores.
 
     Returns:
         The rows of stores: path, url, date, size [bytes], sha256 and version of each.

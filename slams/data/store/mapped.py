@@ -66,7 +66,7 @@ class MappedWindow(dict[str, Tensor]):
     them out of the page cache: shared memory between processes is several times slower, and small in containers.
 
     Args:
-        fields: By modality.
+        fields: Fields by modality.
         rows: First row of each.
         length: Number of rows.
     """
@@ -124,7 +124,7 @@ def map_store(
 
     Args:
         store: The store.
-        folder: Where copies lie; by default `cache` beside the store. It can be deleted at any time.
+        folder: Folder of the copies; by default `cache` beside the store. It can be deleted at any time.
         say: Prints a line: size and building time of a copy that is made.
 
     Returns:

@@ -32,12 +32,12 @@ class Moments:
 
     @classmethod
     def of(cls, values: np.ndarray, weights: np.ndarray, transform: str = "none") -> "Moments":
-        """Of one day.
+        """Statistics of one day.
 
         Args:
             values: ([level,] *S); NaN where missing.
             weights: (*S) of the points, such as areas.
-            transform: What is done to the values before.
+            transform: Transform applied to the values first.
 
         Returns:
             Moments per level in float64.
@@ -50,7 +50,7 @@ class Moments:
         return cls(*(np.reshape(column, levels) for column in zip(*rows, strict=True)))
 
     def join(self, other: "Moments") -> "Moments":
-        """Of the values of both.
+        """Statistics of the union of both.
 
         Args:
             other: Moments of other values.
@@ -78,7 +78,7 @@ class Moments:
         """The inverse of `to_json`.
 
         Args:
-            row: As `to_json` gives it.
+            row: Row as returned by `to_json`.
 
         Returns:
             The same moments.
@@ -157,7 +157,7 @@ class Statistics:
 
         Args:
             attrs: Attributes of the store.
-            transform: Which of the transforms kept there.
+            transform: Name of a transform with stored statistics.
 
         Returns:
             The statistics.

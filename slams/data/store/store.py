@@ -117,7 +117,7 @@ class FieldStore:
 
         Args:
             path: The folder.
-            arrays: As of `create`, all after the last day there.
+            arrays: Arrays as in `create`, all after the store's last day.
             attrs: Attributes to add or replace; looked at when the last array is written.
 
         Returns:
@@ -275,5 +275,5 @@ def _parts(arrays: Part | Iterable[Part]) -> Iterable[Part]:
 
 
 def _plain(values: np.ndarray) -> np.ndarray:
-    """Texts in the type that netCDF and pandas know."""
+    """Strings in the dtype of netCDF and pandas."""
     return values if values.dtype.kind in "iuf" else np.array(values.tolist(), dtype=str)

@@ -30,7 +30,7 @@ _ROOT = "zarr.json"
 
 @dataclass(frozen=True)
 class Standing:
-    """What a store holds before an append.
+    """Contents of a store before an append.
 
     Args:
         first: (1, ...) its first day, with all coordinates and attributes.
@@ -54,7 +54,7 @@ class Writer:
 
     Args:
         path: Folder of the new zarr. With `standing` it holds only what an append changes; see `publish`.
-        standing: What the days are appended to.
+        standing: Contents that the days are appended to.
     """
 
     def __init__(self, path: Path, standing: Standing | None = None) -> None:
@@ -262,7 +262,7 @@ def locked(store: Path) -> FileLock:
 
 
 def scratch(store: Path) -> Path:
-    """Where an append to a store writes: beside it, since a rename across file systems isn't atomic.
+    """Temporary folder of an append: beside the store, since a rename across file systems isn't atomic.
 
     Args:
         store: The store.
@@ -355,7 +355,7 @@ def _add(
 
 
 def _described(name: str, attrs: Mapping[Any, Any]) -> dict[str, Any]:
-    """What CF asks of the usual coordinates, where the data have nothing else."""
+    """Default CF attributes of the usual coordinates."""
     usual = {
         "lat": {"units": "degrees_north", "standard_name": "latitude"},
         "lon": {"units": "degrees_east", "standard_name": "longitude"},

@@ -94,7 +94,7 @@ class GaussianDenoiser(Denoiser):
         Its denoiser is E[x | x_t, y], because y and x_t are independent given x.
 
         Args:
-            observations: Of the event: values (*B, L, *O) for events (L, ...), or of a single time (*B, *O).
+            observations: Observations of the event: values (*B, L, *O) for events (L, ...), or of a single time (*B, *O).
             members: Whether samples are (*B, N, *S), with members behind the axes of the observations' batch,
                 instead of (N, *B, *S).
 

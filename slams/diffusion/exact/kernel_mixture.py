@@ -27,7 +27,7 @@ class KernelMixture:
         1 / v = sum_j p_j / v_j,    c = v sum_j p_j m_j / v_j,    E[x | x_tau] = c + (1 - tau^2 / v) (x_tau - c).
 
     Attributes:
-        means: m, (*B, J, r).
+        means: Means m, (*B, J, r).
         variances: s^2, (*B, J, r), or (*B, 1, r) where components share it; positive.
         logits: log w up to a constant, (*B, J).
     """
@@ -161,7 +161,7 @@ def transport(
     Args:
         z: Draws of the prior, (*B, N, r), mean 0 and variance 1 in every direction.
         prior: Mixture with these moments.
-        posterior: What to draw from.
+        posterior: Mixture to draw from.
         steps: Levels of noise in each direction.
         largest: Largest noise, in standard deviations of the prior.
         rng: Generator, if `stochastic`.

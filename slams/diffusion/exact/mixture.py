@@ -22,7 +22,7 @@ class MixtureDenoiser(Denoiser):
         weights: w_k, positive, shape (*B, K); they are divided by their sum.
 
     Raises:
-        ValueError: If there is not one positive weight a component.
+        ValueError: If the weights are not one positive number per component.
     """
 
     log_weights: Tensor

@@ -44,7 +44,7 @@ class Guidance:
         return GuidedDenoiser(self, prior, observations, members=members)
 
     def pull(self, guided: "GuidedDenoiser", x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The prior's mean, and what the observations add to it.
+        """The prior's mean and the correction by the observations.
 
         Args:
             guided: Prior (`denoiser`), its `schedule`, `observations` and their `evidence`.
@@ -61,13 +61,13 @@ class GuidedDenoiser(Denoiser):
     """E[x | x_t, y] of a prior and observations, joined by a guidance.
 
     Args:
-        guidance: How observations pull.
+        guidance: Approximation of the likelihood's gradient.
         denoiser: The prior.
         observations: Values (*B, L, *O) along windows, or (*B, *O).
-        members: As of `Guidance.__call__`.
+        members: Position of the members' axis, as in `Guidance.__call__`.
 
     Raises:
-        FloatingPointError: In sampling, if a guided mean is not finite; names time and norm of the guidance.
+        FloatingPointError: If a guided mean is not finite in sampling; names time and norm of the guidance.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class GuidedDenoiser(Denoiser):
 
 
 def refuse_broken(guided: Tensor, guidance: Tensor, t: Tensor) -> None:
-    """Stops where a guided mean is not finite.
+    """Raise an error if a guided mean is not finite.
 
     Args:
         guided: E[x | x_t, y] (*B, *S).
-        guidance: What guidance added to the prior's mean, shape of `guided`.
+        guidance: Correction of the prior's mean by guidance, shape of `guided`.
         t: Diffusion time.
 
     Raises:

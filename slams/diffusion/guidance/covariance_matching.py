@@ -70,7 +70,7 @@ class CovarianceMatching(Guidance):
 
         m_y = m + V H^T (H V H^T + R)^-1 (y - h(m)).
 
-    Exact for a Gaussian prior and linear operators. Otherwise V knows how far a value tells of others on average, and not
+    Exact for a Gaussian prior and linear operators. Otherwise V is the average covariance instead of that
     at this x_t; but it costs one evaluation without a backward pass, and no error of a network's derivative enters.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Guidance by the gradient of the misfit's norm, which knows no error covariance."""
+"""Guidance by the gradient of the misfit's norm, without an error covariance."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from slams.diffusion.guidance.base import Guidance, GuidedDenoiser
 class PosteriorSampling(Guidance):
     """m_y = m - zeta sigma_t^2 / alpha_t grad_{x_t} E / sqrt(E),  E = |y - h(m)|^2 of each sample.
 
-    The norm replaces the noise level, so that the strength of the pull does not depend on R: a baseline.
+    The norm replaces the noise level, so that the strength of the guidance does not depend on R: a baseline.
 
     Attributes:
         zeta: Strength, positive.

@@ -1,4 +1,4 @@
-"""What guidance needs to know of observations: whitened innovations of a state, and how they change with it."""
+"""Whitened innovations of a state and their derivatives, for guidance."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -74,7 +74,7 @@ class Evidence:
         """h to first order at x.
 
         The derivative along v comes from differentiating G^T u by u, so that every operator with a second
-        derivative will do, whether or not it knows forward-mode differentiation.
+        derivative is supported, with or without forward-mode differentiation.
         """
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()

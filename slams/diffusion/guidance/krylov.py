@@ -17,7 +17,7 @@ def conjugate_gradients(product: Product, b: Tensor, *, iterations: int, toleran
     Args:
         product: u -> A u, rows (*B, n).
         b: (*B, n).
-        iterations: Most products.
+        iterations: Largest number of products.
         tolerance: Norm of a residual relative to that of b at which its sample stops.
 
     Returns:
@@ -52,8 +52,8 @@ def gmres(product: Product, b: Tensor, *, iterations: int, tolerance: float) -> 
     Args:
         product: u -> A u, rows (*B, n).
         b: (*B, n).
-        iterations: Most products.
-        tolerance: What is left of a new direction, relative to its length, at which its sample stops.
+        iterations: Largest number of products.
+        tolerance: Norm of a new direction's orthogonal part, relative to its length, at which a sample stops.
 
     Returns:
         u, shape (*B, n).

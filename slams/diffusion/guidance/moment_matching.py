@@ -133,7 +133,7 @@ class PseudoInverse(Matched):
     Attributes:
         variance: v, positive.
         iterations: Most steps of the solver.
-        tolerance: See `MomentMatching`.
+        tolerance: Tolerance of the solver, as in `MomentMatching`.
 
     Raises:
         ValueError: If the variance is not positive.

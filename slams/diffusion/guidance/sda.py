@@ -53,13 +53,13 @@ class CovarianceGuidance(Guidance):
         """The guided denoiser; one of composed windows is composed of guided ones.
 
         Args:
-            prior: Of windows, or windows composed by `MarkovBlanket`.
-            observations: Of each window, values (W, L, *O), or of one trajectory, (L, *O).
+            prior: Denoiser of windows, or of windows composed by `MarkovBlanket`.
+            observations: Observations of each window, values (W, L, *O), or of one trajectory, (L, *O).
             members: Not available here.
 
         Raises:
             TypeError: If the prior has no covariance, or observations have no modalities.
-            FloatingPointError: In sampling, if the guidance is not finite; names the diffusion time.
+            FloatingPointError: If the guidance is not finite in sampling; names the diffusion time.
         """
         if not isinstance(observations, Observations) or members:
             raise TypeError(
@@ -125,7 +125,7 @@ class CovarianceGuided(Denoiser):
     Args:
         denoiser: The prior, of windows (*B, L, *Z).
         gaussian: The closed form whose covariance is used.
-        observations: Of each window, values (W, L, *O), or of one, (L, *O).
+        observations: Observations of each window, values (W, L, *O), or of one, (L, *O).
         jacobians: G of each modality, (prod(O), K).
     """
 
@@ -192,7 +192,7 @@ class GaussianGuidance(Guidance):
     p(y | x_t) ~ N(y; h(m), R + gamma (sigma_t / alpha_t)^2 1),
     m_y = m + (sigma_t^2 / alpha_t) grad_{x_t} log p(y | x_t).
 
-    It is biased even under an exact prior, because gamma does not know the operator. Errors may be any at one diffusion
+    It is biased even under an exact prior, because gamma ignores the operator. Errors may be any at one diffusion
     time; at a time for each sample they must be independent, else sampling raises a TypeError.
 
     Attributes:
@@ -241,7 +241,7 @@ class GaussianGuidance(Guidance):
         return mean, sigma**2 / alpha * gradient
 
     def _log_likelihood(self, observations: Observations, mean: Tensor, ratio: Tensor) -> Tensor:
-        """Of all samples together, with errors widened by gamma times (sigma / alpha)^2."""
+        """Log-likelihood of all samples, with errors widened by gamma times (sigma / alpha)^2."""
         widths = self._widths(observations)
         if ratio.numel() == 1:
             added = {name: width * float(ratio) for name, width in widths.items()}

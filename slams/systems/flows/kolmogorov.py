@@ -18,11 +18,11 @@ Coefficient = float | Tensor
 
 _START_SPEED = 3.0  # largest speed of an initial field
 _PEAK = 4.0  # wavenumber at which the log-normal shape of initial fields has its mode
-_LOG_VARIANCE = 0.25  # of that shape
+_LOG_VARIANCE = 0.25  # variance of log k in that shape
 
 
 class _Terms(NamedTuple):
-    """What the inner steps of one `dt` share.
+    """Factors shared by the inner steps of one `dt`.
 
     Real factors of complex coefficients are written out for both of their parts: that product has vector
     instructions, the one of real with complex numbers casts first.
@@ -48,8 +48,8 @@ class KolmogorovFlow(Dynamics):
     A state is the velocity, (2, N, N): channel 0 is u along x, axis -2; channel 1 is v along y, axis -1;
     values sit at centres of cells, x = (i + 1/2) h, h = 2 pi / N. Vorticity w = dv/dx - du/dy is stepped
     in Fourier space, free of aliasing, damping exactly and the rest by fourth-order Runge-Kutta; the mean
-    velocity is carried along, and decays by drag alone. What a given state has of divergence, or of waves
-    beyond K = (N - 1) // 3, is dropped by the first step (`project`).
+    velocity is carried along and decays by drag alone. Divergence in a given state, and waves beyond
+    K = (N - 1) // 3, are removed by the first step (`project`).
 
     A step is stable while |u| + |v| stays below 1.35 / max_courant times `max_speed`; beyond, fields
     grow to inf. `max_speed` is a setting and not measured, so that no state's steps depend on other states
@@ -59,16 +59,16 @@ class KolmogorovFlow(Dynamics):
 
     Args:
         size: Points N along a side.
-        reynolds: Re = 1 / viscosity, positive; inf for no viscosity.
+        reynolds: Reynolds number Re = 1 / viscosity, positive; inf for no viscosity.
         dt: Model time between two states.
-        amplitude: A of the force.
-        wavenumber: n of the force, 1 to K.
-        drag: c, not negative.
-        max_speed: Speed that the inner step is laid out for.
+        amplitude: Amplitude A of the force.
+        wavenumber: Wavenumber n of the force, 1 to K.
+        drag: Drag coefficient c, non-negative.
+        max_speed: Largest speed for which the inner step is stable.
         max_courant: Inner steps are the fewest with step * max_speed <= max_courant * h.
         checkpoint: Recompute inner steps in the backward pass instead of keeping their fields: a
             gradient then needs memory for one inner step and one field for each, at one more forward pass.
-        dtype: Of `initial`; later `.to()` changes it.
+        dtype: Dtype of initial states; changed later by `.to()`.
 
     Raises:
         ValueError: If a setting is out of range or the grid cannot hold the force.
@@ -76,7 +76,7 @@ class KolmogorovFlow(Dynamics):
     Source:
         Set-up: Rozet & Louppe (2023), arXiv:2306.10574, section 4.2; Kochkov et al. (2021),
         doi:10.1073/pnas.2101784118. Products: Basdevant (1983), doi:10.1016/0021-9991(83)90064-5.
-        Deviation: spectral instead of finite volumes, and all of the velocity in one place of the cell.
+        Deviation: spectral instead of finite volumes, and a collocated instead of a staggered velocity.
 
     >>> flow = KolmogorovFlow(32)
     >>> flow(flow.initial(5)).shape
@@ -126,7 +126,7 @@ class KolmogorovFlow(Dynamics):
         self.substeps = max(1, math.ceil(courant - 1e-9))
 
     def _keep(self, name: str, value: Coefficient) -> None:
-        """Store a coefficient so that tensors move with the module and parameters train."""
+        """Register a coefficient: tensors as buffers, parameters as trainable."""
         if isinstance(value, Tensor) and value.ndim and tuple(value.shape[-3:]) != (1, 1, 1):
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)}, but must broadcast with states (*B, 2, N, N) and be "
@@ -252,7 +252,7 @@ class KolmogorovFlow(Dynamics):
         return self._join(rate, -mean * terms.drag)
 
     def project(self, x: Tensor) -> Tensor:
-        """The part of a velocity that the flow can carry: no divergence, no waves beyond K, (*B, 2, N, N)."""
+        """Projection of a velocity onto fields without divergence and waves beyond K, (*B, 2, N, N)."""
         return self._join(*self._split(x))
 
     def initial(self, *shape: int, rng: Rng = None) -> Tensor:
@@ -268,7 +268,7 @@ class KolmogorovFlow(Dynamics):
             Velocity, (*shape, 2, N, N).
 
         Source:
-            The starts of jax-cfd (`filtered_velocity_field`) as used by Rozet & Louppe (2023), arXiv:2306.10574.
+            Initial fields of jax-cfd (`filtered_velocity_field`) as used by Rozet & Louppe (2023), arXiv:2306.10574.
         """
         grid = self.torus
         log = grid.square.clamp(min=1).log() / 2
@@ -290,6 +290,6 @@ class KolmogorovFlow(Dynamics):
         return torus.vorticity(x)
 
     def extra_repr(self) -> str:
-        """Settings, so that `str(system)` tells two systems apart."""
+        """Settings shown in `str(system)`."""
         values = [f"{name}={getattr(self, name)}" for name in self._coefficients]
         return ", ".join([f"size={self.size}", *values, f"dt={self.dt}", f"substeps={self.substeps}"])

@@ -43,13 +43,13 @@ class MoistQG(Dynamics):
     water [mm], and the day of the year (0 = 1 January), constant over the grid.
 
     Args:
-        climate: Forcing and damping.
+        climate: Strengths of forcing and damping.
         truncation: Triangular truncation.
         latitudes: Gaussian latitudes H.
         longitudes: Longitudes W.
         dt: Time between two states [days].
         substeps: Runge-Kutta steps in `dt`.
-        dtype: float32 or float64.
+        dtype: Dtype of states, float32 or float64.
 
     Source:
         Marshall & Molteni (1993), doi:10.1175/1520-0469(1993)050<1792:TADUOP>2.0.CO;2, eq. 1-4; column water
@@ -127,7 +127,7 @@ class MoistQG(Dynamics):
         }
 
     def _planet(self, sphere: SphericalHarmonics, depth: Tensor) -> dict[str, Tensor]:
-        """Fields fixed on the planet: rotation, land, topography, drag, the parts of the equilibrium."""
+        """Constant fields of the planet: rotation, land, topography, drag, the parts of the equilibrium."""
         climate, sine = self.climate, sphere.mu
         land = land_fraction(sphere.latitude, sphere.longitude)
         height = orography(sphere.latitude, sphere.longitude)
@@ -176,7 +176,7 @@ class MoistQG(Dynamics):
         return 0.5 * self.harmonics.mean_product(total, total)
 
     def equilibrium(self, day: Tensor) -> Tensor:
-        """Thickness tau [radius^2/day] that radiation draws the flow to, day (*B) to (*B, K-1, M, N)."""
+        """Thickness tau [radius^2/day] of radiative equilibrium, day (*B) to (*B, K-1, M, N)."""
         phase = _phase(day)[..., None, None, None]
         return self._annual + phase * self._winter
 
@@ -314,7 +314,7 @@ class MoistQG(Dynamics):
         return self._pack(torch.cat([self.vorticity(psi), water], -3), when)
 
     def extra_repr(self) -> str:
-        """Settings, so that `str(system)` tells two systems apart."""
+        """Settings shown in `str(system)`."""
         shape = (self.harmonics.truncation, *self.harmonics.shape)
         return f"{self.climate}, grid={shape}, dt={self.dt}, substeps={self.substeps}, radii={self.radii}"
 

@@ -1,4 +1,4 @@
-"""SurfaceQG: temperature on two lids of a rotating stratified fluid, stirred by the jet that it makes."""
+"""SurfaceQG: surface quasi-geostrophic turbulence between two lids, relaxed to a baroclinic jet."""
 
 import math
 from typing import NamedTuple
@@ -21,13 +21,13 @@ _THETA, _GRAVITY = 300.0, 9.8  # reference temperature [K], g [m/s^2]
 _RADIUS = _BUOYANCY * _DEPTH / _CORIOLIS  # N H / f, deformation radius [m]
 _HOUR = 3600.0  # s
 
-_ORDER = 8  # of the hyperdiffusion
+_ORDER = 8  # order of the hyperdiffusion
 _NOISE = 5.0  # K, standard deviation of the noise of initial states
 _LARGEST = 3.0  # wavenumber below which that noise has no slope
 
 
 class _Terms(NamedTuple):
-    """What the inner steps share; real factors are stored complex, which spares a cast in each product."""
+    """Factors shared by the inner steps; real ones are stored complex, which spares a cast in each product."""
 
     same: Tensor  # stream function of a lid's own temperature, upper sign of the lower lid, (M, K + 1)
     other: Tensor  # and of the other lid's, (M, K + 1)
@@ -40,7 +40,7 @@ class _Terms(NamedTuple):
 
 
 class SurfaceQG(Dynamics):
-    """Surface quasi-geostrophic turbulence between two lids, drawn back to a baroclinic jet.
+    """Surface quasi-geostrophic turbulence between two lids, relaxed to a baroclinic jet.
 
     dT/dt + u . grad T = (T_jet - T) / relaxation - (|k| / (N / 2))^8 (T - T_jet) / diffusion at z = 0 and z = H,
     u = (-d psi/dy, d psi/dx), d psi/dz = g / (f theta_0) T at the lids, and no potential vorticity between them:
@@ -58,13 +58,13 @@ class SurfaceQG(Dynamics):
     that nothing is aliased: without relaxation and diffusion the mean squares of both lids and the energy are
     conserved. The shortest wave of an even grid, which has no phase, is dropped by the first step (`project`).
     Damping is exact, the rest is stepped by fourth-order Runge-Kutta, stable while |u| + |v| stays below
-    0.9 L / (N step), 234 m/s by default; far beyond, fields grow to inf. Breaking up, the jet of 30 m/s makes
-    up to 270 m/s for a moment, without harm; a much stronger one needs a shorter `step`.
+    0.9 L / (N step), 234 m/s by default; far beyond, fields grow to inf. A jet much
+    stronger than 30 m/s needs a shorter `step`.
 
     Args:
         size: Points N along a side.
         dt: Time between two states [h].
-        jet: U [m/s], any sign.
+        jet: Speed U of the jet [m/s], any sign.
         relaxation: Time scale of the relaxation [h]; inf for none.
         shear: Wind of the constant shear at the upper lid less that at the lower [m/s]; its mean is 0.
         diffusion: Time in which the wave of 2 cells is damped by e [h]; inf for none; None for
@@ -72,7 +72,7 @@ class SurfaceQG(Dynamics):
         step: Longest inner step [h]; None for (64 / N) / 3.
         checkpoint: Recompute inner steps in the backward pass instead of keeping their fields: a
             gradient then needs memory for one inner step and one field for each, at one more forward pass.
-        dtype: Of `initial`; later `.to()` changes it.
+        dtype: Dtype of initial states; changed later by `.to()`.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -146,7 +146,7 @@ class SurfaceQG(Dynamics):
         """Stream function of the temperature of the same and of the other lid [m^2/s/K], (M, K + 1), float64.
 
         With m = |k| 2 pi N H / (f L): psi_0 = H / m (T_1 / sinh m - T_0 / tanh m) / KELVIN, psi_1 alike with
-        both signs and lids exchanged; 0 for the mean, which moves nothing.
+        both signs and lids exchanged; 0 for the mean, which has no velocity.
         """
         grid = self.torus
         m = grid.square.clamp(min=1).sqrt() * 2 * math.pi * _RADIUS / self.LENGTH
@@ -243,7 +243,7 @@ class SurfaceQG(Dynamics):
         return self._synthesis(departure + terms.jet)
 
     def project(self, x: Tensor) -> Tensor:
-        """The part of a state that is stepped: without the shortest wave of an even grid; (*B, 2, N, N)."""
+        """Projection of a state onto the resolved waves, without the shortest of an even grid; (*B, 2, N, N)."""
         self._check(x)
         return self._synthesis(self._analysis(x))
 
@@ -299,7 +299,7 @@ class SurfaceQG(Dynamics):
         """Kinetic plus available potential energy, mean of the volume, without the constant shear's.
 
         1/2 <u^2 + v^2 + (f / N)^2 (d psi/dz)^2> = (f / N)^2 / (2 H) (<psi_1 T_1> - <psi_0 T_0>) / KELVIN,
-        the temperature's mean, which moves nothing, left out.
+        without the temperature's mean, which has no velocity.
 
         Args:
             x: Temperature [K], (*B, 2, N, N).
@@ -322,7 +322,7 @@ class SurfaceQG(Dynamics):
         return _stream(self._analysis(x), *(factor.to(x) for factor in self._inversion()))
 
     def extra_repr(self) -> str:
-        """Settings, so that `str(system)` tells two systems apart."""
+        """Settings shown in `str(system)`."""
         names = ("size", "dt", "substeps", "jet", "relaxation", "shear", "diffusion")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 

@@ -1,4 +1,4 @@
-"""What drives MoistQG, and what its states look like to instruments."""
+"""Forcing of MoistQG, and the observable fields of its states."""
 
 from dataclasses import dataclass, fields
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Climate:
-    """Strengths of what forces and damps MoistQG; `Climate.none()` leaves pure conservative flow.
+    """Strengths of forcing and damping of MoistQG; `Climate.none()` leaves pure conservative flow.
 
     Attributes:
         contrast: Equator-pole difference of the equilibrium temperature, annual mean [K].
@@ -20,7 +20,7 @@ class Climate:
         mountain: Highest mountain relative to the depth of the lowest layer.
         evaporation: Time scale of evaporation over sea [days]; 0 switches all water sources and sinks off.
         condensation: Time scale of the rain that removes supersaturation [days].
-        latent: Fraction of the latent heat that the flow feels.
+        latent: Fraction of the latent heat released to the flow.
         trades: Convergence of the trade winds [1/day], which balanced flow lacks; they follow the sun.
     """
 
@@ -45,14 +45,14 @@ class Climate:
 
 @dataclass(frozen=True)
 class Weather:
-    """What a MoistQG state looks like to instruments, on the grid (lat north to south).
+    """Observable fields of a MoistQG state, on the grid (lat north to south).
 
     Attributes:
         pressure: Levels of the temperature [hPa], ascending, (P,).
-        temperature: [K], (*B, P, H, W).
+        temperature: Temperature [K], (*B, P, H, W).
         humidity: Column water relative to saturation, (*B, H, W).
-        rain: [mm/day], (*B, H, W).
-        ascent: -omega at the interfaces [hPa/day], top to bottom, (*B, K - 1, H, W).
+        rain: Rain rate [mm/day], (*B, H, W).
+        ascent: Ascent -omega at the interfaces [hPa/day], top to bottom, (*B, K - 1, H, W).
     """
 
     pressure: tuple[float, ...]

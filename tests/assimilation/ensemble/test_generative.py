@@ -1,4 +1,4 @@
-"""Pseudo-ensembles: exact where the generator is, harmless where it is not, and told the right things."""
+"""Pseudo-ensembles: exact where the generator is, harmless where it is not, and conditioned on the right observations."""
 
 from dataclasses import replace
 
@@ -23,15 +23,15 @@ NEAR = Localization.periodic(D, torch.arange(0, D, 2, dtype=DOUBLE), 2.0)
 
 
 class Stub:
-    """Draws N(mean, covariance) whatever it is told, and remembers what that was."""
+    """Draws N(mean, covariance) for any observations, and records them."""
 
     def __init__(self, mean: Tensor, covariance: Tensor, memory: int = 3) -> None:
         self.mean, self.root = mean, torch.linalg.cholesky(covariance)
         self.memory, self.size, self.evaluations = memory, len(mean), 5
-        self.told: list[tuple[Tensor, Tensor]] = []
+        self.conditioned: list[tuple[Tensor, Tensor]] = []
 
     def draw(self, x: Tensor, values: Tensor, seen: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
-        self.told.append((values.clone(), seen.clone()))
+        self.conditioned.append((values.clone(), seen.clone()))
         return self.mean + normal(x.shape, like=self.mean, rng=rng) @ self.root.mT
 
 
@@ -97,7 +97,7 @@ def test_without_weight_it_is_the_letkf_bit_for_bit():
     ours = GenerativeEnKF(SYSTEM, generator=generator, trust=0.0, horizon=0, **settings)
     one, other = assimilate(ours, observations, x0), assimilate(LETKF(SYSTEM, **settings), observations, x0)
     assert torch.equal(one.samples, other.samples)
-    assert not generator.told
+    assert not generator.conditioned
 
 
 def test_merging_is_the_kalman_update_of_each_site():
@@ -184,7 +184,7 @@ def test_the_generator_is_told_the_last_observations_newest_first_and_only_where
     observations["observation"].value[1, 2, 1] = torch.nan
     generator = Stub(*climate())
     assimilate(GenerativeEnKF(SYSTEM, generator=generator, localization=NEAR), observations, x0)
-    values, seen = generator.told[-1]
+    values, seen = generator.conditioned[-1]
     y = observations["observation"].value  # (2, 4, 4), every second site
     network = torch.arange(D) % 2 == 0
     assert torch.equal(seen[0], network.expand(3, D))
@@ -193,11 +193,11 @@ def test_the_generator_is_told_the_last_observations_newest_first_and_only_where
         torch.testing.assert_close(values[0, age, ::2], y[0, 3 - age].float())
     published = Stub(*climate())
     assimilate(PseudoEnKF(SYSTEM, generator=published, localization=NEAR), observations, x0)
-    assert not published.told[-1][1][:, 0].any()  # the newest is left for the analysis
-    assert published.told[-1][1][0, 1].sum() == 4
+    assert not published.conditioned[-1][1][:, 0].any()  # the newest is left for the analysis
+    assert published.conditioned[-1][1][0, 1].sum() == 4
     blind = Stub(*climate())
     assimilate(GenerativeEnKF(SYSTEM, generator=blind, window=0, localization=NEAR), observations, x0)
-    assert not any(told[1].any() for told in blind.told)
+    assert not any(seen.any() for _, seen in blind.conditioned)
 
 
 @pytest.mark.parametrize("kind", [Broken, Raising])

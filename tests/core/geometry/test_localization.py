@@ -179,5 +179,5 @@ def test_what_cannot_be_is_refused():
         Localization.torus((3, 3), torch.zeros(4, 3), 1.0)
     with pytest.raises(ValueError, match=r"need distances \(d, O\)"):
         Localization(torch.zeros(2, 3), 1.0, among=torch.zeros(2, 2))
-    with pytest.raises(ValueError, match="distances among the observations are not known"):
+    with pytest.raises(ValueError, match="distances among the observations are unknown"):
         _ = Localization(torch.zeros(2, 3), 1.0).rho_yy

@@ -18,7 +18,7 @@ def centres(size):
 
 
 def waves(size):
-    """A trigonometric polynomial of degree 3, told apart along x and y."""
+    """A trigonometric polynomial of degree 3, with different terms along x and y."""
     x, y = centres(size)
     return (
         0.3

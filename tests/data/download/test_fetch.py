@@ -168,8 +168,8 @@ def test_bars_show_rate_and_remaining_time_and_leave_a_line_a_file(server, bring
         progress("b.nc", 2000, 5000, "")
         shown = "".join(segment.text for segment in screen.render(progress.progress))
     assert "2.0/5.0 kB" in shown and "left" in shown and "b.nc" in shown and "a.nc" not in shown
-    told = screen.file.getvalue()
-    assert "503" in told and "again in 1 s" in told and "300.0 kB in 0 s" in told
+    output = screen.file.getvalue()
+    assert "503" in output and "again in 1 s" in output and "300.0 kB in 0 s" in output
     log = Console(file=io.StringIO(), force_terminal=False)
     with download_bars(log) as progress:
         bring(Item(server.put("c.nc", CONTENT), "c.nc"), progress=progress)

@@ -174,9 +174,9 @@ def test_statistics_are_those_of_the_training_years(three_years, tmp_path):
     for transform, seen in (("none", values), ("log1p", np.log1p(values))):
         mean = np.average(seen[np.isfinite(seen)], weights=weights)
         std = np.average((seen[np.isfinite(seen)] - mean) ** 2, weights=weights) ** 0.5
-        told = store.attrs["climatology"][transform]
-        np.testing.assert_allclose([told["mean"], told["std"]], [mean, std], rtol=1e-10)
-        assert told["years"] == [2000, 2001]
+        statistics = store.attrs["climatology"][transform]
+        np.testing.assert_allclose([statistics["mean"], statistics["std"]], [mean, std], rtol=1e-10)
+        assert statistics["years"] == [2000, 2001]
         late = Statistics.of_store(store.attrs, transform).over(2002, 2002)
         later = seen_of(store, transform)
         np.testing.assert_allclose(late.mean, np.average(later[0], weights=later[1]), rtol=1e-10)

@@ -62,11 +62,11 @@ def test_the_guided_mean_is_the_closed_form(schedule, t, rng):
     """E[x | x_t, y]: exact guidance to 1e-10, moment matching with its solver converged to 1e-6."""
     time = torch.tensor(t, dtype=torch.float64)
     mean, covariance = dense()
-    believed, seen = prior(schedule=schedule), observed()
+    denoiser, seen = prior(schedule=schedule), observed()
     x_t = torch.randn(6, LENGTH, 2, generator=rng, dtype=torch.float64) * schedule(time)[1]
     expected = denoised(covariance, mean, x_t.flatten(1), *schedule(time)).reshape(x_t.shape)
-    converged = MomentMatching(iterations=40, tolerance=1e-12)(believed, seen)
-    torch.testing.assert_close(believed.given(seen)[0](x_t, time), expected, rtol=0, atol=1e-10)
+    converged = MomentMatching(iterations=40, tolerance=1e-12)(denoiser, seen)
+    torch.testing.assert_close(denoiser.given(seen)[0](x_t, time), expected, rtol=0, atol=1e-10)
     torch.testing.assert_close(converged(x_t, time), expected, rtol=0, atol=1e-6)
 
 

@@ -187,7 +187,7 @@ class Zero(torch.nn.Module):
 
 
 class Scaled(torch.nn.Module):
-    """Returns what it is told, times x."""
+    """Returns its context times x."""
 
     def forward(self, x, t, context):
         return context * x
@@ -236,15 +236,15 @@ def test_a_network_of_the_noise_is_the_same_denoiser(rng):
     x_t, t = randn(6, 3, rng=rng), at(0.3)
     alpha, sigma = VPCosine()(t)
     gain = sigma / (alpha**2 * 0.5 + sigma**2)
-    told = NoisePrediction(Scaled(), VPCosine())
-    torch.testing.assert_close(told.given(gain)(x_t, t), gaussian(x_t, t), rtol=0, atol=1e-12)
-    other = told.given(2 * gain)
-    assert told.context is None and other.network is told.network
-    assert not torch.equal(other(x_t, t), told.given(gain)(x_t, t))
+    conditioned = NoisePrediction(Scaled(), VPCosine())
+    torch.testing.assert_close(conditioned.given(gain)(x_t, t), gaussian(x_t, t), rtol=0, atol=1e-12)
+    other = conditioned.given(2 * gain)
+    assert conditioned.context is None and other.network is conditioned.network
+    assert not torch.equal(other(x_t, t), conditioned.given(gain)(x_t, t))
 
 
 class Oracle(Denoiser):
-    """Off by 0.1 from the truth it was told."""
+    """Off by 0.1 from the given truth."""
 
     def __init__(self, x, schedule):
         super().__init__()

@@ -157,7 +157,7 @@ def test_weights_of_another_architecture_are_refused(trained, tmp_path):
     with pytest.raises(ValueError, match="settings ask for"):
         load_prior(path)
     path.write_bytes(b"not weights")
-    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+    with pytest.raises(ValueError, match="is not a valid safetensors file"):
         load_prior(path)
     with pytest.raises(FileNotFoundError, match="--train"):
         load_prior(tmp_path / "none.safetensors")
