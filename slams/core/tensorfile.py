@@ -49,7 +49,8 @@ def read_tensors(
     try:
         with safe_open(str(path), "pt") as file:
             facts = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-            return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
+            # clones: in the file a tensor lies where the length of the facts puts it, and rounding depends on alignment
+            return {key: file.get_tensor(key).clone() for key in file.keys()}, facts  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a valid safetensors file ({error}); {remedy}.") from error
 
