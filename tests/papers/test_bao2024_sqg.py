@@ -288,7 +288,7 @@ def test_figures_and_the_report_are_made(papers, tmp_path):
         ("bars=[{case: linear, row: EnFS, metric: rmse}]", "did you mean EnSF"),
         ("bars=[{case: linear, row: EnSF, metric: rmes}]", "did you mean rmse"),
         ("members=1", "members must be at least 2"),
-        ("archive=3", "archive holds settings"),
+        ("archive=3", "archive must be a mapping of settings"),
         ("archive.size=small", "archive.size must be int"),
         ("bars=[{case: linear, row: EnSF}]", r"bars\[0\] needs metric"),
     ],

@@ -237,7 +237,7 @@ def test_types_of_settings_are_checked():
         ("observe.every=1.5", "observe.every must be int, got 1.5"),
         ("truth.size=big", "truth.size must be int, got 'big'"),
         ("model.forcing=[8]", "model.forcing must be float"),
-        ("truth=3", "truth must be a mapping of settings, got 3"),
+        ("truth=3", "truth holds settings of its own, got 3"),
     ):
         with pytest.raises(ValueError, match=told.replace("[", r"\[")):
             setup({"system": "lorenz96"}, [override])
