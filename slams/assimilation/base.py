@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng
 from slams.observation.observation import Observations
 from slams.systems.base import Dynamics
@@ -153,7 +154,7 @@ class Posterior:
             ValueError: If that step was not recorded.
         """
         if cycle not in self.explanations:
-            raise ValueError(
+            raise InvalidValueError(
                 f"step {cycle} was not explained (recorded: {sorted(self.explanations)}); pass "
                 f"explain=[{cycle}] to `assimilate`, and make sure something is observed there."
             )

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.core.files import atomic
 
 Settings = dict[str, Any]
@@ -59,7 +60,7 @@ class Checkpoint:
                 if before.get(key) != self.settings.get(key)
             ]
             if different:
-                raise ValueError(
+                raise InvalidValueError(
                     f"{self.path} was saved by another set-up: {'; '.join(different[:6])}. Give this run a file "
                     "of its own, or remove that one."
                 )

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidTypeError, InvalidValueError
 from slams.core.random import Rng
 from slams.observation.observation import Observation, Observations
 from slams.systems.base import Dynamics
@@ -15,7 +16,7 @@ def check_observations(observations: object) -> None:
         TypeError: With what came and how to make them.
     """
     if not isinstance(observations, Observations):
-        raise TypeError(
+        raise InvalidTypeError(
             f"observations are an Observations, values with their operator and error, got {type(observations).__name__}; "
             "make them by Survey(operator, variance).observe(truth), or as Observations({name: Observation(values, "
             "operator, covariance)})."
@@ -29,11 +30,11 @@ def check_dynamics(dynamics: object) -> None:
         TypeError: With what came and how to make a model of it.
     """
     if isinstance(dynamics, type):
-        raise TypeError(
+        raise InvalidTypeError(
             f"the model is the class {dynamics.__name__}; pass an object, {dynamics.__name__}(…)."
         )
     if not isinstance(dynamics, Dynamics):
-        raise TypeError(
+        raise InvalidTypeError(
             f"a model is a slams.systems.Dynamics, got {type(dynamics).__name__}; make one of a function of states by "
             "slams.systems.FunctionModel(step, state_shape, dt)."
         )
@@ -50,17 +51,17 @@ def advanced(dynamics: Dynamics, x: Tensor, k: int, rng: Rng) -> Tensor:
     after = dynamics.advance(x, k, rng=rng)
     name = type(dynamics).__name__
     if not isinstance(after, Tensor):
-        raise TypeError(
+        raise InvalidTypeError(
             f"a step of {name} returns a {type(after).__name__}, expected a tensor; make a model of a NumPy function by "
             "slams.systems.FunctionModel(step, state_shape, dt, numpy=True)."
         )
     if after.shape != x.shape:
-        raise ValueError(
+        raise InvalidValueError(
             f"a step of {name} makes {tuple(after.shape)} of states {tuple(x.shape)}; it must keep all leading axes, "
             "which are replicates and members. For a function of a single state pass FunctionModel(…, batched=False)."
         )
     if version is not None and x._version != version:
-        raise ValueError(
+        raise InvalidValueError(
             f"a step of {name} changes its input in place, which filters still need; compute a new tensor, as in "
             "x + dt * f(x) in place of x += dt * f(x)."
         )
@@ -80,7 +81,7 @@ def check_operator(observation: Observation, x: Tensor, event: int) -> None:
         ValueError: If it drops leading axes or changes its input in place, or is on another device.
     """
     if observation.value.device != x.device:
-        raise ValueError(
+        raise InvalidValueError(
             f"the observations are on {observation.value.device}, the ensemble on {x.device}; move the model and its "
             "start there."
         )
@@ -88,11 +89,11 @@ def check_operator(observation: Observation, x: Tensor, event: int) -> None:
     with torch.no_grad():
         predicted = observation.predict(x.detach())
     if not torch.equal(torch.nan_to_num(before), torch.nan_to_num(x)):
-        raise ValueError(
+        raise InvalidValueError(
             f"the operator {observation.operator} changes the state in place; let it return a new tensor."
         )
     if predicted.shape[:-1] != x.shape[: x.ndim - event]:
-        raise ValueError(
+        raise InvalidValueError(
             f"the operator {observation.operator} makes {tuple(predicted.shape)} of states {tuple(x.shape)}; it must "
             "keep all leading axes, which are replicates and members: index the state from the right, as in x[..., ::2]."
         )

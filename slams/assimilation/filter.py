@@ -15,6 +15,7 @@ from slams.assimilation.checkpoint import Checkpoint
 from slams.assimilation.checks import advanced, check_dynamics, check_observations, check_operator
 from slams.assimilation.keywords import Failure, signature_of
 from slams.assimilation.records import Keep, Records
+from slams.core.errors import InvalidValueError, NonFiniteError
 from slams.core.random import Rng, generator, settled
 from slams.core.renamed import old_keywords
 from slams.observation.observation import Observation, Observations
@@ -22,9 +23,7 @@ from slams.systems.base import Dynamics
 
 Monitor = Callable[[int, "FilterState"], dict[str, Tensor]]
 
-_AVERAGED = (
-    50  # analyses over which the innovations are averaged: their mean then has a spread of 1/sqrt(25 O)
-)
+_AVERAGED = 50  # analyses over which the innovations are averaged: their mean has a spread of 1/sqrt(25 O)
 _DIVERGED = 2.0  # innovations twice as large, in variance, as forecast and observation error allow
 
 
@@ -112,7 +111,7 @@ class Filter(Assimilator):
 
     def __init__(self, dynamics: Dynamics, *, failure: Failure = "stop", bound: float = float("inf")) -> None:
         if failure not in ("stop", "replace"):
-            raise ValueError(f'failure must be "stop" or "replace", got {failure!r}.')
+            raise InvalidValueError(f'failure must be "stop" or "replace", got {failure!r}.')
         check_dynamics(dynamics)
         self.dynamics = dynamics
         self.failure = failure
@@ -220,7 +219,9 @@ class Filter(Assimilator):
         """
         check_observations(observations)
         if checkpoint is not None and rng is None:
-            raise ValueError("a run with a checkpoint needs a seed or a generator of its own; pass rng=0.")
+            raise InvalidValueError(
+                "a run with a checkpoint needs a seed or a generator of its own; pass rng=0."
+            )
         source, seed = settled(rng)
         state = _State.begin(self, observations, members, x0, generator(source, "first members"))
         rng = generator(source, "method")
@@ -247,7 +248,7 @@ class Filter(Assimilator):
     def _check_start(self, observations: Observations, members: int, x0: Tensor | None, rng: Rng) -> Tensor:
         """The first ensemble, checked at the door."""
         if members < self.least:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{type(self).__name__} needs at least {self.least} members, got {members}; an ensemble's "
                 "spread is undefined below."
             )
@@ -256,12 +257,12 @@ class Filter(Assimilator):
             return self.dynamics.initial(*observations.batch, members, rng=rng)
         event = len(self.dynamics.state_shape)
         if tuple(x0.shape[x0.ndim - event - 1 :]) != shape[len(observations.batch) :]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"x0 has shape {tuple(x0.shape)}, expected {shape}: replicates, members, then a state of the "
                 "dynamics."
             )
         if not bool(torch.isfinite(x0).all()):
-            raise ValueError("x0 has values that are not finite; start from `dynamics.initial`.")
+            raise InvalidValueError("x0 has values that are not finite; start from `dynamics.initial`.")
         return x0.expand(shape)
 
 
@@ -340,7 +341,7 @@ class _State:
         if self.method.failure == "stop":
             where = (~sound).any(-1).nonzero().squeeze(-1).tolist() if sound.dim() > 1 else "the only one"
             beyond = f"not finite or larger than {bound:g} " if math.isfinite(bound) else "not finite "
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"{int((~sound).sum())} members of {type(self.method).__name__} are {beyond}"
                 f"at step {k} (replicates: {where}); shorten the model step, localize, adjust the inflation, or pass "
                 'failure="replace".'

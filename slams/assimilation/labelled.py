@@ -8,6 +8,7 @@ import xarray as xr
 from torch import Tensor
 
 import slams
+from slams.core.errors import InvalidValueError
 
 _AXES = {"lat": "Y", "lon": "X", "y": "Y", "x": "X"}
 
@@ -38,7 +39,9 @@ def dataset(
     """See `Posterior.to_dataset`."""
     whole = samples if samples is not None else mean if mean is not None else variance
     if whole is None:
-        raise ValueError("neither members nor moments were kept; pass keep='members' or keep='moments'.")
+        raise InvalidValueError(
+            "neither members nor moments were kept; pass keep='members' or keep='moments'."
+        )
     event = len(labels.dims) or 1
     dims = labels.dims or ("component",)
     front = whole.ndim - event - (2 if samples is not None else 1)

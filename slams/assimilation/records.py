@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.base import Explanation, Posterior
+from slams.core.errors import InvalidValueError
 from slams.observation.observation import Observations
 
 Keep = Literal["scores", "moments", "members"]
@@ -43,7 +44,7 @@ class Records:
         explain: Sequence[int],
     ) -> None:
         if keep not in ("scores", "moments", "members"):
-            raise ValueError(f'keep must be "scores", "moments" or "members", got {keep!r}.')
+            raise InvalidValueError(f'keep must be "scores", "moments" or "members", got {keep!r}.')
         self.keep = keep
         self.monitor = monitor
         self.steps = observations.steps

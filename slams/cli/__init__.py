@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slams.core.errors import InvalidValueError
+
 _CONFIGS = Path(__file__).parent.parent / "configs"
 
 _TRUST: dict[str, Any] = {
@@ -36,13 +38,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed.settings = [*parsed.settings, *extra]
     try:
         return int(parsed.run(parsed))
-    except (ValueError, FileNotFoundError, KeyError, FloatingPointError, OSError) as error:
+    except Exception as error:
+        if not _expected(error):
+            raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"slams: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("slams: interrupted; the same command resumes.", file=sys.stderr)
         return 130
+
+
+def _expected(error: Exception) -> bool:
+    """Whether an error is the package's or a builtin one whose message is for the user; others are faults of ours."""
+    from slams.core.errors import SlamsError
+
+    known = (SlamsError, ValueError, FileNotFoundError, KeyError, FloatingPointError, OSError)
+    return isinstance(error, known)
 
 
 def train(arguments: Sequence[str] | None = None) -> int:
@@ -196,7 +208,9 @@ def _train(parsed: argparse.Namespace) -> int:
         settings.insert(0, chosen)
         chosen = None
     if chosen and parsed.config_filepath:
-        raise ValueError(f"the recipe is given twice, as {chosen!r} and by --config_filepath; leave out one.")
+        raise InvalidValueError(
+            f"the recipe is given twice, as {chosen!r} and by --config_filepath; leave out one."
+        )
     chosen = parsed.config_filepath or chosen or "planet"
     shipped = _CONFIGS / f"{chosen}.yaml"
     with trusting(parsed.trust):

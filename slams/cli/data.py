@@ -14,6 +14,7 @@ from rich.table import Table
 
 from slams import config
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError
 from slams.data.archives import REGISTRY, Archive, Stations
 from slams.data.download.bars import download_bars
 from slams.data.download.fetch import FetchError
@@ -113,7 +114,7 @@ def _check_years(found: Sequence[Processed], source: str) -> None:
     lacking = {done.variable: done.absent for done in found if done.absent}
     if lacking:
         years = "; ".join(f"{name}: {', '.join(map(str, absent))}" for name, absent in lacking.items())
-        raise ValueError(
+        raise InvalidValueError(
             f"{source} has no day of some years that --years asks for ({years}); the others are processed."
         )
 
@@ -131,10 +132,10 @@ def parse_years(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not (first.isdigit() and (last.isdigit() or not dash)):
-            raise ValueError(f"--years looks like 2000-2015 or 2000-2003,2007, got {text!r}.")
+            raise InvalidValueError(f"--years looks like 2000-2015 or 2000-2003,2007, got {text!r}.")
         end = int(last) if dash else int(first)
         if end < int(first) or end - int(first) > 300:
-            raise ValueError(f"--years runs from an earlier to a later year, got {part!r}.")
+            raise InvalidValueError(f"--years runs from an earlier to a later year, got {part!r}.")
         years.update(range(int(first), end + 1))
     return sorted(years)
 
@@ -156,7 +157,9 @@ def _holding(
             files = archive.holding(paths, name)
             # all days of an archive are alike, and a look into each of thousands takes minutes
             if files[0].is_dir() and not archive.has(files[0], name):
-                raise ValueError(f"{files[0]} has no variable {name!r}; name those it has by --variables.")
+                raise InvalidValueError(
+                    f"{files[0]} has no variable {name!r}; name those it has by --variables."
+                )
             found[name] = files
         except ValueError as error:
             if chosen:

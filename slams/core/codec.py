@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -136,7 +138,7 @@ class SeasonalStandardize(nn.Module):
         axes = [0, *range(2, x.ndim)]
         variance = (weight * torch.nan_to_num(anomaly) ** 2).sum(axes) / weight.sum(axes).clamp(min=1e-30)
         if not bool((variance > 0).all()):
-            raise ValueError(
+            raise InvalidValueError(
                 f"channel {int(variance.argmin())} has no variance in the training data; "
                 "drop it or check its files and dates."
             )

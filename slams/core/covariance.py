@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, normal
 
 
@@ -88,7 +89,7 @@ class Covariance(abc.ABC):
             ValueError: If the covariance has another size.
         """
         if size != self.size:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the observation has {size} values but its noise covariance {self.size}; "
                 "give one error per value."
             )
@@ -107,7 +108,7 @@ class Diagonal(Covariance):
 
     def __init__(self, variance: Tensor) -> None:
         if not bool((variance > 0).all()) or not bool(torch.isfinite(variance).all()):
-            raise ValueError(
+            raise InvalidValueError(
                 "noise variances must be positive and finite, got a smallest value of "
                 f"{float(variance.min()):g}; an exact observation still needs a small error."
             )
@@ -225,16 +226,16 @@ class Dense(Covariance):
 
     def __init__(self, matrix: Tensor) -> None:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(f"a covariance is a square matrix, got shape {tuple(matrix.shape)}.")
+            raise InvalidValueError(f"a covariance is a square matrix, got shape {tuple(matrix.shape)}.")
         asymmetry = (matrix - matrix.mT).abs().max() / matrix.abs().max()
         if bool(asymmetry > 1e-4):
-            raise ValueError(
+            raise InvalidValueError(
                 f"the noise covariance is not symmetric (relative asymmetry {float(asymmetry):.1g}); "
                 "average it with its transpose."
             )
         if int(torch.linalg.cholesky_ex(matrix).info) != 0:
             smallest = float(torch.linalg.eigvalsh(matrix)[0])
-            raise ValueError(
+            raise InvalidValueError(
                 f"the noise covariance is not positive definite (smallest eigenvalue {smallest:g}); "
                 "add a small variance to its diagonal."
             )
@@ -327,7 +328,7 @@ def stack(covariances: Sequence[Covariance]) -> Covariance:
     """
     if not covariances or not all(block.size for block in covariances):
         sizes = [block.size for block in covariances]
-        raise ValueError(f"blocks need a size each, got {sizes} (0: none yet); call sized(n) first.")
+        raise InvalidValueError(f"blocks need a size each, got {sizes} (0: none yet); call sized(n) first.")
     if len(covariances) == 1:
         return covariances[0]
     diagonals = [block.variance for block in covariances if isinstance(block, Diagonal)]

@@ -2,6 +2,8 @@
 
 import torch
 
+from slams.core.errors import InvalidValueError
+
 
 def computing_device(setting: str) -> torch.device:
     """The device named by a setting.
@@ -19,13 +21,13 @@ def computing_device(setting: str) -> torch.device:
     device(type='cpu')
     """
     if setting not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device is 'auto', 'cpu' or 'cuda', got {setting!r}.")
+        raise InvalidValueError(f"device is 'auto', 'cpu' or 'cuda', got {setting!r}.")
     if setting == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
     if setting == "cuda":
-        raise ValueError(
+        raise InvalidValueError(
             "device is 'cuda', but torch finds no GPU here; set device=cpu (or auto), or install a CUDA build of torch."
         )
     return torch.device("cpu")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
+
 
 @dataclass(frozen=True)
 class EOF:
@@ -43,14 +45,14 @@ def eof(x: Tensor, *, fraction: float = 1.0, most: int | None = None) -> EOF:
         Lorenz (1956), Empirical orthogonal functions and statistical weather prediction, MIT report 1.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
+        raise InvalidValueError(f"fraction must be in (0, 1], got {fraction}.")
     n, size = x.shape
     gram = (x.mT @ x if size <= n else x @ x.mT).double() / n
     value, vector = torch.linalg.eigh(gram)
     value, vector = value.flip(0).clamp(min=0), vector.flip(1)
     total = float(value.sum())
     if not total > 0:
-        raise ValueError("the anomalies have no variance, so they have no EOFs; check the data.")
+        raise InvalidValueError("the anomalies have no variance, so they have no EOFs; check the data.")
     share = torch.cumsum(value, 0) / total
     count = min(
         int((share < fraction - 1e-12).sum()) + 1, int((value > 1e-12 * value[0]).sum()), most or size

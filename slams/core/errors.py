@@ -2,7 +2,7 @@
 
 
 class SlamsError(Exception):
-    """Base of all errors raised by the package."""
+    """Base of all errors that the package raises on purpose."""
 
 
 class InvalidValueError(SlamsError, ValueError):
@@ -17,13 +17,21 @@ class MissingFileError(SlamsError, FileNotFoundError):
     """A file that is not there."""
 
 
+class NonFiniteError(SlamsError, FloatingPointError):
+    """Numbers that are not finite: a model, filter or sampler that diverged."""
+
+
+class UntrustedCodeError(SlamsError, PermissionError):
+    """Code of another package that was not named as trusted."""
+
+
 class SlamsWarning(UserWarning):
     """Base of all warnings of the package."""
 
 
 class DivergenceWarning(SlamsWarning):
-    """A filter diverged or its ensemble degenerated; results after that step are unreliable."""
+    """A filter lost the truth, or its ensemble degenerated; results after that step are not trustworthy."""
 
 
 class DataWarning(SlamsWarning):
-    """Values were dropped, converted or filled on reading."""
+    """Values that were left out, converted or filled on reading."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from slams.core.errors import MissingFileError, UntrustedCodeError
+
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NEARLY_FULL = 1 << 20  # bytes; libraries that swallow the errno leave less than this behind
 _WINDOWS = os.name == "nt"
@@ -54,7 +56,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         if not temporary.exists():
-            raise FileNotFoundError(f"nothing was written to {temporary}, which should become {target}.")
+            raise MissingFileError(f"nothing was written to {temporary}, which should become {target}.")
         flush(temporary)
         replace(temporary, target)
     except BaseException as error:  # KeyboardInterrupt too must leave nothing behind
@@ -147,7 +149,7 @@ def _rename(source: Path, target: Path) -> None:
             if not _WINDOWS:
                 raise
             if pause is None:
-                raise PermissionError(
+                raise UntrustedCodeError(
                     f"{target} can't be replaced, because another program has it open; close it there and run this again."
                 ) from error
             time.sleep(pause)

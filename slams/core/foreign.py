@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from slams.core.errors import InvalidTypeError, InvalidValueError, UntrustedCodeError
+
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 HERE = "."  # as a trusted name: packages of the working folder
 
@@ -29,7 +31,9 @@ def trusting(packages: Collection[str]) -> Iterator[None]:
         TypeError: If a single string is given instead of a list.
     """
     if isinstance(packages, str):
-        raise TypeError(f"trust is a list of packages, got the text {packages!r}; pass trust=[{packages!r}].")
+        raise InvalidTypeError(
+            f"trust is a list of packages, got the text {packages!r}; pass trust=[{packages!r}]."
+        )
     token = _trusted.set(tuple(packages))
     try:
         yield
@@ -58,16 +62,16 @@ def network(path: str, settings: Mapping[str, Any], where: str) -> nn.Module:
     try:
         return found(**settings)
     except TypeError as error:
-        raise TypeError(f"{where}: {path} does not take these settings: {error}.") from error
+        raise InvalidTypeError(f"{where}: {path} does not take these settings: {error}.") from error
 
 
 def _trusted_class(path: str, trust: Collection[str], where: str) -> type[nn.Module]:
     if not isinstance(path, str) or not _PATH.fullmatch(path):
-        raise ValueError(f"{where}: a network's class is named 'package.module:Class', got {path!r}.")
+        raise InvalidValueError(f"{where}: a network's class is named 'package.module:Class', got {path!r}.")
     module_name, _, name = path.partition(":")
     package = module_name.partition(".")[0]
     if package not in trust:
-        raise PermissionError(
+        raise UntrustedCodeError(
             f"{where} asks for the class {path}, which is code outside slams; if you trust the package {package!r}, "
             f"pass trust=[{package!r}] or --trust {package}."
         )
@@ -76,15 +80,15 @@ def _trusted_class(path: str, trust: Collection[str], where: str) -> type[nn.Mod
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{where}: {module_name} failed to import ({error}); install the package, or put its folder on "
             "PYTHONPATH."
         ) from error
     found = getattr(module, name, None)
     if found is None:
-        raise ValueError(f"{where}: {module_name} has no class {name}.")
+        raise InvalidValueError(f"{where}: {module_name} has no class {name}.")
     if not isinstance(found, type) or not issubclass(found, nn.Module):
-        raise TypeError(f"{where}: {path} is no subclass of torch.nn.Module.")
+        raise InvalidTypeError(f"{where}: {path} is no subclass of torch.nn.Module.")
     return found
 
 
@@ -92,14 +96,14 @@ def _check_place(package: str, trust: Collection[str], where: str) -> None:
     """Refuse a package that would come from the working folder, which `python -m` puts on the path unasked."""
     spec = importlib.util.find_spec(package)
     if spec is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"{where}: there is no package {package!r}; install it, or put its folder on PYTHONPATH."
         )
     places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
     here = Path.cwd().resolve()
     inside = any(Path(place).resolve().parent in (here, here / package) for place in places if place)
     if inside and HERE not in trust:
-        raise PermissionError(
+        raise UntrustedCodeError(
             f"{where}: the package {package!r} lies in the working folder {here}; if you mean that one, pass "
             f"trust=['.', {package!r}] or --trust . --trust {package}."
         )
@@ -109,10 +113,12 @@ def _check_plain(value: Any, where: str) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"{where}: keywords are texts, got {key!r}.")
+                raise InvalidValueError(f"{where}: keywords are texts, got {key!r}.")
             _check_plain(item, where)
     elif isinstance(value, (list, tuple)):
         for item in value:
             _check_plain(item, where)
     elif not (value is None or isinstance(value, (bool, int, float, str))):
-        raise ValueError(f"{where}: settings are plain numbers, texts, lists and mappings, got {value!r}.")
+        raise InvalidValueError(
+            f"{where}: settings are plain numbers, texts, lists and mappings, got {value!r}."
+        )

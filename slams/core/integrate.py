@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
+
 Tendency = Callable[[Tensor, float], Tensor]
 Step = Callable[[Tendency, Tensor, float, float], Tensor]
 
@@ -88,7 +90,9 @@ def stepper(method: str) -> Step:
     """
     if method not in _STEPS:
         near = difflib.get_close_matches(method, _STEPS, 1, 0.0)[0]
-        raise ValueError(f"no time-stepping method {method!r}; did you mean {near!r}? There are {[*_STEPS]}.")
+        raise InvalidValueError(
+            f"no time-stepping method {method!r}; did you mean {near!r}? There are {[*_STEPS]}."
+        )
     return _STEPS[method]
 
 
@@ -144,7 +148,7 @@ def ab3(tendency: Tendency, x: Tensor, time: float, dt: float, steps: int) -> Te
         Durran (2010), Numerical Methods for Fluid Dynamics, eq. 2.58.
     """
     if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
+        raise InvalidValueError(f"steps must be at least 1, got {steps}.")
     past: list[Tensor] = []
     for k in range(steps):
         now = time + k * dt

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidTypeError
+
 # A source of random numbers as a user gives it: a generator, a seed, or None for a fresh seed.
 Rng = torch.Generator | int | None
 
@@ -122,7 +124,7 @@ def settled(rng: Rng) -> tuple[torch.Generator | int, int]:
         return rng, rng.initial_seed()
     seed = secrets.randbits(31) if rng is None else rng
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(
+        raise InvalidTypeError(
             f"rng is a seed (an int) or a torch.Generator, got {rng!r} of type {type(rng).__name__}."
         )
     return seed, seed

@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
+from slams.core.errors import InvalidValueError
+
 # Where a name is used -> old name -> new name. The one table of all renamed keywords, keys and columns.
 RENAMED: dict[str, dict[str, str]] = {
     "sampler setting": {
@@ -61,7 +63,7 @@ def renamed(scope: str, tree: Mapping[str, Any], *, warn: bool = True) -> dict[s
                 stacklevel=3,
             )
         if new in found or (new != key and new in tree):
-            raise ValueError(
+            raise InvalidValueError(
                 f"the {scope} {new!r} is given twice, as {key!r} and as {new!r}; leave out {key!r}."
             )
         found[new] = value

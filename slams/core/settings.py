@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from slams.core.errors import InvalidValueError
 from slams.core.renamed import renamed
 
 _SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -33,7 +34,7 @@ def read_yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{where} is invalid YAML: {' '.join(str(error).split())}.") from error
+        raise InvalidValueError(f"{where} is invalid YAML: {' '.join(str(error).split())}.") from error
 
 
 def read_tree(path: str | Path, what: str = "file of settings") -> dict[str, Any]:
@@ -51,7 +52,9 @@ def read_tree(path: str | Path, what: str = "file of settings") -> dict[str, Any
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} is not a {what}: expected keys and values, got {type(tree).__name__}.")
+        raise InvalidValueError(
+            f"{path} is not a {what}: expected keys and values, got {type(tree).__name__}."
+        )
     return tree
 
 
@@ -64,13 +67,15 @@ def override(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
-            raise ValueError(f"an override looks like a.b=c, got {setting!r}.")
+            raise InvalidValueError(f"an override looks like a.b=c, got {setting!r}.")
         node = tree
         *parents, last = key.split(".")
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ValueError(f"{key!r} leads into {parent!r}, which is a plain value without keys.")
+                raise InvalidValueError(
+                    f"{key!r} leads into {parent!r}, which is a plain value without keys."
+                )
         node[last] = read_yaml(text, setting)
     return tree
 
@@ -103,7 +108,7 @@ def sized(tree: dict[str, Any], overrides: Sequence[str] = (), *, default: str =
     size = str(asked["size"])
     names = list(dict.fromkeys([default, *sizes]))
     if size not in names:
-        raise ValueError(unknown("size", size, names))
+        raise InvalidValueError(unknown("size", size, names))
     for key, value in (sizes.get(size) or {}).items():
         *parents, last = str(key).split(".")
         node = tree
@@ -131,7 +136,7 @@ def build(cls: type, tree: Any, where: str = "", *, kind: str = "key") -> Any:
         ValueError: If a key is unknown (the nearest is named) or missing, or a value has the wrong type.
     """
     if not isinstance(tree, Mapping):
-        raise ValueError(f"{where[:-1] or 'the tree'} must be a mapping of settings, got {tree!r}.")
+        raise InvalidValueError(f"{where[:-1] or 'the tree'} must be a mapping of settings, got {tree!r}.")
     tree = renamed(cls.RENAMED, tree) if hasattr(cls, "RENAMED") else tree
     kinds = typing.get_type_hints(cls)
     fields = [field for field in dataclasses.fields(cls) if field.init]
@@ -144,7 +149,7 @@ def build(cls: type, tree: Any, where: str = "", *, kind: str = "key") -> Any:
         and field.default_factory is dataclasses.MISSING
     ]
     if lacking:
-        raise ValueError(f"{where[:-1] or 'the file'} needs {', '.join(lacking)} too.")
+        raise InvalidValueError(f"{where[:-1] or 'the file'} needs {', '.join(lacking)} too.")
     return cls(**{key: convert(kinds[key], value, f"{where}{key}") for key, value in tree.items()})
 
 
@@ -169,13 +174,13 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         return _union(arguments, value, where)
     if origin is typing.Literal:
         if value not in arguments:
-            raise ValueError(f"{where} is {' or '.join(map(repr, arguments))}, got {value!r}.")
+            raise InvalidValueError(f"{where} is {' or '.join(map(repr, arguments))}, got {value!r}.")
         return value
     if origin is tuple or (isinstance(origin, type) and issubclass(origin, Sequence)):
         return _sequence(arguments, value, where)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where} is a mapping, got {value!r}.")
+            raise InvalidValueError(f"{where} is a mapping, got {value!r}.")
         return {str(k): convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     return _plain_value(kind, value, where)
 
@@ -231,11 +236,11 @@ def _union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _sequence(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ValueError(f"{where} is a list, got {value!r}.")
+        raise InvalidValueError(f"{where} is a list, got {value!r}.")
     repeated = len(arguments) == 1 or arguments[-1] is Ellipsis
     kinds = [arguments[0]] * len(value) if repeated else list(arguments)
     if len(kinds) != len(value):
-        raise ValueError(f"{where} needs {len(kinds)} entries, got {value!r}.")
+        raise InvalidValueError(f"{where} needs {len(kinds)} entries, got {value!r}.")
     return tuple(convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
 
 
@@ -251,7 +256,7 @@ def _plain_value(kind: Any, value: Any, where: str) -> Any:
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{where} must be {kind.__name__}, got {value!r}.")
+        raise InvalidValueError(f"{where} must be {kind.__name__}, got {value!r}.")
     return value
 
 
@@ -308,7 +313,7 @@ def known_settings(
     allowed = list(allowed)
     for key in tree:
         if key not in allowed:
-            raise ValueError(unknown(kind, str(key), allowed, where))
+            raise InvalidValueError(unknown(kind, str(key), allowed, where))
 
 
 def known_keys(tree: Any, allowed: Iterable[str], where: str) -> None:
@@ -318,11 +323,11 @@ def known_keys(tree: Any, allowed: Iterable[str], where: str) -> None:
         ValueError: If it is not a mapping or a key is not allowed; names the place and the nearest key.
     """
     if not isinstance(tree, Mapping):
-        raise ValueError(f"{where} holds keys and values, got {type(tree).__name__}.")
+        raise InvalidValueError(f"{where} holds keys and values, got {type(tree).__name__}.")
     allowed = list(allowed)
     for key in tree:
         if key not in allowed:
-            raise ValueError(f"{where}: {unknown('key', str(key), allowed)}")
+            raise InvalidValueError(f"{where}: {unknown('key', str(key), allowed)}")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:

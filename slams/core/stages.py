@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.files import write_text
 from slams.core.renamed import renamed
 from slams.core.settings import differences, plain
@@ -91,7 +92,7 @@ def same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """
     different = differences(before, now)
     if different:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} is of another set-up: {'; '.join(different[:6])}. Choose another --out, or remove it."
         )
 

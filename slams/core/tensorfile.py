@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.files import atomic
 
 
@@ -45,25 +46,25 @@ def read_tensors(
         ValueError: If the file is not in safetensors format or is truncated.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(f"there is no file of tensors at {path}; {remedy}.")
+        raise MissingFileError(f"there is no file of tensors at {path}; {remedy}.")
     try:
         with safe_open(str(path), "pt") as file:
             facts = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
             # clones: in the file a tensor lies where the length of the facts puts it, and rounding depends on alignment
             return {key: file.get_tensor(key).clone() for key in file.keys()}, facts  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a valid safetensors file ({error}); {remedy}.") from error
+        raise InvalidValueError(f"{path} is not a valid safetensors file ({error}); {remedy}.") from error
 
 
 def read_facts(path: str | Path, *, remedy: str = "restore it or train again") -> dict[str, Any]:
     """Facts of a file alone, without its tensors; raises as `read_tensors`."""
     if not Path(path).exists():
-        raise FileNotFoundError(f"there is no file of tensors at {path}; {remedy}.")
+        raise MissingFileError(f"there is no file of tensors at {path}; {remedy}.")
     try:
         with safe_open(str(path), "pt") as file:
             return {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
     except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a valid safetensors file ({error}); {remedy}.") from error
+        raise InvalidValueError(f"{path} is not a valid safetensors file ({error}); {remedy}.") from error
 
 
 def grouped(tensors: Mapping[str, Tensor], separator: str = "/") -> dict[str, dict[str, Tensor]]:
@@ -99,7 +100,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> 
     wrong = sorted(set(own) ^ set(tensors))
     wrong += [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
     if wrong:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} does not hold the weights of its recipe ({len(wrong)} tensors differ, such as {wrong[0]}); "
             "it was written by another recipe or version, train again."
         )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from slams.core.errors import InvalidValueError
 from slams.data.files.periods import Rule, match
 from slams.data.store.store import FieldStore
 
@@ -35,7 +36,7 @@ def matching_lags(stores: Mapping[str, FieldStore], state: str, rule: Rule) -> t
     for name, store in stores.items():
         apart = np.unique((store.dates[joined.positions[name]] - joined.dates).astype(int))
         if apart.size > 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"records of {name!r} lie {apart.min()} to {apart.max()} days after the states of {state!r} they belong "
                 "to; its time bounds change along the store: process it again, or join by date (data.match=date)."
             )

@@ -12,6 +12,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from slams.core.errors import InvalidValueError
+
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least: C:\data is a path
 _PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".joblib", ".dill"}
 _ZARR_METADATA = {".zarray", ".zmetadata", "zarr.json"}
@@ -37,7 +39,7 @@ def is_address(source: str | os.PathLike[str]) -> bool:
     if match is None:
         return False
     if match[1].lower() not in ("http", "https"):
-        raise ValueError(
+        raise InvalidValueError(
             f"{source} has the scheme {match[1]!r}, but only http and https addresses and local paths are "
             "read; download it by other means and give its folder (write ./ before a local name with a "
             "colon)."
@@ -62,16 +64,16 @@ def contained(folder: str | os.PathLike[str], name: str) -> Path:
 
     >>> contained("/data", "../etc/passwd")
     Traceback (most recent call last):
-    ValueError: the name '../etc/passwd' leaves the folder /data or is reserved in it; refused.
+    slams.core.errors.InvalidValueError: the name '../etc/passwd' leaves the folder /data or is reserved in it; refused.
     """
     root = Path(folder).expanduser().resolve()
     parts = PurePosixPath(name).parts
     plain = name.isprintable() and "\\" not in name and ".." not in parts and not name.startswith("/")
     if not parts or not plain or parts[0].startswith(".") or parts == ("manifest.json",) or ":" in parts[0]:
-        raise ValueError(f"the name {name!r} leaves the folder {root} or is reserved in it; refused.")
+        raise InvalidValueError(f"the name {name!r} leaves the folder {root} or is reserved in it; refused.")
     path = root.joinpath(*parts)
     if path.is_symlink() or not path.parent.resolve().is_relative_to(root):
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} is, or lies behind, a symbolic link that may lead out of {root}; refused: remove the "
             "link (the folder itself may be one)."
         )
@@ -121,7 +123,7 @@ def read_packed(path: Path, most: int, first_line: bool = False) -> bytes:
         try:
             return stream.readline(4096) if first_line else stream.read(most + 1)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path} is cut short or damaged ({error}); fetch it again.") from error
+            raise InvalidValueError(f"{path} is cut short or damaged ({error}); fetch it again.") from error
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -146,18 +148,22 @@ def _refuse_objects(handle: IO[bytes], file: Path) -> None:
         )
         dtype = read(handle)[2]
     except ValueError as error:
-        raise ValueError(f"{file} isn't a readable npy ({error}); fetch it again.") from error
+        raise InvalidValueError(f"{file} isn't a readable npy ({error}); fetch it again.") from error
     if dtype.hasobject:
         raise _refusal(file, "an npy of Python objects")
 
 
 def _metadata(file: Path) -> Any:
     if file.stat().st_size > _MAX_METADATA:
-        raise ValueError(f"{file} has {file.stat().st_size} bytes, too many for a zarr's metadata; refused.")
+        raise InvalidValueError(
+            f"{file} has {file.stat().st_size} bytes, too many for a zarr's metadata; refused."
+        )
     try:
         return json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} isn't readable as a zarr's metadata ({error}); fetch it again.") from error
+        raise InvalidValueError(
+            f"{file} isn't readable as a zarr's metadata ({error}); fetch it again."
+        ) from error
 
 
 def _has_pickle_codec(node: Any) -> bool:

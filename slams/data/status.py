@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from slams.core.errors import InvalidValueError, MissingFileError
 from slams.data.files.grids import describe
 from slams.data.files.periods import years_of
 from slams.data.store.manifest import Row, measure, read_manifest
@@ -119,7 +120,7 @@ def status(folder: Path) -> FolderStatus:
             found.files[name] = (len(rows), sum(row.get("size") or 0 for row in rows))
             found.faults += [fault for row in rows if (fault := changed(each, row))]
     if not (found.stores or found.files or found.tables or found.published or found.faults):
-        raise ValueError(
+        raise InvalidValueError(
             f"{folder} holds no data of this package; fetch some with `slams data era5`, `cpc`, `olr` or `stations`, or "
             "name the folder that has them."
         )
@@ -133,7 +134,7 @@ def data_folders(folder: Path) -> list[Path]:
         FileNotFoundError: If it isn't there.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; name the one that holds the data.")
+        raise MissingFileError(f"there is no folder {folder}; name the one that holds the data.")
     found = [folder]
     for top in (folder, *_subfolders(folder)):
         found += _subfolders(top)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from slams.core.errors import InvalidValueError
 from slams.data.archives import REGISTRY
 from slams.data.files.stations import quality, read_table
 from slams.data.files.units import canonical
@@ -60,7 +61,7 @@ def verify(folder: Path, progress: Progress = lambda name: None) -> tuple[int, l
             if not (each / row["path"]).is_dir()
         ]
     if not count and not faults:
-        raise ValueError(
+        raise InvalidValueError(
             f"{folder} holds nothing that this package wrote; name the folder that holds the data."
         )
     return count, faults

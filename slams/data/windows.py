@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from slams.core.errors import InvalidValueError
 from slams.data.store.mapped import MappedField, MappedWindow, map_store
 from slams.data.store.store import FieldStore
 
@@ -54,7 +55,7 @@ def window_starts(dates: np.ndarray, length: int, stride: int = 1) -> Tensor:
         ValueError: If length or stride is below 1, or the dates don't rise strictly.
     """
     if length < 1 or stride < 1:
-        raise ValueError(
+        raise InvalidValueError(
             f"a window needs a length and a stride of at least 1 day, got {length} and {stride}."
         )
     starts = [
@@ -142,7 +143,7 @@ def common_dates(dates: Mapping[str, np.ndarray]) -> tuple[np.ndarray, GapReport
         ValueError: If there are none, or dates don't rise strictly.
     """
     if not dates:
-        raise ValueError("no modality was given; expected the dates of at least one.")
+        raise InvalidValueError("no modality was given; expected the dates of at least one.")
     days = {name: _days(values, f"dates of {name!r}") for name, values in dates.items()}
     common = next(iter(days.values()))
     for values in days.values():
@@ -151,7 +152,7 @@ def common_dates(dates: Mapping[str, np.ndarray]) -> tuple[np.ndarray, GapReport
         spans = "; ".join(
             f"{n}: {d[0]} to {d[-1]}, {d.size} days" if d.size else f"{n}: no day" for n, d in days.items()
         )
-        raise ValueError(
+        raise InvalidValueError(
             f"the modalities have no day in common ({spans}); give files that overlap, or leave a modality "
             "out."
         )
@@ -180,7 +181,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         days = _days(dates, "dates")
         for name, tensor in tensors.items():
             if tensor.shape[:1] != (days.size,):
-                raise ValueError(
+                raise InvalidValueError(
                     f"{name!r} has shape {tuple(tensor.shape)}, expected {days.size} days first; "
                     "join by date before."
                 )
@@ -195,7 +196,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         self.starts = window_starts(dates, length, stride)
         if not len(self.starts):
             longest = max((run.stop - run.start for run in runs(dates)), default=0)
-            raise ValueError(
+            raise InvalidValueError(
                 f"no window of {length} days fits: the longest run of consecutive days has {longest}; "
                 "shorten the window or add data."
             )
@@ -237,7 +238,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             first, last = (np.datetime64(day, "D") for day in span)
             within = dates[(dates >= first) & (dates <= last)]
             if not within.size:
-                raise ValueError(
+                raise InvalidValueError(
                     f"no day that all stores have lies from {first} to {last}; they have {dates[0]} to {dates[-1]}."
                 )
             dates = within
@@ -286,7 +287,7 @@ def _days(dates: np.ndarray, subject: str) -> np.ndarray:
     wrong = np.flatnonzero(np.diff(days) < _DAY)
     if wrong.size:
         at = int(wrong[0])
-        raise ValueError(
+        raise InvalidValueError(
             f"{subject} must rise strictly, but {days[at + 1]} follows {days[at]}; sort them and remove "
             "repeated days."
         )

@@ -6,6 +6,7 @@ from typing import Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.precondition import Preconditioned
 from slams.diffusion.schedule import Schedule
@@ -36,7 +37,7 @@ def context_of(values: Tensor, seen: Tensor, memory: int) -> Tensor:
         ValueError: If there are more times than the memory or the shapes differ.
     """
     if values.shape != seen.shape or values.ndim < 2 or values.shape[-2] > memory:
-        raise ValueError(
+        raise InvalidValueError(
             f"observations are (*B, m', d) with masks of the same shape and m' at most {memory}, newest first; got "
             f"{tuple(values.shape)} and {tuple(seen.shape)}."
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slams.core.eof import eof
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator, normal, uniform
 from slams.diffusion.schedule import Schedule
 
@@ -97,7 +98,7 @@ class WindowGaussian(Denoiser):
         """
         shape = (self.length, *self.event)
         if tuple(x_t.shape[-len(shape) :]) != shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"this denoiser is one of windows {shape}, (steps, channels), got samples of shape {tuple(x_t.shape)}; "
                 "compose longer trajectories with MarkovBlanket, or fit it to these channels."
             )

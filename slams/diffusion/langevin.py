@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError, NonFiniteError
 from slams.core.random import Rng, generator, normal, uniform
 
 Score = Callable[[Tensor], Tensor]
@@ -61,7 +62,7 @@ def langevin(
     rng = generator(rng, "Langevin chain")
     h = torch.as_tensor(step, dtype=x.dtype, device=x.device)
     if not bool((h > 0).all()):
-        raise ValueError(f"Langevin steps must be positive, got {float(h.min()):g}.")
+        raise InvalidValueError(f"Langevin steps must be positive, got {float(h.min()):g}.")
     accepted = x.new_zeros(x.shape[:batch])
     gradient = score(x)
     density = None if log_prob is None else log_prob(x)
@@ -69,7 +70,7 @@ def langevin(
         noise = normal(x.shape, like=x, rng=rng)
         proposal = x + h * gradient + (2 * h).sqrt() * noise
         if not bool(torch.isfinite(proposal).all()):
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"a chain is not finite at step {i + 1} of {count} (largest score "
                 f"{float(gradient.abs().max()):g}, largest step {float(h.max()):g}); use smaller steps."
             )

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.guidance.base import Guidance, GuidedDenoiser
 from slams.observation.observation import Observation, Observations
@@ -51,7 +52,7 @@ class LatticeSystem:
         box: tuple[int, int] | None = None,
     ) -> None:
         if not std > 0:
-            raise ValueError(f"the error's standard deviation must be positive, got {std}.")
+            raise InvalidValueError(f"the error's standard deviation must be positive, got {std}.")
         self.covariance, self.filtered, self.box = covariance, filtered, box
         self.steps, self.shape, self.variance = list(steps), tuple(shape), std**2
         self._kept: dict[float, Tensor] = {}
@@ -141,7 +142,7 @@ class LatticeMatching(Guidance):
 
     def __post_init__(self) -> None:
         if self.iterations < 0:
-            raise ValueError(f"iterations are 0 or more, got {self.iterations}.")
+            raise InvalidValueError(f"iterations are 0 or more, got {self.iterations}.")
 
     def __call__(
         self, prior: Denoiser, observations: Observations | Observation, *, members: bool = False
@@ -153,11 +154,11 @@ class LatticeMatching(Guidance):
         """
         guided = GuidedDenoiser(self, prior, observations, members=members)
         if len(guided.evidence.parts) != 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a lattice is one modality, got {len(guided.evidence.parts)}; use CovarianceMatching."
             )
         if not bool(torch.isfinite(self._values(guided)).all()):
-            raise ValueError("values are missing at an observed step; use CovarianceMatching.")
+            raise InvalidValueError("values are missing at an observed step; use CovarianceMatching.")
         return guided
 
     def _values(self, guided: GuidedDenoiser) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator, normal, uniform
 from slams.diffusion.denoiser import Denoiser
 
@@ -44,7 +45,7 @@ def denoising_loss(
         "eps": Rozet & Louppe (2023), arXiv:2306.10574, section 2; "v": Salimans & Ho (2022), arXiv:2202.00512, section 4.
     """
     if target not in ("eps", "x0", "v"):
-        raise ValueError(f"the target is 'eps', 'x0' or 'v', got {target!r}.")
+        raise InvalidValueError(f"the target is 'eps', 'x0' or 'v', got {target!r}.")
     rng = generator(rng, "training")
     if weight is not None:
         x = torch.where(weight > 0, x, 0.0)

@@ -6,6 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.schedule import Schedule
 
@@ -62,7 +63,7 @@ class Preconditioned(Contextual):
     def __init__(self, network: nn.Module, schedule: Schedule, *, std: float = 1.0) -> None:
         super().__init__(network, schedule)
         if std <= 0:
-            raise ValueError(f"the standard deviation of the data must be positive, got {std}.")
+            raise InvalidValueError(f"the standard deviation of the data must be positive, got {std}.")
         self.std = std
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, normal
 from slams.diffusion.conditional import Conditional, Guided, context_of
 from slams.diffusion.denoiser import Denoiser
@@ -58,11 +59,11 @@ class PseudoEnsemble:
         source: Literal["given", "free"] = "given",
     ) -> None:
         if mode not in get_args(Mode) or source not in ("given", "free"):
-            raise ValueError(
+            raise InvalidValueError(
                 f"the mode is one of {get_args(Mode)} and the source 'given' or 'free', got {mode!r} and {source!r}."
             )
         if not 0 < depth <= 1 or scale <= 0 or memory < 1 or not 0 <= eta <= 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"depth is in (0, 1], scale positive, memory at least 1 and eta in [0, 1]; got {depth}, {scale}, "
                 f"{memory} and {eta}."
             )
@@ -119,7 +120,7 @@ class PseudoEnsemble:
             FloatingPointError: If a draw is not finite.
         """
         if x.ndim != values.ndim or x.shape[:-2] != values.shape[:-2] or x.shape[-1] != values.shape[-1]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"members (*B, N, d) and observations (*B, m', d) share *B and d, got {tuple(x.shape)} and "
                 f"{tuple(values.shape)}."
             )

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError, NonFiniteError
 from slams.core.random import Rng, normal
 from slams.core.renamed import old_keywords
 from slams.diffusion.denoiser import Denoiser
@@ -87,30 +88,30 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}.")
+            raise InvalidValueError(f"steps must be at least 1, got {self.steps}.")
         if self.order not in (1, 2, 3) or self.time_grid not in ("time", "snr"):
-            raise ValueError(
+            raise InvalidValueError(
                 f"order is 1, 2 or 3 and time_grid 'time' or 'snr', got {self.order} and {self.time_grid!r}."
             )
         twice = self.method != "multistep"
         if self.method not in ("multistep", "heun", "exponential") or (twice and self.order == 3):
-            raise ValueError(
+            raise InvalidValueError(
                 "method is 'multistep', 'heun' or 'exponential' (both of order 2), got "
                 f"{self.method!r} with order {self.order}."
             )
         higher = self.order > 1 or twice
         if higher and (self.corrections or (self.eta and (twice or self.order == 3))):
-            raise ValueError(
+            raise InvalidValueError(
                 f"order {max(self.order, 2)} by {self.method!r} draws without fresh noise, but for eta with the "
                 "multistep method of order 2; set eta and corrections to 0, or order to 1."
             )
         if not 0 <= self.noise_averaging <= 1 or (self.noise_averaging and (twice or self.eta)):
-            raise ValueError(
+            raise InvalidValueError(
                 f"noise_averaging is in [0, 1] and goes with method 'multistep' and eta = 0; got "
                 f"{self.noise_averaging}, {self.method!r} and {self.eta}."
             )
         if not 0 < self.ends[0] < self.ends[1] or self.tau <= 0 or self.batch < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"ends are positive and grow, tau is positive and batch at least 1, got {self.ends}, {self.tau} "
                 f"and {self.batch}."
             )
@@ -175,7 +176,7 @@ class Sampler:
             Song et al. (2021), arXiv:2010.02502, section 4.3.
         """
         if self.eta or self.corrections or self.noise_averaging:
-            raise ValueError(
+            raise InvalidValueError(
                 "a sampler with noise is not invertible: set eta, corrections and noise_averaging to 0 to invert."
             )
         times = self._times(denoiser.schedule, depth).flip(0).to(x)
@@ -208,9 +209,9 @@ class Sampler:
                 for _ in range(self.corrections if i < self.steps - 1 else 0):
                     x = self._correct(denoiser, x, times[i + 1], rng)
             except FloatingPointError as error:
-                raise FloatingPointError(f"in step {i + 1} of {self.steps}: {error}") from error
+                raise NonFiniteError(f"in step {i + 1} of {self.steps}: {error}") from error
             if not bool(torch.isfinite(x).all()):
-                raise FloatingPointError(
+                raise NonFiniteError(
                     f"the draws are not finite after step {i + 1} of {self.steps} (largest value before it "
                     f"{float(before.abs().max()):g}); use more steps."
                 )
@@ -246,7 +247,7 @@ class Sampler:
     def _times(self, schedule: Schedule, start: float = 1.0) -> Tensor:
         """From `start` down to 0."""
         if not 0 < start <= 1:
-            raise ValueError(f"draws start from a diffusion time in (0, 1], got {start}.")
+            raise InvalidValueError(f"draws start from a diffusion time in (0, 1], got {start}.")
         alpha, sigma = schedule(torch.tensor([start, 0.0], dtype=torch.float64))
         noisiest, cleanest = (alpha / sigma).tolist()
         low, high = max(self.ends[0], noisiest), min(self.ends[1], cleanest)

@@ -6,6 +6,8 @@ import math
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
+
 
 class Schedule(abc.ABC):
     """t in [0, 1] -> (alpha_t, sigma_t), from clean data at 0 to noise at 1.
@@ -46,7 +48,7 @@ class VariancePreserving(Schedule):
 
     def __init__(self, eta: float = 1e-3) -> None:
         if not 0 < eta < 1:
-            raise ValueError(f"eta must be in (0, 1), got {eta}.")
+            raise InvalidValueError(f"eta must be in (0, 1), got {eta}.")
         self.eta = eta
 
     @abc.abstractmethod
@@ -174,7 +176,9 @@ class VarianceExploding(Schedule):
 
     def __init__(self, low: float = 1e-3, high: float = 100.0) -> None:
         if not 0 < low < high:
-            raise ValueError(f"noise grows from a positive low to a larger high, got {low} and {high}.")
+            raise InvalidValueError(
+                f"noise grows from a positive low to a larger high, got {low} and {high}."
+            )
         self.low = low
         self.high = high
 
@@ -201,7 +205,7 @@ class Rectified(Schedule):
 
     def __init__(self, eta: float = 1e-3) -> None:
         if not 0 < eta < 0.5:
-            raise ValueError(f"eta must be in (0, 1/2), got {eta}.")
+            raise InvalidValueError(f"eta must be in (0, 1/2), got {eta}.")
         self.eta = eta
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
@@ -229,7 +233,7 @@ class EnsembleLinear(Schedule):
 
     def __init__(self, signal: float = 0.05, noise: float = 0.0) -> None:
         if not 0 < signal < 1 or not 0 <= noise < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"signal left must be in (0, 1) and noise left in [0, 1), got {signal} and {noise}."
             )
         self.signal = signal

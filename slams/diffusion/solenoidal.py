@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.core.geometry.torus import wavenumbers
 
 _LEAST = 1e-10  # of a wave's largest eigenvalue, and of that of all waves: what rounding leaves of either
@@ -84,7 +85,7 @@ def flow_moments(x: Tensor, mean: Tensor, length: int, *, rows: int = 8) -> Flow
         ValueError: If the trajectories are shorter than p.
     """
     if x.shape[1] < length:
-        raise ValueError(
+        raise InvalidValueError(
             f"covariances of {length} states need trajectories as long, got {x.shape[1]}; take fewer."
         )
     size = x.shape[-1]
@@ -151,7 +152,9 @@ class FlowCovariance(nn.Module):
         quarter, self.rest = moments.quarter, moments.rest
         half = quarter.shape[0]
         if quarter.ndim != 4 or quarter.shape[1] != half or half < 3:
-            raise ValueError(f"waves |k_x|, |k_y| of an even grid are as many, got {tuple(quarter.shape)}.")
+            raise InvalidValueError(
+                f"waves |k_x|, |k_y| of an even grid are as many, got {tuple(quarter.shape)}."
+            )
         self.frame = Solenoidal(2 * (half - 1))
         self.length = length
         values, vectors = torch.linalg.eigh(extended(quarter.double(), length))
@@ -171,7 +174,7 @@ class FlowCovariance(nn.Module):
         """
         wanted = (self.length, 2, self.frame.size, self.frame.size)
         if tuple(x.shape[-4:]) != wanted:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a covariance of velocities {wanted} does not belong to samples of shape {tuple(x.shape)}; take one of "
                 "their length and grid."
             )

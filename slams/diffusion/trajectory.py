@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from slams.core.errors import InvalidValueError
 from slams.diffusion.denoiser import Denoiser
 
 
@@ -35,14 +36,14 @@ class MarkovBlanket(Denoiser):
     def __init__(self, denoiser: Denoiser, length: int, *, chunk: int | None = None) -> None:
         super().__init__()
         if length < 1 or length % 2 == 0:
-            raise ValueError(f"windows to be composed need an odd number of steps, got {length}.")
+            raise InvalidValueError(f"windows to be composed need an odd number of steps, got {length}.")
         own = getattr(denoiser, "length", None)
         if own is not None and own != length:
-            raise ValueError(f"the denoiser is one of windows of {own} steps, got length {length}.")
+            raise InvalidValueError(f"the denoiser is one of windows of {own} steps, got length {length}.")
         if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk must be a positive number of windows, got {chunk}.")
+            raise InvalidValueError(f"chunk must be a positive number of windows, got {chunk}.")
         if chunk is not None and any(hasattr(part, "observations") for part in denoiser.modules()):
-            raise ValueError(
+            raise InvalidValueError(
                 "a guided denoiser holds observations of every window and does not support chunks of windows; "
                 "guide the composed denoiser instead, or leave out the chunk."
             )
@@ -60,7 +61,7 @@ class MarkovBlanket(Denoiser):
         """
         steps = x_t.shape[1]
         if steps < self.length:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a trajectory of {steps} steps is shorter than the windows of {self.length}; "
                 "pad it with unobserved steps."
             )

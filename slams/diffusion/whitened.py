@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.schedule import Schedule
 
@@ -58,12 +59,12 @@ class WhitenedDenoiser(Denoiser):
     ) -> None:
         super().__init__()
         if covariance.shape != (mean.numel(), mean.numel()):
-            raise ValueError(
+            raise InvalidValueError(
                 f"windows of {mean.numel()} values have a covariance of as many rows and columns, got "
                 f"{tuple(covariance.shape)}."
             )
         if not 0 < ends[0] < ends[1] or not bound > 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the ends are positive and grow, the bound is positive; got {ends} and {bound}."
             )
         values, vectors = torch.linalg.eigh(covariance.double())
@@ -90,7 +91,7 @@ class WhitenedDenoiser(Denoiser):
         """
         axes = self.mean.ndim
         if x_t.shape[-axes:] != self.mean.shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"this denoiser is one of windows {tuple(self.mean.shape)}, (steps, channels), got samples of shape "
                 f"{tuple(x_t.shape)}; compose longer trajectories with MarkovBlanket, or use weights made for them."
             )

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.settings import unknown
 from slams.evaluation.intervals import Interval, bounded_interval, mean_interval, rate_interval
 
@@ -272,7 +273,7 @@ def register(metric: Metric) -> Metric:
     """
     taken = {each.name for each in METRICS.values()} | {each.key for each in METRICS.values()}
     if {metric.name, metric.key} & taken:
-        raise ValueError(
+        raise InvalidValueError(
             f"a metric {metric.name!r} (key {metric.key!r}) exists already; choose another name."
         )
     METRICS[metric.name] = metric
@@ -288,7 +289,7 @@ def named(metric: str | Metric) -> Metric:
     if isinstance(metric, Metric):
         return metric
     if metric not in METRICS:
-        raise ValueError(unknown("metric", metric, METRICS))
+        raise InvalidValueError(unknown("metric", metric, METRICS))
     return METRICS[metric]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from slams.core.errors import InvalidTypeError
 from slams.core.files import atomic
 from slams.evaluation.figures.style import png
 from slams.evaluation.tables import columns, is_numeric, text
@@ -149,7 +150,7 @@ def _block(block: Block) -> str:
     if isinstance(block, Verbatim):
         summary, content = html.escape(block.caption), html.escape(block.content)
         return f"<details><summary>{summary}</summary><pre>{content}</pre></details>"
-    raise TypeError(f"a section holds text, Table, Picture or Verbatim, got {type(block).__name__}.")
+    raise InvalidTypeError(f"a section holds text, Table, Picture or Verbatim, got {type(block).__name__}.")
 
 
 def _table(table: Table) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.renamed import renamed
 from slams.evaluation.intervals import mean_interval
 from slams.evaluation.metrics import metrics_of, named
@@ -67,7 +68,7 @@ class Scores:
 
     def __init__(self, *, resamples: int = 1000, seed: int = 0) -> None:
         if resamples < 1:
-            raise ValueError(f"resamples must be at least 1, got {resamples}.")
+            raise InvalidValueError(f"resamples must be at least 1, got {resamples}.")
         self.resamples, self.seed = resamples, seed
         self._series: dict[tuple[str, str, str], _Series] = {}
 
@@ -98,18 +99,20 @@ class Scores:
         channels = len(statistics["weight"])
         names = tuple(_label(level) for level in (range(channels) if levels is None else levels))
         if len(names) != channels or len(set(names)) != channels:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{len(names)} levels {names} for {channels} channels of {variable}; name each, once."
             )
         series = self._series.setdefault((method, variable, part), _Series(names, {}))
         where = f"{method}, {variable}, {part}"
         if window in series.windows:
-            raise ValueError(f"window {window} of {where} was added before; each window counts once.")
+            raise InvalidValueError(f"window {window} of {where} was added before; each window counts once.")
         if series.levels != names:
-            raise ValueError(f"window {window} of {where} has levels {names}, earlier ones {series.levels}.")
+            raise InvalidValueError(
+                f"window {window} of {where} has levels {names}, earlier ones {series.levels}."
+            )
         first = next(iter(series.windows.values()), statistics)
         if first["ranks"].shape != statistics["ranks"].shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"window {window} of {where} has {statistics['ranks'].shape[1]} ranks, earlier ones "
                 f"{first['ranks'].shape[1]}; score every window with the same number of members."
             )
@@ -244,7 +247,9 @@ class Scores:
         """
         if named(metric).better != "lower":
             known = ", ".join(each.name for each in metrics_of("fields") if each.better == "lower")
-            raise ValueError(f"a gain needs a score that is better when smaller ({known}), got {metric!r}.")
+            raise InvalidValueError(
+                f"a gain needs a score that is better when smaller ({known}), got {metric!r}."
+            )
         first, second = (
             self.per_window(method, metric, variable=variable, part=part, level=level) for method in (a, b)
         )
@@ -267,12 +272,12 @@ class Scores:
         first, second = weights
         if not first or first.keys() != second.keys():
             lonely = sorted(map(str, first.keys() ^ second.keys()))[:5]
-            raise ValueError(
+            raise InvalidValueError(
                 f"{a} and {b} share not all windows of {variable} ({part}); only in one: {lonely}."
             )
         for window, weight in first.items():
             if not np.isclose(weight, second[window], rtol=1e-6):
-                raise ValueError(
+                raise InvalidValueError(
                     f"{a} and {b} were scored on different cells in window {window} of {variable} ({part}): "
                     f"weights {weight:.6g} and {second[window]:.6g}; score the same cells."
                 )
@@ -280,11 +285,11 @@ class Scores:
     def _find(self, method: str, variable: str, part: str, level: float | str) -> tuple[_Series, int]:
         """A series and the column of a level in `_Series.stacked`."""
         if (method, variable, part) not in self._series:
-            raise ValueError(f"no scores of {method}, {variable}, {part}; there are {self.keys()}.")
+            raise InvalidValueError(f"no scores of {method}, {variable}, {part}; there are {self.keys()}.")
         series = self._series[method, variable, part]
         names = ("all", *series.levels)
         if _label(level) not in names:
-            raise ValueError(f"{variable} has no level {level}; there are {', '.join(names)}.")
+            raise InvalidValueError(f"{variable} has no level {level}; there are {', '.join(names)}.")
         column = names.index(_label(level))
         return series, column if len(series.levels) > 1 else 0
 

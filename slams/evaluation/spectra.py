@@ -5,6 +5,8 @@ import scipy.fft
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
+
 
 def power_spectrum(field: Tensor, lat: Tensor) -> tuple[Tensor, Tensor]:
     """Power per zonal wavenumber of a field on latitude circles, averaged over area.
@@ -24,9 +26,11 @@ def power_spectrum(field: Tensor, lat: Tensor) -> tuple[Tensor, Tensor]:
     """
     height, width = field.shape[-2:]
     if lat.shape != (height,):
-        raise ValueError(f"lat has shape {tuple(lat.shape)}, but the field has {height} latitudes.")
+        raise InvalidValueError(f"lat has shape {tuple(lat.shape)}, but the field has {height} latitudes.")
     if bool(torch.isnan(field).any()):
-        raise ValueError("field has missing values, which have no zonal spectrum; use radial_spectrum.")
+        raise InvalidValueError(
+            "field has missing values, which have no zonal spectrum; use radial_spectrum."
+        )
     power = (torch.fft.rfft(field.double(), dim=-1).abs() / width) ** 2
     power[..., 1 : (width + 1) // 2] *= 2
     area = torch.cos(torch.deg2rad(lat.double())).clamp(min=0).to(power.device)

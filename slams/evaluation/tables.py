@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from slams.core.errors import InvalidValueError
 from slams.core.files import atomic
 from slams.core.renamed import RENAMED, current
 from slams.evaluation.metrics import shown
@@ -33,7 +34,7 @@ def write_metrics(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]
     """
     for row in rows:
         if set(row) != set(COLUMNS):
-            raise ValueError(
+            raise InvalidValueError(
                 f"a row of metrics.csv has the columns {', '.join(COLUMNS)}; got {', '.join(row)}."
             )
     with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -55,7 +56,9 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path} has the columns {reader.fieldnames}, expected {', '.join(COLUMNS)}.")
+            raise InvalidValueError(
+                f"{path} has the columns {reader.fieldnames}, expected {', '.join(COLUMNS)}."
+            )
         rows: list[dict[str, Any]] = [dict(row) for row in reader]
     for row in rows:
         row.update({name: float(row[name] or "nan") for name in _NUMBERS}, n=int(row["n"]))

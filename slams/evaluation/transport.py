@@ -4,6 +4,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
+
 
 def earth_mover(x: Tensor, y: Tensor) -> float:
     """Wasserstein-1 distance of two samples of equal size and weight, exact, with Euclidean cost.
@@ -28,14 +30,14 @@ def earth_mover(x: Tensor, y: Tensor) -> float:
     0.25
     """
     if x.shape != y.shape or x.ndim < 2:
-        raise ValueError(
+        raise InvalidValueError(
             f"needs two samples (N, *S) of one shape, got {tuple(x.shape)} and {tuple(y.shape)}; draw as many of both."
         )
     cost = torch.cdist(
         x.double().flatten(1), y.double().flatten(1), compute_mode="donot_use_mm_for_euclid_dist"
     )
     if not bool(torch.isfinite(cost).all()):
-        raise ValueError("a sample is not finite; remove what blew up, and count it.")
+        raise InvalidValueError("a sample is not finite; remove what blew up, and count it.")
     matrix = cost.cpu().numpy()
     rows, columns = linear_sum_assignment(matrix)
     return float(matrix[rows, columns].mean())

@@ -11,6 +11,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.evaluation.metrics import metrics_of
 
 Statistics = dict[str, Tensor]
@@ -47,18 +48,18 @@ def window_statistics(
     tensor([0.], dtype=torch.float64)
     """
     if samples.dim() != truth.dim() + 1 or samples.shape[1:] != truth.shape:
-        raise ValueError(
+        raise InvalidValueError(
             f"samples {tuple(samples.shape)} must be (N, *truth), but the truth is {tuple(truth.shape)}; "
             "put the members first."
         )
     if samples.shape[0] == 0:
-        raise ValueError("samples have no members; give at least one.")
+        raise InvalidValueError("samples have no members; give at least one.")
     missing = torch.isnan(samples).any(0)
     every = torch.isnan(samples).all(0)
     scored, weight = _scored(truth, weights, part)
     scored = scored & ~every
     if bool((missing & scored).any()):
-        raise ValueError(
+        raise InvalidValueError(
             f"{int((missing & scored).sum())} scored cells have some, not all, members missing; a diverged "
             "member must not be dropped silently: repair the ensemble, or exclude these cells with `part`."
         )
@@ -99,14 +100,14 @@ def gaussian_window_statistics(
         ValueError: If shapes disagree, or weights or standard deviations are negative.
     """
     if mean.shape != truth.shape or std.shape != truth.shape:
-        raise ValueError(
+        raise InvalidValueError(
             f"mean {tuple(mean.shape)} and std {tuple(std.shape)} must have the shape of the truth, "
             f"{tuple(truth.shape)}; expand them first."
         )
     scored, weight = _scored(truth, weights, part)
     scored = scored & ~torch.isnan(mean) & ~torch.isnan(std)
     if bool((std[scored] < 0).any()):
-        raise ValueError(
+        raise InvalidValueError(
             "std has negative entries where it is scored; pass standard deviations, not residuals."
         )
 
@@ -139,13 +140,15 @@ def _scored(truth: Tensor, weights: Tensor, part: Tensor | None) -> tuple[Tensor
             else torch.broadcast_to(part, truth.shape)
         )
     except RuntimeError as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"weights and part must broadcast to the truth, {tuple(truth.shape)}: {error}"
         ) from error
     if part.dtype != torch.bool:
-        raise ValueError(f"part must be bool, got {part.dtype}; compare the mask with something first.")
+        raise InvalidValueError(
+            f"part must be bool, got {part.dtype}; compare the mask with something first."
+        )
     if bool((weight < 0).any()):
-        raise ValueError(
+        raise InvalidValueError(
             "weights have negative entries; areas are non-negative (cos of a latitude in degrees?)."
         )
     return part.to(truth.device) & ~torch.isnan(truth) & (weight > 0), weight
@@ -162,7 +165,7 @@ def _by_channel(
     """Apply `sums` to the scored cells of each channel, in float64 so that windows add exactly."""
     axis = channel_axis - truth.dim() + 1 if channel_axis >= 0 else channel_axis
     if not 1 - truth.dim() <= axis < 0:
-        raise ValueError(
+        raise InvalidValueError(
             f"channel_axis {channel_axis} is not an axis of the event shape {tuple(truth.shape[1:])}."
         )
     columns = []
@@ -219,7 +222,7 @@ def effective_count(ranks: Tensor) -> float:
     19.0
     """
     if ranks.dim() != 2 or float(ranks.sum()) <= 0:
-        raise ValueError(f"ranks must be (windows, R) with some weight; got {tuple(ranks.shape)}.")
+        raise InvalidValueError(f"ranks must be (windows, R) with some weight; got {tuple(ranks.shape)}.")
     ranks = ranks.double()
     weight = ranks.sum(1, keepdim=True)
     ranks, weight = ranks[weight[:, 0] > 0], weight[weight[:, 0] > 0]
@@ -254,7 +257,7 @@ def rank_flatness(counts: Tensor, independent: float | None = None) -> tuple[flo
     (0.0, 1.0)
     """
     if counts.dim() != 1 or len(counts) < 2 or float(counts.sum()) <= 0:
-        raise ValueError(f"counts must be (R), R >= 2, and not all zero; got {counts}.")
+        raise InvalidValueError(f"counts must be (R), R >= 2, and not all zero; got {counts}.")
     observed = counts.double() * ((independent or float(counts.sum())) / float(counts.sum()))
     expected = observed.mean()
     statistic = float(((observed - expected) ** 2 / expected).sum())

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.networks.layers import SphereConv, zero
 
 
@@ -162,7 +163,7 @@ class MultimodalAutoencoder(nn.Module):
         """
         unknown = sorted(set(fields) - set(self.names))
         if not fields or unknown:
-            raise ValueError(f"can encode any subset of {list(self.names)}, got {sorted(fields)}.")
+            raise InvalidValueError(f"can encode any subset of {list(self.names)}, got {sorted(fields)}.")
         parts = [
             self.coders[m].encode(torch.nan_to_num(fields[m])) * self.scales[m]  # type: ignore[operator]
             for m in self.names  # in one order, because floating-point sums depend on it

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
+
 LATENT_CHANNELS = (9, 8, 7, 6, 5)
 
 
@@ -83,7 +85,7 @@ class SharedGridCodec(nn.Module):
         self.channels, self.grid = dict(channels), grid
         others = [name for name in self.names if name not in self.states]
         if others and not latent:
-            raise ValueError(
+            raise InvalidValueError(
                 f"pixel space holds states only, but {', '.join(others)} are auxiliary; leave them out, or choose "
                 "latent.kind: published."
             )
@@ -111,7 +113,7 @@ class SharedGridCodec(nn.Module):
         """
         unknown = sorted(set(fields) - set(self.names))
         if not fields or unknown:
-            raise ValueError(f"can encode any subset of {list(self.names)}, got {sorted(fields)}.")
+            raise InvalidValueError(f"can encode any subset of {list(self.names)}, got {sorted(fields)}.")
         return (self._latent(fields) - self.mean) / self.std
 
     def _latent(self, fields: Mapping[str, Tensor]) -> Tensor:

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from slams.core.errors import InvalidValueError
+
 Padding = Literal["zero", "circular"]
 
 
@@ -145,7 +147,7 @@ def rows_of_time(t: Tensor, x: Tensor, event: int) -> Tensor:
     ones = t.shape[len(lead) :]
     fits = t.ndim == x.ndim and all(n == 1 for n in ones)
     if not fits or any(a not in (1, b) for a, b in zip(t.shape, lead, strict=False)):
-        raise ValueError(
+        raise InvalidValueError(
             f"times of shape {tuple(t.shape)} do not belong to samples of shape {tuple(x.shape)} with {event} "
             f"event axes; give one time, (), or one a sample, {(*lead, *([1] * event))}."
         )
@@ -180,7 +182,7 @@ def fitting_context(context: Tensor | None, x: Tensor, shape: Sequence[int], cou
         or len(got) > len(wanted)
         or any(a not in (1, b) for a, b in pairs)
     ):
-        raise ValueError(
+        raise InvalidValueError(
             f"this network takes {count} channels of context, to be broadcast to {wanted}; got "
             f"{f'shape {got}' if got[axis:][:1] != (0,) else 'none'}."
         )

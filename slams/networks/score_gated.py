@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.networks.layers import TimeEmbedding, rows_of_time, zero
 
 
@@ -65,7 +66,7 @@ class ScoreGated(nn.Module):
     ) -> None:
         super().__init__()
         if min(channels, width, gates) < 1 or not dilations or min(dilations) < 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"need positive sizes and dilations >= 0 of at least one block, got {channels}, {width}, {gates} and "
                 f"{tuple(dilations)}."
             )
@@ -84,7 +85,7 @@ class ScoreGated(nn.Module):
             ValueError: If the channels or times do not fit.
         """
         if x_t.shape[-1:] != (self.channels,) or x_t.ndim < self.axes:
-            raise ValueError(
+            raise InvalidValueError(
                 f"this network takes vectors of {self.channels} values on the last axis, got samples of shape "
                 f"{tuple(x_t.shape)}; use the weights made for these channels."
             )

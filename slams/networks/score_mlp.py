@@ -7,6 +7,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.networks.layers import FreeNorm, TimeEmbedding, evaluate, fitting_context, rows_of_time
 
 
@@ -69,7 +70,7 @@ class ScoreMLP(nn.Module):
         self.shape = (length, *event)
         size = prod(self.shape)
         if min(size, *hidden, 2) < 2 or not hidden:
-            raise ValueError(
+            raise InvalidValueError(
                 f"windows of shape {self.shape} through layers {tuple(hidden)}: each needs at least two "
                 "numbers to be normalized by their standard deviation; lengthen the window or widen the layers."
             )
@@ -91,7 +92,7 @@ class ScoreMLP(nn.Module):
         """
         axes = len(self.shape)
         if tuple(x_t.shape[-axes:]) != self.shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"this network takes windows of shape {self.shape}, (steps, channels), got samples of shape "
                 f"{tuple(x_t.shape)}; compose a longer trajectory with MarkovBlanket, or use the weights made "
                 "for these channels."

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.networks.layers import (
     AxisConv,
     FreeNorm,
@@ -123,7 +124,7 @@ class ScoreUNet(nn.Module):
         self.recompute = recompute
         axes = len(event) - 1 + (not length)
         if axes not in (1, 2, 3) or (length is not None and length < 1):
-            raise ValueError(
+            raise InvalidValueError(
                 f"states of shape {self.event} and length {length} leave {axes} axes to convolve, wanted one to "
                 "three; for states without a grid leave out the length, or use ScoreMLP."
             )
@@ -135,7 +136,9 @@ class ScoreUNet(nn.Module):
         self._check_grid(self.event[1:])
         maps = torch.zeros(0, *event[1:]) if maps is None else maps
         if maps.shape[1:] != self.event[1:]:
-            raise ValueError(f"maps of the grid {self.event[1:]} are (M, *grid), got {tuple(maps.shape)}.")
+            raise InvalidValueError(
+                f"maps of the grid {self.event[1:]} are (M, *grid), got {tuple(maps.shape)}."
+            )
         self.register_buffer("maps", maps, persistent=len(maps) > 0)
 
         def conv(inputs: int, outputs: int, steps: Sequence[int] | None = None) -> AxisConv:
@@ -203,24 +206,26 @@ class ScoreUNet(nn.Module):
         """Steps, channels and grid of a sample against those of the network."""
         shape = tuple(x_t.shape[-len(self.event) - 1 :])
         if len(shape) <= len(self.event) or shape[1] != self.event[0]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"this network takes states of {self.event[0]} channels on {len(self.event) - 1} axes of grid, "
                 f"(*B, L, C, *grid), got samples of shape {tuple(x_t.shape)}; use the weights made for them."
             )
         if self.length and shape[0] != self.length:
-            raise ValueError(
+            raise InvalidValueError(
                 f"this network takes windows of {self.length} steps, got {shape[0]}; compose a longer "
                 "trajectory with MarkovBlanket."
             )
         if len(self.maps) and shape[2:] != self.event[1:]:
-            raise ValueError(f"this network has maps of the grid {self.event[1:]}, got the grid {shape[2:]}.")
+            raise InvalidValueError(
+                f"this network has maps of the grid {self.event[1:]}, got the grid {shape[2:]}."
+            )
         self._check_grid(shape[2:] if self.length else (shape[0], *shape[2:]))
 
     def _check_grid(self, grid: Sequence[int]) -> None:
         """Check that the strides divide the grid, so that skip connections have equal sizes."""
         factors = [step ** (self.levels - 1) for step in self.stride][len(self.stride) - len(grid) :]
         if any(size % factor for size, factor in zip(grid, factors, strict=True)):
-            raise ValueError(
+            raise InvalidValueError(
                 f"axes of {tuple(grid)} cannot be coarsened {self.levels - 1} times by {self.stride}; make them "
                 f"multiples of {tuple(factors)}, or use fewer levels."
             )
@@ -228,14 +233,14 @@ class ScoreUNet(nn.Module):
 
 def _check_layers(hidden: Sequence[int], kernels: Sequence[int], modes: Sequence[str]) -> None:
     if not hidden or min(hidden) < 2:
-        raise ValueError(
+        raise InvalidValueError(
             f"hidden needs at least one level of at least two channels, to be normalized, "
             f"got {tuple(hidden)}."
         )
     if any(width < 1 or width % 2 == 0 for width in kernels):
-        raise ValueError(f"kernels must be odd, got {tuple(kernels)}.")
+        raise InvalidValueError(f"kernels must be odd, got {tuple(kernels)}.")
     if any(mode not in ("zero", "circular") for mode in modes):
-        raise ValueError(f"padding is 'zero' or 'circular', got {tuple(modes)}.")
+        raise InvalidValueError(f"padding is 'zero' or 'circular', got {tuple(modes)}.")
 
 
 def _each(value: Any, count: int, name: str) -> tuple[Any, ...]:
@@ -243,5 +248,5 @@ def _each(value: Any, count: int, name: str) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         return (value,) * count
     if len(value) != count:
-        raise ValueError(f"{name} needs one entry or {count}, got {tuple(value)}.")
+        raise InvalidValueError(f"{name} needs one entry or {count}, got {tuple(value)}.")
     return tuple(value)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.networks.layers import LayerNorm2d, SphereConv, TimeEmbedding, zero
 from slams.networks.score_unet import ScoreUNet
 
@@ -65,7 +66,7 @@ class WindowUNet(nn.Module):
         channels, height, width = event
         factor = 2 ** (len(hidden) - 1)
         if width % factor:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a latent grid of {height} x {width} must have a width divisible by {factor}; "
                 "use fewer levels (prior.hidden)."
             )

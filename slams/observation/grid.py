@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
+
 
 class AvgPool(nn.Module):
     """Means over blocks of `size` cells along each of the last axes.
@@ -23,7 +25,9 @@ class AvgPool(nn.Module):
     def __init__(self, size: int, weights: Tensor | None = None, axes: int = 2) -> None:
         super().__init__()
         if size < 1 or axes not in (1, 2):
-            raise ValueError(f"need a size of at least 1 and 1 or 2 axes, got size {size} and axes {axes}.")
+            raise InvalidValueError(
+                f"need a size of at least 1 and 1 or 2 axes, got size {size} and axes {axes}."
+            )
         self.size, self.axes = size, axes
         self.register_buffer("weights", weights)
 
@@ -35,7 +39,7 @@ class AvgPool(nn.Module):
         """
         grid = x.shape[-self.axes :]
         if any(side % self.size for side in grid):
-            raise ValueError(
+            raise InvalidValueError(
                 f"blocks of {self.size} do not divide a grid of {' x '.join(map(str, grid))}; "
                 "choose a divisor."
             )
@@ -70,7 +74,7 @@ class Vorticity(nn.Module):
         super().__init__()
         dy, dx = spacing if isinstance(spacing, tuple) else (spacing, spacing)
         if dx <= 0 or dy <= 0 or scheme not in ("centred", "spectral") or x_axis not in (-1, -2):
-            raise ValueError(
+            raise InvalidValueError(
                 'need positive spacings, scheme "centred" or "spectral" and x_axis -1 or -2, '
                 f"got {spacing}, {scheme!r} and {x_axis}."
             )
@@ -84,7 +88,7 @@ class Vorticity(nn.Module):
             ValueError: If there are not two channels.
         """
         if velocity.ndim < 3 or velocity.shape[-3] != 2:
-            raise ValueError(
+            raise InvalidValueError(
                 f"vorticity needs a velocity of shape (*B, 2, H, W), got {tuple(velocity.shape)}."
             )
         u, v = velocity.unbind(-3)
@@ -128,7 +132,7 @@ class Box(nn.Module):
         self.rows, self.columns = rows, rows if columns is None else columns
         for first, last in (self.rows, self.columns):
             if not 0 <= first < last:
-                raise ValueError(
+                raise InvalidValueError(
                     f"a box needs 0 <= first < last, got rows {self.rows} and columns {self.columns}."
                 )
 
@@ -139,7 +143,7 @@ class Box(nn.Module):
             ValueError: If the box reaches beyond the grid.
         """
         if self.rows[1] > x.shape[-2] or self.columns[1] > x.shape[-1]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a box of rows {self.rows} and columns {self.columns} reaches beyond a grid of "
                 f"{x.shape[-2]} x {x.shape[-1]}."
             )
@@ -168,7 +172,7 @@ class FirstMinusLast(nn.Module):
         """
         axis = -1 - self.event
         if x.ndim < 1 + self.event or x.shape[axis] < 2:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a loop is one of a trajectory (*B, L, *S) with L > 1, got shape {tuple(x.shape)} "
                 f"with {self.event} axes of a state."
             )

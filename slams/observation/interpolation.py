@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
+
 
 class _WeightedSum(nn.Module):
     """y_p = sum_k w_kp x_(i_kp): a few cells of the flattened event for each point.
@@ -32,7 +34,7 @@ class _WeightedSum(nn.Module):
 
     def _flat(self, x: Tensor) -> Tensor:
         if tuple(x.shape[-len(self.shape) :]) != self.shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{type(self).__name__} was made for a grid of shape {self.shape}, got a state of shape "
                 f"{tuple(x.shape)}; make the operator with the state's grid."
             )
@@ -106,7 +108,7 @@ class Interpolate(_WeightedSum):
         self, lat: Tensor, lon: Tensor, points: Tensor, *, periodic: bool = False, poles: bool = False
     ) -> None:
         if poles and not periodic:
-            raise ValueError("poles need closed circles of latitude around them; pass periodic=True.")
+            raise InvalidValueError("poles need closed circles of latitude around them; pass periodic=True.")
         height, width = len(lat), len(lon)
         order = torch.arange(height) * width
         line = lat.double()
@@ -157,7 +159,7 @@ def _bracket(axis: Tensor, value: Tensor, period: float | None, name: str) -> tu
     slack = 1e-9 * max(1.0, float(line.abs().max()))
     if period is not None:
         if float(line[-1] - line[0]) > period + slack:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the grid's {name}s {float(line[0]):g}..{float(line[-1]):g} exceed one period of {period:g}; "
                 "drop what is repeated."
             )
@@ -165,7 +167,7 @@ def _bracket(axis: Tensor, value: Tensor, period: float | None, name: str) -> tu
         line, order = torch.cat([line, line[:1] + period]), torch.cat([order, order[:1]])
     outside = ~((value >= line[0] - slack) & (value <= line[-1] + slack))  # a NaN is outside
     if bool(outside.any()):
-        raise ValueError(
+        raise InvalidValueError(
             f"{int(outside.sum())} of {len(value)} points lie outside the grid's {name}s "
             f"{float(line[0]):g}..{float(line[-1]):g}, "
             f"such as {float(value[outside][0]):g}; drop or move them."

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from slams.core.covariance import Covariance, stack
+from slams.core.errors import InvalidTypeError, InvalidValueError
 from slams.core.random import Rng, generator, permutation
 from slams.observation.operators import Compose, Flatten, Operator, Stack
 
@@ -66,13 +67,13 @@ class Observation:
         """
         predicted = self.operator(x)
         if not isinstance(predicted, Tensor):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"the operator {self.operator} returns a {type(predicted).__name__}, expected a tensor; use torch "
                 "functions, through which gradients pass."
             )
         event = self.event
         if predicted.shape[-event:] != self.value.shape[-event:]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the operator {self.operator} gives values of shape {tuple(predicted.shape[-event:])}, but "
                 f"{tuple(self.value.shape[-event:])} were observed; check the operator and the file."
             )
@@ -166,7 +167,7 @@ class Observations(Mapping[str, Observation]):
         self._modalities = dict(modalities)
         lengths = {name: o.value.shape[-1 - o.event] for name, o in self._modalities.items()}
         if len(set(lengths.values())) != 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"observations need one common number of steps, got {lengths}; align them by date."
             )
         self.steps = next(iter(lengths.values()))
@@ -231,7 +232,7 @@ class Observations(Mapping[str, Observation]):
         """The joint observation of these modalities, common to all steps that have exactly these."""
         batches = {name: tuple(self._flat[name].shape[:-2]) for name in names}
         if len(set(batches.values())) > 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"modalities observed together need the same replicates, got {batches}; expand them."
             )
         operators = {}
@@ -262,7 +263,7 @@ class Observations(Mapping[str, Observation]):
             ValueError: If `fraction` is not between 0 and 1.
         """
         if not 0 < fraction < 1:
-            raise ValueError(f"the share to withhold must lie between 0 and 1, got {fraction}.")
+            raise InvalidValueError(f"the share to withhold must lie between 0 and 1, got {fraction}.")
         kept, withheld, rng = {}, {}, generator(rng, "withheld locations")
         for name, o in self.items():
             places = o.seen.flatten(0, -2).any(0).nonzero().squeeze(-1)
@@ -286,11 +287,11 @@ class Observations(Mapping[str, Observation]):
             ValueError: If the trajectory is shorter than a window, or there are replicates.
         """
         if self.batch:
-            raise ValueError(
+            raise InvalidValueError(
                 f"windows are those of one record, got replicates {tuple(self.batch)}; cut each."
             )
         if self.steps < length:
-            raise ValueError(
+            raise InvalidValueError(
                 f"observations of {self.steps} steps are shorter than a window of {length}; "
                 "pad them with missing ones."
             )

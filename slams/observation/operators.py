@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, permutation
 from slams.core.settings import arguments, parameters, unknown
 from slams.observation.grid import AvgPool, Box, FirstMinusLast, Vorticity
@@ -55,7 +56,7 @@ class Identity(nn.Module):
             ValueError: If the state has fewer axes than the event.
         """
         if x.ndim < self.event:
-            raise ValueError(
+            raise InvalidValueError(
                 f"expected an event of {self.event} axes, got a state of shape {tuple(x.shape)}."
             )
         return x
@@ -93,7 +94,9 @@ class Select(nn.Module):
     def __init__(self, index: Tensor, event: int = 3) -> None:
         super().__init__()
         if index.numel() == 0 or int(index.min()) < 0:
-            raise ValueError(f"a selection needs at least one non-negative index, got {index.tolist()[:5]}.")
+            raise InvalidValueError(
+                f"a selection needs at least one non-negative index, got {index.tolist()[:5]}."
+            )
         self.register_buffer("index", index)
         self.event = event
         self.largest = int(index.max())
@@ -106,7 +109,7 @@ class Select(nn.Module):
         """
         flat = x if self.event == 1 else x.flatten(-self.event)
         if self.largest >= flat.shape[-1]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the selection reads component {self.largest} of an event of {flat.shape[-1]} "
                 f"(a state of shape {tuple(x.shape)} with {self.event} event axes); check index and `event`."
             )
@@ -130,7 +133,7 @@ class Mask(Select):
 
     def __init__(self, keep: Tensor) -> None:
         if keep.dtype != torch.bool or not bool(keep.any()):
-            raise ValueError(
+            raise InvalidValueError(
                 f"a mask is bool and leaves at least one point, got {keep.dtype} with {int(keep.sum())} left."
             )
         super().__init__(keep.flatten().nonzero().squeeze(-1), keep.ndim)
@@ -143,7 +146,7 @@ class Mask(Select):
             ValueError: If the last axes of the state do not have the shape of the mask.
         """
         if tuple(x.shape[-self.event :]) != self.shape:
-            raise ValueError(f"the mask has shape {self.shape}, but the state {tuple(x.shape)}.")
+            raise InvalidValueError(f"the mask has shape {self.shape}, but the state {tuple(x.shape)}.")
         return super().forward(x)
 
     @classmethod
@@ -158,7 +161,9 @@ class Mask(Select):
     def centre(cls, shape: Sequence[int], fraction: float = 0.5) -> "Mask":
         """All but a central box whose sides are `fraction` of the grid's: in 2-D a quarter by default."""
         if not 0 < fraction < 1:
-            raise ValueError(f"the hidden box is a fraction between 0 and 1 of each side, got {fraction}.")
+            raise InvalidValueError(
+                f"the hidden box is a fraction between 0 and 1 of each side, got {fraction}."
+            )
         keep = torch.ones(tuple(shape), dtype=torch.bool)
         sides = [max(1, round(fraction * size)) for size in shape]
         starts = [(size - side) // 2 for size, side in zip(shape, sides, strict=True)]
@@ -179,7 +184,9 @@ class Mask(Select):
         size = math.prod(shape)
         left = int(size * (1 - hidden) + 1e-9)  # 1 - 0.9 is a little less than 0.1
         if not 0 <= hidden < 1 or left < 1:
-            raise ValueError(f"hiding {hidden} of {size} points leaves none, or is not a fraction in [0, 1).")
+            raise InvalidValueError(
+                f"hiding {hidden} of {size} points leaves none, or is not a fraction in [0, 1)."
+            )
         keep = torch.zeros(size, dtype=torch.bool)
         keep[permutation(size, rng=rng)[:left]] = True
         return cls(keep.reshape(tuple(shape)))
@@ -204,7 +211,7 @@ class Stride(nn.Module):
         super().__init__()
         _check_stride(step, offset)
         if axes not in (1, 2):
-            raise ValueError(f"a stride runs along the last axis or the last two, got axes {axes}.")
+            raise InvalidValueError(f"a stride runs along the last axis or the last two, got axes {axes}.")
         self.step, self.offset, self.axes = step, offset, axes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -240,7 +247,7 @@ class Pointwise(nn.Module):
     def __init__(self, name: str, *, scale: float = 1.0, shift: float = 0.0) -> None:
         super().__init__()
         if name not in POINTWISE:
-            raise ValueError(unknown("function", name, POINTWISE))
+            raise InvalidValueError(unknown("function", name, POINTWISE))
         self.name, self.scale, self.shift = name, scale, shift
 
     def forward(self, x: Tensor) -> Tensor:
@@ -289,7 +296,7 @@ class Stack(nn.Module):
         parts = list(operators.values()) if isinstance(operators, Mapping) else list(operators)
         self.events = (events,) * len(parts) if isinstance(events, int) else tuple(events)
         if not parts or len(self.events) != len(parts):
-            raise ValueError(
+            raise InvalidValueError(
                 f"a stack needs operators and one `events` each, got {len(parts)} and {len(self.events)}."
             )
         self.operators = tuple(parts)
@@ -305,7 +312,9 @@ class Stack(nn.Module):
 
 def _check_stride(step: int, offset: int) -> None:
     if step < 1 or not 0 <= offset < step:
-        raise ValueError(f"need step >= 1 and 0 <= offset < step, got step {step} and offset {offset}.")
+        raise InvalidValueError(
+            f"need step >= 1 and 0 <= offset < step, got step {step} and offset {offset}."
+        )
 
 
 def _select(index: Sequence[int], event: int = 1) -> Select:
@@ -348,7 +357,7 @@ def by_name(name: str, settings: Mapping[str, Any] | None = None, **context: Any
     tensor([0, 2, 4])
     """
     if name not in BY_NAME:
-        raise ValueError(unknown("operator", name, BY_NAME))
+        raise InvalidValueError(unknown("operator", name, BY_NAME))
     make, known = BY_NAME[name], parameters(BY_NAME[name])
     given = arguments(make, settings or {}, f"{name}.", leave=context)
     return make(**given, **{key: value for key, value in context.items() if key in known})

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from slams.core.covariance import Covariance, Isotropic
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator, uniform
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import Operator
@@ -37,7 +38,7 @@ class Instrument:
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.start < 0 or not 0 <= self.missing < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 "need every >= 1, start >= 0 and 0 <= missing < 1, got "
                 f"every {self.every}, start {self.start} and missing {self.missing}."
             )
@@ -53,7 +54,7 @@ class Instrument:
         else:
             steps = sorted({int(k) for k in self.times})
         if not steps or steps[0] < 0 or steps[-1] >= length:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a truth of {length} steps would be observed at steps {steps[:3]}...{steps[-1:]}; "
                 "there must be at least one in [0, length)."
             )
@@ -66,7 +67,9 @@ class Instrument:
         steps = torch.tensor(self.steps(length), device=truth.device)
         exact = self.operator(truth.index_select(axis, steps))
         if not bool(torch.isfinite(exact).all()):
-            raise ValueError(f"{self.operator} of the truth is not finite everywhere; scale its argument.")
+            raise InvalidValueError(
+                f"{self.operator} of the truth is not finite everywhere; scale its argument."
+            )
         values = exact.ndim - axis - 1  # axes of *O
         size = exact.shape[exact.ndim - values :].numel()
         noise = self.noise.sized(size, exact).to(exact)
@@ -110,7 +113,7 @@ class Survey:
         operators = operator if isinstance(operator, Mapping) else {"observation": operator}
         noises = noise if isinstance(noise, Mapping) else dict.fromkeys(operators, noise)
         if not operators or set(operators) != set(noises):
-            raise ValueError(
+            raise InvalidValueError(
                 f"operators are named {sorted(operators)} and noises {sorted(noises)}; name the same ones."
             )
         self.instruments = {
@@ -132,7 +135,7 @@ class Survey:
             ValueError: If there is no survey.
         """
         if not surveys:
-            raise ValueError("there is no survey to join; give at least one.")
+            raise InvalidValueError("there is no survey to join; give at least one.")
         joined = cls.__new__(cls)
         joined.instruments = {
             name if len(survey.instruments) == 1 else f"{name}.{inner}": instrument
@@ -157,14 +160,14 @@ class Survey:
         """
         rng = generator(rng, "observation errors")
         if truth.ndim < event + 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a truth has axes (*B, L, *S), here with {event} of the state; got shape {tuple(truth.shape)}."
             )
         finite = torch.isfinite(truth)
         if not bool(finite.all()):
             axes = [axis for axis in range(truth.ndim) if axis != truth.ndim - 1 - event]
             first = int((~finite).sum(axes).gt(0).nonzero()[0])
-            raise ValueError(
+            raise InvalidValueError(
                 f"the truth is not finite from step {first} on; shorten its time step or the run."
             )
         return Observations(

@@ -11,6 +11,7 @@ import torch
 
 from slams import config
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError
 from slams.core.renamed import renamed
 from slams.core.settings import build, read_tree, unknown
 from slams.core.stages import file_stem
@@ -125,7 +126,7 @@ def reproduce(
     known = sorted(papers.rglob("*.yaml"), key=lambda path: path.stem)
     paths = [path for path in known if path.stem.startswith(name)]
     if not paths:
-        raise ValueError(unknown("paper", name, [path.stem for path in known]))
+        raise InvalidValueError(unknown("paper", name, [path.stem for path in known]))
     root = Path(out) if out else config.LOG_DIR / "reproduce"
     fine = True
     for path in paths:
@@ -151,11 +152,11 @@ def read_paper(path: Path) -> Paper:
             if row.method != EXACT:
                 entry(row.method)
             if row.rival and row.rival not in [other.row for other in paper.rows[:i]]:
-                raise ValueError(f"the rival of {row.row} must be a row above it, got {row.rival!r}.")
+                raise InvalidValueError(f"the rival of {row.row} must be a row above it, got {row.rival!r}.")
         if len({row.row for row in paper.rows}) < len(paper.rows):
-            raise ValueError("two rows have one name, which rows.csv needs to be unique; rename one.")
+            raise InvalidValueError("two rows have one name, which rows.csv needs to be unique; rename one.")
     except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
+        raise InvalidValueError(f"{path.name}: {error}") from error
     return paper
 
 
@@ -210,7 +211,7 @@ def band(row: PaperRow, scatter: float, count: int) -> tuple[float, float]:
     """
     known = [x for x in (row.published, row.measured) if x is not None]
     if not known:
-        raise ValueError(f"{row.row} has neither a published nor a measured number; give one.")
+        raise InvalidValueError(f"{row.row} has neither a published nor a measured number; give one.")
     if row.measured is None or row.seeds < 3:
         return min(known) - _WIDENED, max(known) + _WIDENED
     if row.relative:
@@ -227,7 +228,7 @@ def _reproduce(path: Path, folder: Path, overrides: Sequence[str], console: Cons
     given = [new_name(text) for text in overrides]
     for text in given:
         if text.startswith("size=") and text.removeprefix("size=") not in SIZES:
-            raise ValueError(unknown("size", text.removeprefix("size="), SIZES))
+            raise InvalidValueError(unknown("size", text.removeprefix("size="), SIZES))
     given = [text for text in given if not text.startswith("size=")]
     parts: dict[str, _Part] = {}
     verdicts: list[Verdict] = []
@@ -240,7 +241,7 @@ def _reproduce(path: Path, folder: Path, overrides: Sequence[str], console: Cons
             part = parts[str(tree)] = _Part(runner)
         result = _result(part.runner, row, console)
         if row.rival and row.rival not in part.results:
-            raise ValueError(f"{row.row} and its rival {row.rival} are of different set-ups.")
+            raise InvalidValueError(f"{row.row} and its rival {row.rival} are of different set-ups.")
         part.results[row.row] = result
         verdicts += verdicts_of(row, result, part.results[row.rival] if row.rival else None)
         write_rows(folder / "rows.csv", verdicts)

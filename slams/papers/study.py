@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError, NonFiniteError
 from slams.core.renamed import renamed
 from slams.core.settings import build, read_tree, sized
 from slams.core.stages import Stage, Stages
@@ -38,7 +39,7 @@ def read_study(cls: type[P], path: Path, overrides: Sequence[str] = ()) -> P:
     try:
         plan: P = build(cls, study_tree(path, overrides))
     except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
+        raise InvalidValueError(f"{path.name}: {error}") from error
     return plan
 
 
@@ -110,7 +111,7 @@ def finite(x: Tensor, message: str) -> Tensor:
         FloatingPointError: If one is not.
     """
     if not bool(torch.isfinite(x).all()):
-        raise FloatingPointError(message)
+        raise NonFiniteError(message)
     return x
 
 
@@ -123,7 +124,7 @@ def at_least(settings: Any, **least: float) -> None:
     for name, bound in least.items():
         value = getattr(settings, name)
         if not bound <= value < math.inf:
-            raise ValueError(f"{name} must be at least {bound}, got {value}.")
+            raise InvalidValueError(f"{name} must be at least {bound}, got {value}.")
 
 
 def train_denoiser(
@@ -181,7 +182,7 @@ def load_denoiser(
     try:
         denoiser = make(tensors, facts["net"])
     except (KeyError, TypeError, RuntimeError, IndexError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} holds weights that do not fit its settings ({error}); restore it or train again."
         ) from error
     return denoiser.eval(), facts

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slams.core.console import Console
 from slams.core.device import computing_device
+from slams.core.errors import InvalidValueError
 from slams.core.random import fork
 from slams.core.settings import override
 from slams.pipeline.baselines.file import FILE_NAME, load_baselines
@@ -91,14 +92,14 @@ def assimilate(
     console = console or Console()
     target, folder = Path(out).expanduser(), Path(run).expanduser()
     if target.suffix not in (".nc", ".zarr"):
-        raise ValueError(f"an analysis is written as .nc or .zarr, got {str(out)!r}.")
+        raise InvalidValueError(f"an analysis is written as .nc or .zarr, got {str(out)!r}.")
     _span(dates)  # an invalid one raises before the weights are read
     model = Model.load(folder)
     model = Model(model.codec, model.prior, configure(model.recipe, overrides, members))
     model.on(computing_device(model.recipe.device))
     sources = sources_of(model.recipe, observations, modalities)
     if target.resolve() in {Path(f).resolve() for source in sources.values() for f in source.files}:
-        raise ValueError(f"{target} is one of the observation files; write the analysis elsewhere.")
+        raise InvalidValueError(f"{target} is one of the observation files; write the analysis elsewhere.")
     tree = analyse(model, folder, sources, dates=dates, seed=seed, baselines=baselines, console=console)
     with console.bar("writing the analysis", 1) as advance:
         write_tree(tree, target)
@@ -183,17 +184,19 @@ def configure(recipe: Recipe, overrides: Sequence[str] = (), members: int | None
     for setting in settings:
         key = setting.partition("=")[0]
         if not _SETTABLE.fullmatch(key):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{key!r} is not adjustable in a trained run; device, assimilation.KEY, withhold.NAME and "
                 "data.modalities.NAME.error_std are."
             )
         name = key.split(".")[2] if key.count(".") > 1 else None
         if name is not None and name not in tree["data"]["modalities"]:
-            raise ValueError(f"{key!r} names no modality; there are {', '.join(tree['data']['modalities'])}.")
+            raise InvalidValueError(
+                f"{key!r} names no modality; there are {', '.join(tree['data']['modalities'])}."
+            )
     tree = override(tree, settings)
     if members is not None:
         if members < 1:
-            raise ValueError(f"an ensemble needs at least one member, got members={members}.")
+            raise InvalidValueError(f"an ensemble needs at least one member, got members={members}.")
         tree["assimilation"]["members"] = members
     return from_tree(tree)
 
@@ -219,7 +222,7 @@ def read_record(
     days = np.unique(np.concatenate([d for d, _ in files.values()]))
     dates = days if span is None else days[(days >= span[0]) & (days <= span[1])]
     if not dates.size:
-        raise ValueError(
+        raise InvalidValueError(
             f"the observations have no day from {span[0]} to {span[1]}: they hold {days[0]} to {days[-1]}; "
             "change --dates or give other files."
             if span is not None and days.size
@@ -238,7 +241,7 @@ def read_record(
     for name, stations in recipe.experiment.withhold.items():
         _withhold(model, seen, name, stations)
     if not any(bool(torch.isfinite(x).any()) for x in seen.values()):
-        raise ValueError(
+        raise InvalidValueError(
             f"{', '.join(seen)} hold no value from {dates[0]} to {dates[-1]}, only missing ones; check "
             "the files and what is withheld."
         )
@@ -247,14 +250,16 @@ def read_record(
 
 def _withhold(model: Model, seen: Mapping[str, Tensor], name: str, stations: Sequence[int]) -> None:
     if name not in seen:
-        raise ValueError(f"withhold.{name}: {name} is not among the observed modalities, {', '.join(seen)}.")
+        raise InvalidValueError(
+            f"withhold.{name}: {name} is not among the observed modalities, {', '.join(seen)}."
+        )
     layout = model.layouts[name]
     if layout.is_grid:
-        raise ValueError(f"withhold.{name}: {name} is on a grid; only stations can be withheld.")
+        raise InvalidValueError(f"withhold.{name}: {name} is on a grid; only stations can be withheld.")
     count = len(layout.coords["lat"])
     wrong = [s for s in stations if not 0 <= s < count]
     if wrong:
-        raise ValueError(
+        raise InvalidValueError(
             f"withhold.{name} names station {wrong[0]}, but there are {count} (numbered from 0)."
         )
     seen[name][..., list(stations)] = torch.nan
@@ -267,9 +272,11 @@ def _span(dates: str | None) -> tuple[np.datetime64, np.datetime64] | None:
     try:
         span = np.datetime64(first, "D"), np.datetime64(last, "D")
     except ValueError as error:
-        raise ValueError(f"dates look like 1997-12-01..1998-02-28, got {dates!r}.") from error
+        raise InvalidValueError(f"dates look like 1997-12-01..1998-02-28, got {dates!r}.") from error
     if np.isnat(span[0]) or np.isnat(span[1]) or span[1] < span[0]:
-        raise ValueError(f"dates are a first and a last day such as 1997-12-01..1998-02-28, got {dates!r}.")
+        raise InvalidValueError(
+            f"dates are a first and a last day such as 1997-12-01..1998-02-28, got {dates!r}."
+        )
     return span
 
 
@@ -294,7 +301,7 @@ def sources_of(
         unknown = [name for name in modalities if name not in known]
         if unknown or not modalities:
             came = unknown[0] if unknown else "none"
-            raise ValueError(
+            raise InvalidValueError(
                 f"--modalities names {came!r}, which is no modality; there are {', '.join(known)}."
             )
         sought = [n for n in known if n in modalities]
@@ -302,9 +309,11 @@ def sources_of(
     if modalities is not None:
         missing, extra = set(modalities) - set(sources), set(sources) - set(modalities)
         if missing:
-            raise ValueError(f"{', '.join(sorted(missing))} (--modalities) is in none of the files given.")
+            raise InvalidValueError(
+                f"{', '.join(sorted(missing))} (--modalities) is in none of the files given."
+            )
         if extra:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{', '.join(sorted(extra))} has a file but is not in --modalities; leave out one of both."
             )
     return sources

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from slams.core.codec import TRANSFORMS, Transform
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError
 from slams.data.files.modality import Modality
 from slams.data.files.read import find
 from slams.evaluation import Scores
@@ -193,7 +194,7 @@ def open_analysis(path: str | Path) -> xr.DataTree:
         else:
             tree = xr.open_datatree(found)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{found} can't be opened ({error}); give the .nc or .zarr that `slams assimilate` wrote."
         ) from error
     members = [
@@ -202,7 +203,7 @@ def open_analysis(path: str | Path) -> xr.DataTree:
     if not members or "recipe" not in tree.attrs:
         found_variables = ", ".join(map(str, tree.data_vars)) or "no variable"
         tree.close()
-        raise ValueError(
+        raise InvalidValueError(
             f"{found} is no analysis: expected variables with dims (time, member, ...) and the attribute "
             f"`recipe`, found {found_variables}; give the file that `slams assimilate` wrote."
         )

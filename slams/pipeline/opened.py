@@ -11,6 +11,7 @@ import xarray as xr
 from slams.core import foreign
 from slams.core.console import Console
 from slams.core.device import computing_device
+from slams.core.errors import InvalidTypeError, InvalidValueError
 from slams.core.random import generator
 from slams.data.files.read import write_netcdf
 from slams.pipeline.assimilate import analyse, configure, sources_of
@@ -142,7 +143,7 @@ class Run:
             elif isinstance(analysis, (str, Path)):
                 path = Path(analysis)
             else:
-                raise TypeError(
+                raise InvalidTypeError(
                     f"an analysis is what assimilate returns or the path of its file, got {type(analysis).__name__}."
                 )
             return scored(path, files, report=report, console=Console(quiet=not progress))
@@ -163,7 +164,7 @@ def _as_files(given: Given, what: str) -> Iterator[list[str]]:
     else:
         items = [(None, given)]
     if not items:
-        raise ValueError(f"the {what} are empty; give at least one file, Dataset or DataArray.")
+        raise InvalidValueError(f"the {what} are empty; give at least one file, Dataset or DataArray.")
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for number, (name, each) in enumerate(items):
@@ -177,7 +178,7 @@ def _as_files(given: Given, what: str) -> Iterator[list[str]]:
             elif isinstance(each, (str, Path)):
                 path = each if isinstance(each, Path) else Path(each)
             else:
-                raise TypeError(
+                raise InvalidTypeError(
                     f"{what} are paths, Datasets or DataArrays, got {type(each).__name__}; label an array with its "
                     "dates and places first: xarray.DataArray(values, dims=('time', 'station'), coords=...)."
                 )
@@ -189,5 +190,5 @@ def _named(array: xr.Dataset | xr.DataArray, name: str | None) -> xr.Dataset:
     if isinstance(array, xr.Dataset):
         return array
     if array.name is None and name is None:
-        raise ValueError("a DataArray without a name could be any modality; pass {modality: array}.")
+        raise InvalidValueError("a DataArray without a name could be any modality; pass {modality: array}.")
     return array.to_dataset(name=str(name if name is not None else array.name))

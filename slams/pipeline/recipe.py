@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slams import config
+from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.settings import build, override, plain, read_tree
 from slams.data.files.modality import Modality
 from slams.diffusion.sampler import Sampler
@@ -119,16 +120,16 @@ class OperatorRecipe:
 
     def __post_init__(self) -> None:
         if self.kind not in ("block_mean", "points", "stride"):
-            raise ValueError(
+            raise InvalidValueError(
                 f"an operator's kind is 'block_mean', 'points' or 'stride', got {self.kind!r} (assimilation.operators)."
             )
         if self.size < 1 or self.step < 1 or not 0 <= self.offset < self.step:
-            raise ValueError(
+            raise InvalidValueError(
                 "an operator needs size >= 1, step >= 1 and 0 <= offset < step, got "
                 f"size={self.size}, step={self.step} and offset={self.offset} (assimilation.operators)."
             )
         if (self.kind == "points") != bool(self.points):
-            raise ValueError(
+            raise InvalidValueError(
                 f"the operator {self.kind!r} has {len(self.points)} points; give points=[[lat, lon], ...] with kind "
                 "'points', and only there (assimilation.operators)."
             )
@@ -226,16 +227,16 @@ class Recipe:
         ):
             if value not in choices:
                 *others, last = map(repr, choices)
-                raise ValueError(f"{key} is {', '.join(others)} or {last}, got {value!r}.")
+                raise InvalidValueError(f"{key} is {', '.join(others)} or {last}, got {value!r}.")
         if a.members < 1 or a.steps < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"assimilation needs at least one member and one step, got members={a.members}, steps={a.steps}."
             )
         if p.window < 1 or p.window % 2 == 0:
-            raise ValueError(f"prior.window must be odd (a day and its neighbours), got {p.window}.")
+            raise InvalidValueError(f"prior.window must be odd (a day and its neighbours), got {p.window}.")
         moved = [name for name, operator in a.operators.items() if operator.kind != "stride"]
         if moved and a.guidance == "published":
-            raise ValueError(
+            raise InvalidValueError(
                 f"guidance 'published' encodes grids, so it cannot use {moved[0]} through assimilation.operators; use "
                 "guidance 'covariance' or the kind 'stride'."
             )
@@ -243,7 +244,7 @@ class Recipe:
         for name, fit in (("latent", self.latent.fit), ("prior", p.fit)):
             for key in ("steps", "batch", "every"):
                 if getattr(fit, key) < 1:
-                    raise ValueError(f"{name}.fit.{key} must be at least 1, got {getattr(fit, key)}.")
+                    raise InvalidValueError(f"{name}.fit.{key} must be at least 1, got {getattr(fit, key)}.")
 
     @cached_property
     def modalities(self) -> dict[str, Modality]:
@@ -259,7 +260,9 @@ class Recipe:
                 tree["files"] = _paths(tree["files"])
             found[name] = build(Modality, tree, f"data.modalities.{name}.", kind="setting")
         if not any(m.role == "state" for m in found.values()):
-            raise ValueError("a recipe needs at least one modality with role: state (data.modalities).")
+            raise InvalidValueError(
+                "a recipe needs at least one modality with role: state (data.modalities)."
+            )
         groups: list[tuple[str, Iterable[str]]] = [
             *((f"experiment.sets.{key}", members) for key, members in self.experiment.sets.items()),
             *((f"data.direct.{key}", (key, *members)) for key, members in self.data.direct.items()),
@@ -270,7 +273,7 @@ class Recipe:
         for group, members in groups:
             for member in members:
                 if member not in found:
-                    raise ValueError(
+                    raise InvalidValueError(
                         f"{group} names {member!r}, which is no modality; there are {sorted(found)}."
                     )
         return found
@@ -298,7 +301,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     if not path.exists():
         shipped = sorted(p.stem for p in (Path(__file__).parent.parent / "configs").glob("*.yaml"))
-        raise FileNotFoundError(f"no recipe at {path}; shipped in slams/configs: {', '.join(shipped)}.")
+        raise MissingFileError(f"no recipe at {path}; shipped in slams/configs: {', '.join(shipped)}.")
     tree = read_tree(path, "recipe")
     return from_tree(override(tree, overrides))
 

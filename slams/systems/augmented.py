@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator, normal
 from slams.systems.base import Dynamics
 from slams.systems.flow import Flow
@@ -46,13 +47,13 @@ class AugmentedParameters(Dynamics):
         known = getattr(dynamics, "coefficients", ())
         walks = dict(walk) if isinstance(walk, Mapping) else dict.fromkeys(start, float(walk))
         if not start or set(start) - set(known) or set(walks) - set(start):
-            raise ValueError(
+            raise InvalidValueError(
                 f"parameters {[*start]} with walks {[*walks]}: name at least one, walks only of those named, and "
                 f"only coefficients of {type(dynamics).__name__}, which are {[*known]}."
             )
         spreads = [std for _, std in start.values()] + [*walks.values()]
         if not all(0 <= spread < math.inf for spread in spreads):
-            raise ValueError(f"standard deviations must not be negative, got {spreads}.")
+            raise InvalidValueError(f"standard deviations must not be negative, got {spreads}.")
         self.dynamics, self.names, self.dt = dynamics, tuple(start), dynamics.dt
         self.size = dynamics.size + len(start)
         self.state_shape = (self.size,)
@@ -86,7 +87,9 @@ class AugmentedParameters(Dynamics):
             ValueError: If a parameter is missing or unknown.
         """
         if set(values) != set(self.names):
-            raise ValueError(f"the parameters are {[*self.names]}, got {[*values]}; give each one value.")
+            raise InvalidValueError(
+                f"the parameters are {[*self.names]}, got {[*values]}; give each one value."
+            )
         columns = [torch.as_tensor(values[name]).to(x).expand(x.shape[:-1]) for name in self.names]
         return torch.cat([x, torch.stack(columns, -1)], -1)
 
@@ -111,7 +114,7 @@ class AugmentedParameters(Dynamics):
             ValueError: If the last axis is not d + P.
         """
         if x.shape[-1:] != self.state_shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"states have shape {tuple(x.shape)}, but the last axis must be {self.size}: "
                 f"{self.dynamics.size} variables and the parameters {[*self.names]}; see `joined`."
             )

@@ -5,6 +5,7 @@ import abc
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.core.geometry.places import Geometry
 from slams.core.random import Rng, generator
 
@@ -83,12 +84,12 @@ class Dynamics(nn.Module, abc.ABC):
         """
         event = len(self.state_shape)
         if x.ndim < event or tuple(x.shape[x.ndim - event :]) != tuple(self.state_shape):
-            raise ValueError(
+            raise InvalidValueError(
                 f"states have shape {tuple(x.shape)}, but the last {event} axes must be "
                 f"{tuple(self.state_shape)}; start from `initial()`."
             )
         if steps < 0:
-            raise ValueError(f"steps must be at least 0, got {steps}.")
+            raise InvalidValueError(f"steps must be at least 0, got {steps}.")
         states, rng = [x], generator(rng, "trajectory")
         for k in range(steps):
             states.append(self.advance(states[-1], k, rng=rng))

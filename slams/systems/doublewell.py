@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator, uniform
 from slams.systems.flow import Coefficient, Flow, Gaussian
 
@@ -55,9 +56,9 @@ class DoubleWell(Flow):
             dtype=dtype,
         )
         if flip_every < 0:
-            raise ValueError(f"flip_every must be at least 0 (never), got {flip_every}.")
+            raise InvalidValueError(f"flip_every must be at least 0 (never), got {flip_every}.")
         if not 0 <= flip_chance <= 1:
-            raise ValueError(f"flip_chance is a probability, got {flip_chance}.")
+            raise InvalidValueError(f"flip_chance is a probability, got {flip_chance}.")
         self.flip_every, self.flip_chance = flip_every, flip_chance
 
     def tendency(self, x: Tensor, **coefficients: Coefficient) -> Tensor:
@@ -85,7 +86,9 @@ class DoubleWell(Flow):
             Risken (1996), The Fokker-Planck Equation, section 5.2.
         """
         if self.noise == 0:
-            raise ValueError("without noise there is no stationary density; give the system noise > 0.")
+            raise InvalidValueError(
+                "without noise there is no stationary density; give the system noise > 0."
+            )
         return -2 * self.potential(x) / self.noise**2
 
     def forward(self, x: Tensor, *, rng: Rng = None, **coefficients: Coefficient) -> Tensor:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.core.integrate import stepper
 from slams.core.random import Rng, generator, normal
 from slams.systems.base import Dynamics
@@ -47,13 +48,15 @@ class Gaussian(nn.Module):
     ) -> None:
         super().__init__()
         if (std is None) == (cov is None):
-            raise ValueError("a Gaussian needs either std or cov, got both or neither; give one of them.")
+            raise InvalidValueError(
+                "a Gaussian needs either std or cov, got both or neither; give one of them."
+            )
         # Numbers become float64, so that a system in float64 gets all their digits.
         dtype = dtype or (mean.dtype if isinstance(mean, Tensor) else torch.float64)
         self.register_buffer("mean", torch.as_tensor(mean, dtype=dtype), persistent=False)
         root = torch.as_tensor(std, dtype=dtype) if cov is None else factor(torch.as_tensor(cov, dtype=dtype))
         if std is not None and not bool((root >= 0).all()):
-            raise ValueError(f"std must not be negative, got {float(root.min()):g}.")
+            raise InvalidValueError(f"std must not be negative, got {float(root.min()):g}.")
         self.register_buffer("root", root, persistent=False)
 
     def sized(self, size: int, dtype: torch.dtype | None = None) -> "Gaussian":
@@ -64,7 +67,7 @@ class Gaussian(nn.Module):
         """
         for name, value in (("mean", self.mean), ("spread", self.root)):
             if value.ndim and value.shape[-1] != size:
-                raise ValueError(
+                raise InvalidValueError(
                     f"the {name} of the start has {value.shape[-1]} variables, the system {size}; "
                     "give one number, or one for each variable."
                 )
@@ -100,13 +103,13 @@ def factor(cov: Tensor) -> Tensor:
         ValueError: If `cov` is not square, not symmetric, or has a negative eigenvalue.
     """
     if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
-        raise ValueError(f"a covariance must be a square matrix, got shape {tuple(cov.shape)}.")
+        raise InvalidValueError(f"a covariance must be a square matrix, got shape {tuple(cov.shape)}.")
     if not torch.allclose(cov, cov.mT, rtol=1e-5, atol=1e-12):
-        raise ValueError("a covariance must be symmetric; use (C + C.T) / 2 if rounding broke it.")
+        raise InvalidValueError("a covariance must be symmetric; use (C + C.T) / 2 if rounding broke it.")
     values, vectors = torch.linalg.eigh((cov + cov.mT) / 2)
     scale = values.abs().amax(-1, keepdim=True)
     if bool((values < -1e-6 * scale).any()):
-        raise ValueError(
+        raise InvalidValueError(
             f"a covariance must not have negative eigenvalues, got {float(values.min()):g}; add to its diagonal."
         )
     return vectors * values.clamp(min=0).sqrt()[..., None, :]
@@ -149,11 +152,11 @@ class Flow(Dynamics, abc.ABC):
     ) -> None:
         super().__init__()
         if not dt > 0 or substeps < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"dt must be positive and substeps at least 1, got dt={dt}, substeps={substeps}."
             )
         if not 0 <= noise < math.inf:
-            raise ValueError(f"noise is a standard deviation and must not be negative, got {noise}.")
+            raise InvalidValueError(f"noise is a standard deviation and must not be negative, got {noise}.")
         self.step = stepper(method)
         self.method, self.dt, self.substeps, self.noise = method, float(dt), int(substeps), float(noise)
         self.size, self.state_shape = size, (size,)
@@ -168,7 +171,7 @@ class Flow(Dynamics, abc.ABC):
         else:
             setattr(self, name, value if isinstance(value, Tensor) else float(value))
         if isinstance(value, Tensor) and value.ndim and value.shape[-1] not in (1, *self._widths):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name} has shape {tuple(value.shape)}, which does not broadcast with states of {self.size} "
                 "variables; give it a last axis of 1."
             )
@@ -184,7 +187,7 @@ class Flow(Dynamics, abc.ABC):
             name = min(other.keys() - set(self.coefficients))
             near = difflib.get_close_matches(name, self.coefficients, 1, 0.0)
             hint = f"did you mean {near[0]!r}?" if near else "it has none."
-            raise ValueError(f"{type(self).__name__} has no coefficient {name!r}; {hint}")
+            raise InvalidValueError(f"{type(self).__name__} has no coefficient {name!r}; {hint}")
         values: dict[str, Coefficient] = {}
         for name in self.coefficients:
             value = other[name] if name in other else getattr(self, name)
@@ -227,7 +230,7 @@ class Flow(Dynamics, abc.ABC):
             ValueError: If the last axis is not `size`, or a coefficient does not exist.
         """
         if x.shape[-1:] != self.state_shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"states have shape {tuple(x.shape)}, but the last axis must be {self.size}; "
                 "start from `initial()`."
             )
@@ -263,7 +266,7 @@ class Flow(Dynamics, abc.ABC):
             ValueError: If the system has no noise and hence no transition density.
         """
         if self.noise == 0:
-            raise ValueError("a system without noise has no transition density; give it noise > 0.")
+            raise InvalidValueError("a system without noise has no transition density; give it noise > 0.")
         variance = self.noise**2 * self.dt
         square = (after - self.mean(x)).square().sum(-1)
         return -(square / variance + self.size * math.log(2 * math.pi * variance)) / 2
@@ -271,7 +274,7 @@ class Flow(Dynamics, abc.ABC):
     def initial(self, *shape: int, rng: Rng = None) -> Tensor:
         """Draws of `start`, (*shape, d)."""
         if self.start is None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"this {type(self).__name__} has no start; give it start=Gaussian(mean, std=...)."
             )
         return self.start.sample(*shape, rng=rng)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.geometry.places import Geometry
 from slams.core.random import Rng, generator
 from slams.systems.base import Dynamics
@@ -56,7 +57,7 @@ class FunctionModel(Dynamics):
         """
         source = generator(rng, "initial")
         if self._initial is None:
-            raise ValueError(
+            raise InvalidValueError(
                 "this model has no initial states; pass initial= to FunctionModel, or x0= to assimilate."
             )
         if not isinstance(self._initial, Tensor):

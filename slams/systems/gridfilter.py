@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.systems.flow import Flow
 from slams.systems.linear import ObservationSequence
 
@@ -61,17 +62,19 @@ def grid_filter(  # noqa: PLR0913
     width = system.noise * math.sqrt(system.dt)
     step = (high - low) / count
     if system.state_shape != (1,) or not width > 0:
-        raise ValueError(
+        raise InvalidValueError(
             f"the grid is for one variable with noise, got a state of shape {system.state_shape} and noise "
             f"{system.noise}; use a particle filter otherwise."
         )
     if not 0 <= flips <= 1 or not step < width:
-        raise ValueError(
+        raise InvalidValueError(
             f"needs 0 <= flips <= 1 and a grid step below the noise of a step, {width:g}; got {flips} and {step:g}; "
             "take more points."
         )
     if flips and low != -high:
-        raise ValueError(f"changes of sign need a grid that is symmetric about 0, got {low} to {high}.")
+        raise InvalidValueError(
+            f"changes of sign need a grid that is symmetric about 0, got {low} to {high}."
+        )
     points = low + step * (torch.arange(count, dtype=torch.float64) + 0.5)
     # row i: transition from point i; mass beyond the grid is dropped by normalisation
     ahead = _normal(points, system.mean(points[:, None])[:, 0], width) * step

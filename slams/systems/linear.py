@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, normal
 from slams.systems.base import Dynamics
 from slams.systems.flow import Gaussian, factor
@@ -93,21 +94,23 @@ class LinearGaussian(Dynamics):
     ) -> None:
         super().__init__()
         if not dt > 0:
-            raise ValueError(f"dt must be positive, got {dt}.")
+            raise InvalidValueError(f"dt must be positive, got {dt}.")
         size = transition.shape[-1]
         offset = transition.new_zeros(size) if offset is None else offset
         parts = {"transition": (transition, 2), "noise_cov": (noise_cov, 2), "offset": (offset, 1)}
         for name, (value, axes) in parts.items():
             if value.ndim not in (axes, axes + 1) or any(n != size for n in value.shape[-axes:]):
-                raise ValueError(
+                raise InvalidValueError(
                     f"{name} has shape {tuple(value.shape)}, but must be {(size,) * axes} or have one leading "
                     "axis of steps before that."
                 )
         lengths = {name: len(value) for name, (value, axes) in parts.items() if value.ndim > axes}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"what varies in time must have one common number of steps, got {lengths}.")
+            raise InvalidValueError(
+                f"what varies in time must have one common number of steps, got {lengths}."
+            )
         if mean0.shape != (size,) or cov0.shape != (size, size):
-            raise ValueError(
+            raise InvalidValueError(
                 f"mean0 and cov0 must be {(size,)} and {(size, size)}, got {tuple(mean0.shape)} and "
                 f"{tuple(cov0.shape)}."
             )
@@ -133,7 +136,7 @@ class LinearGaussian(Dynamics):
             ValueError: If the system varies in time and `step` is None or beyond its horizon.
         """
         if self.horizon is not None and (step is None or not 0 <= step < self.horizon):
-            raise ValueError(
+            raise InvalidValueError(
                 f"this system varies in time over {self.horizon} steps, got step={step}; pass the number of "
                 "the step, as in system(x, step=k), or use trajectory()."
             )
@@ -288,7 +291,7 @@ class _Operators:
         tolerance = 1e3 * torch.finfo(self.eye.dtype).eps * (1 + float(matrix.abs().max())) * size
         error = float((columns[size:] - expected).abs().max())
         if not error <= tolerance:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the exact filter needs a linear operator, but {operator} departs from one by {error:.3g} "
                 f"(its value at 0 is up to {float(columns[size].abs().max()):.3g}); use an ensemble method."
             )
@@ -301,7 +304,7 @@ def _analysis(
     """Condition N(mean, cov) on one observation; also log p(y) and the terms of the smoother."""
     matrix, value = known.matrix(observation.operator), observation.value.to(mean.dtype)
     if value.shape[-1] != matrix.shape[0]:
-        raise ValueError(
+        raise InvalidValueError(
             f"the operator gives {matrix.shape[0]} values, but {value.shape[-1]} were observed; "
             "check the operator and the file."
         )

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.geometry.places import Geometry
 from slams.core.integrate import Tendency
 from slams.systems.flow import Coefficient, Flow, Gaussian
@@ -126,7 +127,9 @@ class Lorenz96(Flow):
         dtype: torch.dtype | None = None,
     ) -> None:
         if size < 4:
-            raise ValueError(f"Lorenz-96 couples each site to three others and needs size >= 4, got {size}.")
+            raise InvalidValueError(
+                f"Lorenz-96 couples each site to three others and needs size >= 4, got {size}."
+            )
         first = torch.zeros(size)
         first[0] = 1.0
         super().__init__(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator, normal
 from slams.systems.flow import Coefficient, Flow, Gaussian
 from slams.systems.linear import LinearGaussian
@@ -29,7 +30,9 @@ class DampedSpring(LinearGaussian):
 
     def __init__(self, *, dt: float = 0.01, noise: float = 1.0, dtype: torch.dtype | None = None) -> None:
         if not dt > 0 or noise < 0:
-            raise ValueError(f"dt must be positive and noise not negative, got dt={dt}, noise={noise}.")
+            raise InvalidValueError(
+                f"dt must be positive and noise not negative, got dt={dt}, noise={noise}."
+            )
         transition = torch.tensor(
             [
                 [1.0, dt, dt**2 / 2, 0.0],

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator, normal, uniform
 from slams.systems.base import Dynamics
 
@@ -49,7 +50,7 @@ class Shocked(_Around):
     def __init__(self, dynamics: Dynamics, probability: float, deviation: float) -> None:
         super().__init__(dynamics)
         if not 0 <= probability <= 1 or not deviation >= 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"shocks need a probability in [0, 1] and a deviation of at least 0, got {probability} and "
                 f"{deviation}."
             )
@@ -88,7 +89,7 @@ class SpunUp(_Around):
     def __init__(self, dynamics: Dynamics, steps: int) -> None:
         super().__init__(dynamics)
         if steps < 0:
-            raise ValueError(f"the steps before the start must be at least 0, got {steps}.")
+            raise InvalidValueError(f"the steps before the start must be at least 0, got {steps}.")
         self.steps = steps
 
     def initial(self, *shape: int, rng: Rng = None) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import NonFiniteError
 from slams.core.files import atomic
 from slams.core.random import fork
 
@@ -102,7 +103,7 @@ def fit(
         value = loss(module.train(), fork(seed, name, step))
         if not bool(torch.isfinite(value)):
             module.load_state_dict(best)
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"training of the {name} met the loss {float(value.detach())} at step {step + 1} of {settings.steps}; "
                 f"the weights of step {history.best_step} are kept. Lower the learning rate "
                 f"(now {settings.learning_rate:g}) or check the data for absurd values."

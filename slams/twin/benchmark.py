@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from slams.assimilation.base import Assimilator
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.files import atomic
 from slams.core.renamed import renamed
 from slams.core.settings import build, read_tree
@@ -268,12 +269,10 @@ class TunedSettings:
             ValueError: If it is of another system or of another format.
         """
         if not Path(path).exists():
-            raise FileNotFoundError(
-                f"no settings at {path}; make them with slams tune {system} --out {path}."
-            )
+            raise MissingFileError(f"no settings at {path}; make them with slams tune {system} --out {path}.")
         made: TunedSettings = build(cls, read_tree(path, "file of slams tune"), f"{Path(path).name}.")
         if made.system != system:
-            raise ValueError(f"{path} was tuned for {made.system}, not {system}; tune for {system}.")
+            raise InvalidValueError(f"{path} was tuned for {made.system}, not {system}; tune for {system}.")
         return made
 
     def by_method(self) -> dict[str, Settings]:

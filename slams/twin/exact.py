@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.baseline.gaussian import normal_crps
+from slams.core.errors import InvalidValueError
 from slams.observation.observation import Observations
 from slams.systems.base import Dynamics
 from slams.systems.doublewell import DoubleWell
@@ -52,7 +53,7 @@ def exact(model: Dynamics, truth: Tensor, observations: Observations) -> tuple[s
         numbers = _of_density(posterior, truth[..., 0]) | wrong_sign(mean, truth)
         name, calls = "grid filter", _POINTS
     else:
-        raise ValueError(
+        raise InvalidValueError(
             f"only linear-Gaussian models and the double well have an exact filter, not {type(model).__name__}."
         )
     numbers |= {

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from slams.assimilation.base import Assimilator, Posterior
 from slams.assimilation.filter import Filter, Keep
+from slams.core.errors import InvalidValueError
 from slams.core.files import atomic
 from slams.core.random import Rng, fork
 from slams.core.renamed import old_keywords, renamed
@@ -50,12 +51,12 @@ class TwinExperiment:
         burn_in: int = 0,
     ) -> None:
         if length < 1 or burn_in < 0 or (replicates is not None and replicates < 1):
-            raise ValueError(
+            raise InvalidValueError(
                 f"need length >= 1, burn_in >= 0 and replicates >= 1, got {length}, {burn_in}, {replicates}."
             )
         model = system if model is None else model
         if tuple(model.state_shape) != tuple(system.state_shape):
-            raise ValueError(
+            raise InvalidValueError(
                 f"the model has states of shape {tuple(model.state_shape)}, the truth of "
                 f"{tuple(system.state_shape)}; a twin experiment needs the same state in both."
             )
@@ -91,7 +92,7 @@ class TwinExperiment:
             ValueError: If `seeds` is empty or a truth is not finite.
         """
         if not seeds:
-            raise ValueError("`seeds` is empty; give at least one.")
+            raise InvalidValueError("`seeds` is empty; give at least one.")
         sources = [fork(seed, "truth") for seed in seeds]
         starts = [self.system.initial(rng=source) for source in sources]
         if _is_stochastic(self.system, starts[0]):
@@ -149,7 +150,7 @@ class TwinExperiment:
         event = len(self.system.state_shape)
         shape = (*observations.batch, observations.steps, *self.system.state_shape)
         if tuple(truth.shape) != shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the truth has shape {tuple(truth.shape)}, but observations and system require {shape}; "
                 "pass both as `simulate` returned them."
             )
@@ -171,7 +172,7 @@ class TwinExperiment:
                 posterior = _scored(method.assimilate(observations, members, rng=rng), monitor, keep)
         scored = observations.seen_steps[self.burn_in :]
         if not scored:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a burn-in of {self.burn_in} analyses leaves none of {len(observations.seen_steps)}; shorten it."
             )
         return Result(
@@ -299,7 +300,7 @@ class Result:
 def _scored(posterior: Posterior, monitor: TwinScores, keep: Keep) -> Posterior:
     """A posterior of a method without steps, with scores among its diagnostics."""
     if posterior.samples is None:
-        raise ValueError("a method without steps must return members to be scored; it returned none.")
+        raise InvalidValueError("a method without steps must return members to be scored; it returned none.")
     numbers = {**posterior.diagnostics, **monitor.afterwards(posterior.samples)}
     return replace(posterior, samples=posterior.samples if keep == "members" else None, diagnostics=numbers)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError
 from slams.core.random import fork, normal
 from slams.core.tensorfile import read_tensors, write_tensors
 from slams.diffusion.conditional import Encoded, context_of
@@ -281,7 +282,7 @@ def _read(path: Path, _changed: int) -> tuple[Encoded, dict[str, Any]]:
         denoiser.load_state_dict({name: value.float() for name, value in tensors.items()})
         float(meta["mean"]), float(meta["scale"])
     except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} holds weights that do not fit its settings ({error}); restore it or train again."
         ) from error
     return denoiser.eval().requires_grad_(False), meta

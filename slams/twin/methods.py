@@ -11,6 +11,7 @@ from torch import Tensor
 
 from slams import assimilation
 from slams.assimilation.base import Assimilator
+from slams.core.errors import InvalidValueError
 from slams.core.geometry.localization import Localization, half_width
 from slams.core.random import fork
 from slams.core.settings import convert, known_settings, parameters, unknown
@@ -138,7 +139,7 @@ def entry(name: str) -> MethodEntry:
         ValueError: If the name is unknown, with the nearest.
     """
     if name not in METHODS:
-        raise ValueError(unknown("method", name, METHODS))
+        raise InvalidValueError(unknown("method", name, METHODS))
     return METHODS[name]
 
 
@@ -256,7 +257,7 @@ def _generator(
     """The generative model of Lorenz-96 states of its training size."""
     system, shape = experiment.model, tuple(experiment.model.state_shape)
     if not isinstance(system, Lorenz96) or shape != (GeneratorSettings.size,):
-        raise ValueError(
+        raise InvalidValueError(
             f"{name} draws states by a network trained on Lorenz-96 with {GeneratorSettings.size} variables, but the "
             f"model is {type(system).__name__} with states {shape}; take another method, or build it with a generator of "
             "its own."
@@ -275,7 +276,7 @@ def _positions(operator: Operator, sites: Tensor) -> Tensor:
     if isinstance(operator, Pointwise):
         return sites
     if not isinstance(operator, (Identity, Select, Stride, AvgPool, InterpolateLine)):
-        raise ValueError(
+        raise InvalidValueError(
             f"the positions of the values of {operator!r} are unknown, so `radius` does not apply; leave it out, or give "
             "the method its `localization`."
         )

@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 from slams import assimilation
 from slams.assimilation.base import Assimilator
 from slams.core.covariance import Isotropic
+from slams.core.errors import InvalidTypeError, InvalidValueError
 from slams.core.settings import build, override
 from slams.observation import operators
 from slams.observation.operators import Operator
@@ -80,7 +81,9 @@ def setup_of(system: str | Dynamics, options: TwinOptions) -> Setup:
     ):
         if not isinstance(thing, kind):
             hint = "; make an instance of the class" if isinstance(thing, type) else ""
-            raise TypeError(f"{name} is a {kind[0].__name__} or a {kind[1].__name__}, got {thing!r}{hint}.")
+            raise InvalidTypeError(
+                f"{name} is a {kind[0].__name__} or a {kind[1].__name__}, got {thing!r}{hint}."
+            )
     operator, survey, truth = options.get("operator"), options.get("survey"), options.get("truth")
     tree = _tree(options)
     named = survey is None and not callable(operator)
@@ -94,7 +97,7 @@ def setup_of(system: str | Dynamics, options: TwinOptions) -> Setup:
         tree["observe"] = with_variance(tree.get("observe", {}))
         made, usual_truth, model = build(Setup, {"system": type(system).__name__, **tree}), system, system
         if made.truth or made.model:
-            raise ValueError(
+            raise InvalidValueError(
                 "a system that is made already takes no settings; make it with them, and pass truth=."
             )
     network = made.observe
@@ -126,7 +129,9 @@ def methods_of(methods: Methods | None) -> tuple[list[str] | None, dict[str, Fac
     if methods is None:
         return None, {}
     if isinstance(methods, str):
-        raise TypeError(f"methods is a list of methods, got the text {methods!r}; write [{methods!r}].")
+        raise InvalidTypeError(
+            f"methods is a list of methods, got the text {methods!r}; write [{methods!r}]."
+        )
     items: Any = methods.items() if isinstance(methods, Mapping) else ((None, each) for each in methods)
     names: list[str] = []
     own: dict[str, Factory | Assimilator] = {}
@@ -138,9 +143,11 @@ def methods_of(methods: Methods | None) -> tuple[list[str] | None, dict[str, Fac
         if isinstance(method, str) or getattr(assimilation, name, None) is method:
             continue
         if not (callable(method) or isinstance(method, Assimilator)):
-            raise TypeError(f"a method is a name, a class, a function or an Assimilator, got {method!r}.")
+            raise InvalidTypeError(
+                f"a method is a name, a class, a function or an Assimilator, got {method!r}."
+            )
         if name in METHODS or name in own or name == "<lambda>":
-            raise ValueError(
+            raise InvalidValueError(
                 f"a method needs a name of its own, got {name}; pass methods={{'my method': …}}."
             )
         own[name] = method
@@ -160,11 +167,13 @@ def _tree(options: TwinOptions) -> dict[str, Any]:
     given = {"every": options.get("every"), "noise_std": options.get("noise")}
     observe: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if options.get("survey") is not None and (observe or operator is not None or stride != 1):
-        raise ValueError(
+        raise InvalidValueError(
             "a survey has operator, times and errors; leave out operator, stride, every and noise."
         )
     if stride != 1 and operator is not None:
-        raise ValueError(f"stride={stride} and operator={operator!r} are both given; leave out one of them.")
+        raise InvalidValueError(
+            f"stride={stride} and operator={operator!r} are both given; leave out one of them."
+        )
     if isinstance(operator, str):
         observe["operator"] = operator
     elif stride != 1:
@@ -191,7 +200,7 @@ def _network(survey: Survey) -> ObservingNetwork:
     """A survey as plain values of a set-up."""
     parts = list(survey.instruments.values())
     if any(part.times is not None for part in parts) or len({(p.every, p.start) for p in parts}) > 1:
-        raise ValueError(
+        raise InvalidValueError(
             "a survey for tables observes at regular steps, the same for all instruments; give `every`."
         )
     variance = getattr(parts[0].noise, "variance", None)

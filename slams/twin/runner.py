@@ -13,6 +13,7 @@ from torch import Tensor
 from slams.assimilation.base import Assimilator, Posterior
 from slams.assimilation.filter import Keep
 from slams.assimilation.variational.linearized import tangents
+from slams.core.errors import InvalidTypeError, InvalidValueError
 from slams.core.random import fork
 from slams.core.renamed import renamed
 from slams.core.settings import known_settings
@@ -96,13 +97,15 @@ class Runner:
         else:
             made = build(name, self.experiment, settings, self.climate, own)
             if not isinstance(made, Assimilator):
-                raise TypeError(
+                raise InvalidTypeError(
                     f"{name} made a {type(made).__name__}, but a method is an slams.assimilation.Assimilator; derive it "
                     "from that class."
                 )
         least, members = getattr(made, "least", 1), settings.get("members", self.entry(name).members)
         if not isinstance(members, int) or members < least:
-            raise ValueError(f"{name} needs a whole number of at least {least} members, got {members}.")
+            raise InvalidValueError(
+                f"{name} needs a whole number of at least {least} members, got {members}."
+            )
         return made, members
 
     def run(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from slams.core.covariance import Isotropic
+from slams.core.errors import InvalidValueError
 from slams.core.settings import (
     arguments,
     build,
@@ -154,10 +155,10 @@ class ObservingNetwork:
             ValueError: If the operator is unknown, or scale and shift are given to one without an argument.
         """
         if self.operator not in ON_VECTORS:
-            raise ValueError(unknown("operator", self.operator, ON_VECTORS))
+            raise InvalidValueError(unknown("operator", self.operator, ON_VECTORS))
         known = parameters(operators.BY_NAME[self.operator])
         if "shift" not in known and (self.scale, self.shift) != (1.0, 0.0):
-            raise ValueError(
+            raise InvalidValueError(
                 f"scale and shift are of the argument of a pointwise function, not of {self.operator}; leave them out."
             )
         given = {key: value for key, value in vars(self).items() if key in known}
@@ -192,7 +193,7 @@ class Setup:
     def __post_init__(self) -> None:
         for name, least in (("cycles", 1), ("burn_in", 0), ("replicates", 1), ("seed", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+                raise InvalidValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
 
     @property
     def seeds(self) -> list[int]:
@@ -253,12 +254,12 @@ def setup(tree: Mapping[str, Any], overrides: Sequence[str] = (), *, imports: bo
     """
     name = str(tree.get("system"))
     if name not in SYSTEMS and not (imports and ":" in name):
-        raise ValueError(unknown("system", name, SYSTEMS))
+        raise InvalidValueError(unknown("system", name, SYSTEMS))
     given = override(copy.deepcopy(dict(tree)), overrides)
     known_settings(given, Setup.__dataclass_fields__)
     for key in ("truth", "model", "observe"):
         if not isinstance(given.get(key, {}), Mapping):
-            raise ValueError(f"{key} holds settings of its own, got {given[key]!r}.")
+            raise InvalidValueError(f"{key} holds settings of its own, got {given[key]!r}.")
     given["observe"] = with_variance(given.get("observe", {}))
     usual = copy.deepcopy(DEFAULTS.get(name, {}))
     parts = {key: {**usual.get(key, {}), **given.get(key, {})} for key in ("truth", "model", "observe")}
@@ -266,7 +267,7 @@ def setup(tree: Mapping[str, Any], overrides: Sequence[str] = (), *, imports: bo
     try:
         made.experiment()
     except TypeError as error:
-        raise ValueError(f"a setting of {name} has a value of the wrong kind: {error}.") from error
+        raise InvalidValueError(f"a setting of {name} has a value of the wrong kind: {error}.") from error
     return made
 
 
@@ -279,7 +280,7 @@ def with_variance(observe: Mapping[str, Any]) -> dict[str, Any]:
     tree = dict(observe)
     if "noise_std" in tree:
         if "noise" in tree:
-            raise ValueError(
+            raise InvalidValueError(
                 "observe.noise (the variance) and observe.noise_std are both given; leave out one of them."
             )
         tree["noise"] = convert(float, tree.pop("noise_std"), "observe.noise_std") ** 2
@@ -291,7 +292,7 @@ def _system(name: str, settings: Mapping[str, Any], where: str) -> Dynamics:
     make = SYSTEMS.get(name) or imported_system(name)
     if isinstance(make, Dynamics):
         if settings:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name} is made already and takes no settings; leave out {where}.{next(iter(settings))}."
             )
         return make
@@ -303,7 +304,7 @@ def _system(name: str, settings: Mapping[str, Any], where: str) -> Dynamics:
         **({"dtype": torch.float64} if "dtype" in parameters(make) else {}),
     )
     if not isinstance(made, Dynamics):
-        raise ValueError(
+        raise InvalidValueError(
             f"{name} makes a {type(made).__name__}, but a system is a slams.systems.Dynamics; derive it from that class."
         )
     return made
@@ -331,7 +332,7 @@ def imported_system(path: str) -> Callable[..., Dynamics] | Dynamics:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} cannot be imported ({error}); give package.module:name, and put the package's folder on PYTHONPATH."
         ) from error
     finally:
@@ -339,7 +340,7 @@ def imported_system(path: str) -> Callable[..., Dynamics] | Dynamics:
     if not isinstance(found, Dynamics) and (
         not callable(found) or (isinstance(found, type) and not issubclass(found, Dynamics))
     ):
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} is {found!r}, but a system is a slams.systems.Dynamics, its class or a function that makes one."
         )
     return found

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError
 from slams.core.files import write_text
 from slams.core.settings import plain
 from slams.evaluation.report import Fact, Section, Table, write_report
@@ -110,14 +111,14 @@ def tune(  # noqa: PLR0913
     """
     console = console or Console(quiet=not progress)
     if budget < 1:
-        raise ValueError(f"the budget must be at least 1 trial a method, got {budget}.")
+        raise InvalidValueError(f"the budget must be at least 1 trial a method, got {budget}.")
     names, own = methods_of(methods)
     if not names:
-        raise ValueError("no method to tune; name some, such as --methods EnKF,LETKF.")
+        raise InvalidValueError("no method to tune; name some, such as --methods EnKF,LETKF.")
     usual: TwinOptions = {"replicates": 4, "cycles": 500, "seed": 0}
     made = setup_of(system, {**usual, **experiment})
     if made.seeds[-1] not in TUNING_SEEDS:
-        raise ValueError(
+        raise InvalidValueError(
             f"seeds {made.seeds[0]}..{made.seeds[-1]} are not all below {len(TUNING_SEEDS)}: later ones are for "
             "tests, which must be independent of the tuning."
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from slams.core.covariance import Covariance, Diagonal, Isotropic
+from slams.core.errors import InvalidTypeError, InvalidValueError
 from slams.core.random import generator
 from slams.observation import operators
 from slams.observation.observation import Observations
@@ -61,17 +62,17 @@ class Twin:
         for name, each in (("model", model), ("truth", truth)):
             if each is not None and not isinstance(each, Dynamics):
                 came = f"the class {each.__name__}" if isinstance(each, type) else f"a {type(each).__name__}"
-                raise TypeError(
+                raise InvalidTypeError(
                     f"{name} is an instance of slams.Dynamics, such as slams.Lorenz96(), got {came}; wrap a function "
                     "in slams.systems.FunctionModel."
                 )
         if steps < 1 or stride < 1:
-            raise ValueError(f"need steps >= 1 and stride >= 1, got {steps} and {stride}.")
+            raise InvalidValueError(f"need steps >= 1 and stride >= 1, got {steps} and {stride}.")
         if operator is not None and stride != 1:
-            raise ValueError("operator and stride both say what is observed; give one of them.")
+            raise InvalidValueError("operator and stride both say what is observed; give one of them.")
         system = model if truth is None else truth
         if operator is None and len(system.state_shape) != 1 and stride != 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"stride={stride} thins a vector, but states have shape {tuple(system.state_shape)}; pass an operator "
                 "such as slams.operators.Stride."
             )
@@ -107,5 +108,5 @@ def _covariance(noise: float | Tensor | Covariance) -> Covariance:
         return noise
     std = torch.as_tensor(noise, dtype=torch.get_default_dtype())
     if not bool((std > 0).all()):
-        raise ValueError(f"noise is a positive standard deviation, got {noise}.")
+        raise InvalidValueError(f"noise is a positive standard deviation, got {noise}.")
     return Isotropic(float(std) ** 2) if std.ndim == 0 else Diagonal(std.flatten().square())

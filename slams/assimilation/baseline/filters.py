@@ -18,6 +18,7 @@ from slams.assimilation.variational.linearized import (
     tangents,
 )
 from slams.core.covariance import Covariance
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, normal
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -94,7 +95,7 @@ class Nudging(FreeRun):
     ) -> None:
         super().__init__(dynamics, **common)
         if not gain > 0 or (gain > 1 and not adjoint):
-            raise ValueError(
+            raise InvalidValueError(
                 f"gain must lie in (0, 1], got {gain}; above 1 an analysis overshoots the values."
             )
         self.gain = gain
@@ -134,7 +135,7 @@ class Climatology(GaussianFilter):
         super().__init__(dynamics, **common)
         event = len(dynamics.state_shape)
         if mean.ndim < event or tuple(mean.shape[mean.ndim - event :]) != tuple(dynamics.state_shape):
-            raise ValueError(
+            raise InvalidValueError(
                 f"mean has shape {tuple(mean.shape)}, but a state is {tuple(dynamics.state_shape)}; give the mean "
                 "of a long run over time."
             )

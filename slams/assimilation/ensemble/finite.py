@@ -9,6 +9,7 @@ from torch import Tensor
 from slams.assimilation.ensemble.inflation import InflationKeywords
 from slams.assimilation.ensemble.kalman import Departures, EnsembleKalman
 from slams.assimilation.filter import Memory
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -48,7 +49,7 @@ class EnKFN(EnsembleKalman):
         **common: Unpack[InflationKeywords],
     ) -> None:
         if not prior_factor > 0 or nullity < 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"prior_factor must be positive and nullity at least 0, got {prior_factor} and {nullity}."
             )
         super().__init__(

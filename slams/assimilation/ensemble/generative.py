@@ -14,6 +14,7 @@ from torch import Tensor
 from slams.assimilation.ensemble.local import LocalizationKeywords
 from slams.assimilation.ensemble.pseudo import Generator, ObservationConditioned
 from slams.assimilation.filter import Memory
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -96,7 +97,7 @@ class GenerativeEnKF(ObservationConditioned):
             **common,
         )
         if min(trust, horizon, gain, closure) < 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"trust, horizon, gain and closure must not be negative, got {trust}, {horizon}, {gain} and {closure}; "
                 "0 leaves each out."
             )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from slams.assimilation.filter import Memory
 from slams.assimilation.keywords import FilterKeywords
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, normal
 
 
@@ -55,10 +56,10 @@ class Inflation:
 
     def __post_init__(self) -> None:
         if not self.factor > 0:
-            raise ValueError(f"inflation must be positive, got {self.factor}; 1 inflates nothing.")
+            raise InvalidValueError(f"inflation must be positive, got {self.factor}; 1 inflates nothing.")
         for name in ("rtps", "rtpp"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
+                raise InvalidValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
 
     def relax(self, analysis: Tensor, forecast: Tensor) -> Tensor:
         """Inflate the analysis anomalies; both (*B, N, d)."""

@@ -12,6 +12,7 @@ from slams.assimilation.ensemble.inflation import InflationKeywords
 from slams.assimilation.ensemble.kalman import Departures, EnsembleKalman, square_root_update
 from slams.assimilation.filter import Memory
 from slams.core.covariance import Diagonal
+from slams.core.errors import InvalidValueError
 from slams.core.geometry.localization import Localization
 from slams.core.geometry.localization import half_width as localization_half_width
 from slams.core.geometry.places import Geometry, places_of
@@ -72,10 +73,10 @@ class _Localized(EnsembleKalman):
         given = {"localization": localization, "radius": radius, "half_width": half_width}
         names = [name for name, value in given.items() if value is not None]
         if len(names) > 1:
-            raise ValueError(f"{' and '.join(names)} state the same; give one of them.")
+            raise InvalidValueError(f"{' and '.join(names)} state the same; give one of them.")
         width = localization_half_width(radius) if radius is not None else half_width
         if width is not None and not width > 0:
-            raise ValueError(f"a localization {names[0]} must be positive, got {given[names[0]]}.")
+            raise InvalidValueError(f"a localization {names[0]} must be positive, got {given[names[0]]}.")
         self.localization, self.half_width = localization, width
         if width is not None:
             geometry_of(dynamics)
@@ -116,13 +117,13 @@ class _Localized(EnsembleKalman):
     def _checked(self, near: Localization, observation: Observation) -> Localization:
         size, count = math.prod(self.dynamics.state_shape), observation.value.shape[-1]
         if (len(near.index), near.observations) != (size, count):
-            raise ValueError(
+            raise InvalidValueError(
                 f"the localization is between {len(near.index)} variables and {near.observations} observations, "
                 f"but the state has {size} and {count} values were observed; build it for this network, with "
                 "Localization.repeated for several variables at one place."
             )
         if not isinstance(observation.noise, Diagonal):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{type(self).__name__} with localization needs independent observation errors, got a "
                 f"{type(observation.noise).__name__} covariance; whiten the observations, keep the diagonal, or "
                 "pass localization=None."
@@ -290,7 +291,7 @@ def geometry_of(dynamics: Dynamics) -> Geometry:
         ValueError: If it states none.
     """
     if dynamics.geometry is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"{type(dynamics).__name__} does not state where its variables are, so that a radius has no meaning; set its "
             "`geometry`, such as Geometry.circle(size), or pass localization=."
         )

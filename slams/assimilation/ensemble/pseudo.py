@@ -8,6 +8,7 @@ from torch import Tensor
 from slams.assimilation.ensemble.local import LETKF, LocalizationKeywords, Near
 from slams.assimilation.filter import Memory
 from slams.assimilation.keywords import Failure
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -58,15 +59,15 @@ class ObservationConditioned(LETKF):
         )
         shape, size = tuple(dynamics.state_shape), getattr(generator, "size", None)
         if len(shape) != 1 or (size is not None and size != shape[0]):
-            raise ValueError(
+            raise InvalidValueError(
                 f"the generator draws states ({'d' if size is None else size}), but those of the dynamics are {shape}; "
                 "train one for this system."
             )
         if draws < 2:
-            raise ValueError(f"a pseudo-ensemble needs at least 2 draws, got {draws}.")
+            raise InvalidValueError(f"a pseudo-ensemble needs at least 2 draws, got {draws}.")
         window = generator.memory if window is None else window
         if not 0 <= window <= generator.memory:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the generator is conditioned on 0 to {generator.memory} times, got a window of {window}."
             )
         self.generator = generator
@@ -186,9 +187,9 @@ class PseudoEnKF(ObservationConditioned):
             bound=bound,
         )
         if not 0 < blend <= 1:
-            raise ValueError(f"blend must lie in (0, 1], got {blend}.")
+            raise InvalidValueError(f"blend must lie in (0, 1], got {blend}.")
         if not inflation > 0:
-            raise ValueError(f"inflation must be positive, got {inflation}; 1 inflates nothing.")
+            raise InvalidValueError(f"inflation must be positive, got {inflation}; 1 inflates nothing.")
         self.blend = blend
         self.anomaly_factor = inflation
 
@@ -236,7 +237,7 @@ def sites_of(observation: Observation, size: int) -> Tensor:
     probe = 2.0 + (numbers * _PROBE) % 1.0
     index = sites.round().long().clamp(0, size - 1)
     if not (torch.equal(sites, index.to(sites)) and torch.equal(observation.predict(probe), probe[index])):
-        raise ValueError(
+        raise InvalidValueError(
             f"the generator takes values at sites of the state, but {observation.operator} returns others; observe "
             "with Identity, Stride, Mask or Select."
         )

@@ -15,6 +15,7 @@ from slams.assimilation.ensemble.kalman import (
 )
 from slams.assimilation.filter import Filter, Memory
 from slams.assimilation.keywords import FilterKeywords
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -145,12 +146,12 @@ class IEnKS(Filter):
         super().__init__(dynamics, **common)
         _check(lag, variant)
         if iterations < 1 or not tolerance >= 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"need iterations >= 1 and tolerance >= 0, got {iterations} and {tolerance}; one iteration "
                 "is a smoother that is linear in the observation."
             )
         if output not in ("filter", "smoother"):
-            raise ValueError(f'output must be "filter" or "smoother", got {output!r}.')
+            raise InvalidValueError(f'output must be "filter" or "smoother", got {output!r}.')
         self.lag, self.iterations, self.variant = lag, iterations, variant
         self.inflation = Inflation(inflation, rtps=rtps, rtpp=rtpp)
         self.rotate, self.tolerance, self.mda, self.output = rotate, tolerance, mda, output
@@ -314,6 +315,8 @@ def _leaving(k: int, last: int, window: list[Tensor], lag: int) -> list[tuple[in
 
 def _check(lag: int, variant: str) -> None:
     if lag < 0:
-        raise ValueError(f"lag is a number of steps >= 0, got {lag}; 0 is the filter.")
+        raise InvalidValueError(f"lag is a number of steps >= 0, got {lag}; 0 is the filter.")
     if variant not in ("enkf", "etkf"):
-        raise ValueError(f'variant must be "enkf" (perturbed) or "etkf" (square root), got {variant!r}.')
+        raise InvalidValueError(
+            f'variant must be "enkf" (perturbed) or "etkf" (square root), got {variant!r}.'
+        )

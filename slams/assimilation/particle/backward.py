@@ -12,6 +12,7 @@ from slams.assimilation.particle.bootstrap import (
     normalise,
     systematic,
 )
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator, normal, permutation, settled, uniform
 from slams.core.renamed import old_keywords
 from slams.observation.observation import Observations
@@ -71,11 +72,11 @@ class BackwardSimulation(Assimilator):
         rows: int = 32,
     ) -> None:
         if not dynamics.noise > 0:
-            raise ValueError(
+            raise InvalidValueError(
                 "backward simulation needs a system with noise; without, smooth with IEnKS or 4D-Var."
             )
         if min(particles, rows) < 1 or spin_up < 0 or not 0 <= threshold <= 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"need particles and rows >= 1, spin_up >= 0 and a threshold in [0, 1], got {particles}, {rows}, "
                 f"{spin_up} and {threshold}."
             )
@@ -103,7 +104,7 @@ class BackwardSimulation(Assimilator):
             ValueError: If `members` is below 1 or there are replicates.
         """
         if members < 1 or observations.batch:
-            raise ValueError(
+            raise InvalidValueError(
                 f"takes one record, (L, *O), and draws at least one trajectory; got replicates {observations.batch} and "
                 f"{members}; call it once for each."
             )

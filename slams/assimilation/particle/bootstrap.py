@@ -13,6 +13,7 @@ from torch import Tensor
 from slams.assimilation.filter import Filter, Memory
 from slams.assimilation.keywords import FilterKeywords
 from slams.assimilation.variational.linearized import chi2, deterministic, whitened_residual
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator, normal, uniform
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -56,12 +57,12 @@ class BootstrapPF(Filter):
     ) -> None:
         super().__init__(dynamics, **common)
         if not 0 <= threshold <= 1 or not jitter >= 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"need a threshold in [0, 1] and jitter >= 0, got {threshold} and {jitter}; the threshold is "
                 "a share of the members."
             )
         if resampling not in ("systematic", "residual"):
-            raise ValueError(f'resampling must be "systematic" or "residual", got {resampling!r}.')
+            raise InvalidValueError(f'resampling must be "systematic" or "residual", got {resampling!r}.')
         self.threshold = threshold
         self.jitter = jitter
         self.resampling = resampling

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.score.ensemble_mixture import ONE, candidates, leave_one_out
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator, normal
 
 
@@ -95,7 +96,7 @@ class KernelScore:
 
     def __post_init__(self) -> None:
         if self.width is not None and not 0 < self.width < (1 if self.shrink else math.inf):
-            raise ValueError(
+            raise InvalidValueError(
                 f"the kernel's width must be positive, and below 1 if kernels shrink; got {self.width}. None chooses it."
             )
 
@@ -217,7 +218,7 @@ class NetworkScore:
             or not self.rate > 0
             or min(self.hidden, self.first, self.steps, self.batch) < 1
         ):
-            raise ValueError(f"needs a positive noise and rate, and counts of at least 1, got {self}.")
+            raise InvalidValueError(f"needs a positive noise and rate, and counts of at least 1, got {self}.")
 
     def fit(self, z: Tensor, frame: Frame, carry: dict[str, Tensor], rng: Rng = None) -> FittedScore:
         """See `EnsembleScore.fit`.

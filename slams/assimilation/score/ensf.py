@@ -21,6 +21,7 @@ from slams.assimilation.score.ensemble_mixture import (
 )
 from slams.assimilation.score.neighbours import LocalEnsemble, Neighbours
 from slams.assimilation.score.true_likelihood import analysed, is_bent, weighted_size
+from slams.core.errors import InvalidValueError, NonFiniteError
 from slams.core.geometry.localization import Localization, half_width
 from slams.core.random import Rng
 from slams.diffusion.exact.kernel_mixture import KernelMixture, transport
@@ -299,24 +300,28 @@ def _check(
 ) -> None:
     """Stops at settings that cannot be, of a state of `size` variables."""
     if kernel is not None and not 0 < kernel < 1:
-        raise ValueError(f"the kernel's width must lie between 0 and 1, got {kernel}; None chooses it.")
+        raise InvalidValueError(
+            f"the kernel's width must lie between 0 and 1, got {kernel}; None chooses it."
+        )
     if steps < 2:
-        raise ValueError(f"needs at least 2 levels of noise, got {steps}.")
+        raise InvalidValueError(f"needs at least 2 levels of noise, got {steps}.")
     if iterations < 1:
-        raise ValueError(f"needs at least one analysis in turn, got iterations={iterations}.")
+        raise InvalidValueError(f"needs at least one analysis in turn, got iterations={iterations}.")
     if particles < 2:
-        raise ValueError(f"needs at least 2 particles, got {particles}; some hundreds are usual.")
+        raise InvalidValueError(f"needs at least 2 particles, got {particles}; some hundreds are usual.")
     if slopes not in ("ensemble", "member"):
-        raise ValueError(f'slopes must be "ensemble" or "member", got {slopes!r}.')
+        raise InvalidValueError(f'slopes must be "ensemble" or "member", got {slopes!r}.')
     if slopes == "member" and size > 1:
-        raise ValueError(f'slopes of each member are for one variable, the state has {size}; use "ensemble".')
+        raise InvalidValueError(
+            f'slopes of each member are for one variable, the state has {size}; use "ensemble".'
+        )
     if (patch is None) == localized:
-        raise ValueError(
+        raise InvalidValueError(
             "localization and patch belong together: give the variables near each variable, as "
             "Localization.periodic(size, torch.arange(size), radius), or neither; or a radius, which makes both."
         )
     if patch is not None and (len(patch.index), patch.observations) != (size, size):
-        raise ValueError(
+        raise InvalidValueError(
             f"the patch is between {len(patch.index)} and {patch.observations} variables, but the state has {size}; "
             "build it with the variables in place of the observations."
         )
@@ -325,9 +330,9 @@ def _check(
 def _likelihood(given: str | None, patch: Localization | None) -> str:
     """Which likelihood is meant."""
     if given not in ("exact", "linearized", None):
-        raise ValueError(f'likelihood must be "exact", "linearized" or None to choose, got {given!r}.')
+        raise InvalidValueError(f'likelihood must be "exact", "linearized" or None to choose, got {given!r}.')
     if given == "exact" and patch is not None:
-        raise ValueError(
+        raise InvalidValueError(
             'local analyses have no exact likelihood: the operator is of whole states; use likelihood="linearized", '
             "or no localization and patch."
         )
@@ -342,7 +347,7 @@ def _over_domains(value: Tensor, axes: int) -> Tensor:
 def refuse_collapsed(A: Tensor, departures: Departures, name: str, step: int) -> None:
     """Stops where there is no spread to make coordinates of, or no likelihood."""
     if not bool((A.square().sum((-2, -1)) > 0).all()):
-        raise FloatingPointError(
+        raise NonFiniteError(
             f"{name}: the ensemble has collapsed to one state at step {step}; inflate it, or start with more spread."
         )
     refuse_infinite(departures, name, step)
@@ -351,7 +356,7 @@ def refuse_collapsed(A: Tensor, departures: Departures, name: str, step: int) ->
 def refuse_infinite(departures: Departures, name: str, step: int) -> None:
     """Stops where there is no likelihood."""
     if not (math.isfinite(departures.d.sum()) and math.isfinite(departures.Y.sum())):
-        raise FloatingPointError(
+        raise NonFiniteError(
             f"{name}: the likelihood is not finite at step {step}: predictions of the observations overflow; check the "
             "operator, or bound the state."
         )

@@ -12,6 +12,7 @@ from slams.assimilation.ensemble.kalman import Departures, EnsembleKalman
 from slams.assimilation.filter import Memory
 from slams.assimilation.score.ensf import refuse_collapsed, refuse_infinite
 from slams.assimilation.score.likelihood import Likelihood
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator, normal, permutation
 from slams.diffusion.exact.kernel_mixture import KernelMixture
 from slams.observation.observation import Observation
@@ -77,13 +78,15 @@ class DampedEnSF(EnsembleKalman):
         )
         _check_schedule(eps_alpha, eps_beta)
         if solver not in ("sde", "ode"):
-            raise ValueError(f'solver must be "sde" or "ode", got {solver!r}.')
+            raise InvalidValueError(f'solver must be "sde" or "ode", got {solver!r}.')
         if not 0 < tolerance < 1:
-            raise ValueError(f"the tolerance must lie between 0 and 1, got {tolerance}.")
+            raise InvalidValueError(f"the tolerance must lie between 0 and 1, got {tolerance}.")
         if scale != "spread" and not (isinstance(scale, int | float) and scale > 0):
-            raise ValueError(f'scale must be "spread" or a positive factor on the state, got {scale!r}.')
+            raise InvalidValueError(
+                f'scale must be "spread" or a positive factor on the state, got {scale!r}.'
+            )
         if batch is not None and batch < 1:
-            raise ValueError(f"a batch needs at least one member, got {batch}; None takes all.")
+            raise InvalidValueError(f"a batch needs at least one member, got {batch}; None takes all.")
         self.eps_alpha, self.eps_beta = eps_alpha, eps_beta
         self.solver = solver
         self.tolerance = tolerance
@@ -229,7 +232,7 @@ class SingleMemberEnSF(EnsembleKalman):
         super().__init__(dynamics, **common)
         _check_schedule(eps_alpha, eps_beta)
         if steps < 1 or not scale > 0 or (error is not None and not error > 0):
-            raise ValueError(
+            raise InvalidValueError(
                 f"needs at least one step, a positive scale and error, got {steps}, {scale} and {error}."
             )
         self.eps_alpha, self.eps_beta = eps_alpha, eps_beta
@@ -325,4 +328,6 @@ def _phi(q: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check_schedule(eps_alpha: float, eps_beta: float) -> None:
     if not 0 < eps_alpha < 1 or not 0 <= eps_beta < 1:
-        raise ValueError(f"needs eps_alpha in (0, 1) and eps_beta in [0, 1), got {eps_alpha} and {eps_beta}.")
+        raise InvalidValueError(
+            f"needs eps_alpha in (0, 1) and eps_beta in [0, 1), got {eps_alpha} and {eps_beta}."
+        )

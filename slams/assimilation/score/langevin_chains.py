@@ -9,6 +9,7 @@ from torch import Tensor
 
 from slams.assimilation.score.ensemble_score import FittedScore, Frame
 from slams.assimilation.score.likelihood import Likelihood
+from slams.core.errors import InvalidValueError, NonFiniteError
 from slams.core.random import Rng, normal, uniform
 
 _LONGEST = 3.0  # h, over which members forget 95 % of where they were
@@ -63,7 +64,9 @@ class Tempering:
 
     def __post_init__(self) -> None:
         if not 0 < self.spread < 1 or min(self.block, self.longest, self.stages) < 1 or not self.step > 0:
-            raise ValueError(f"needs spread in (0, 1), counts of at least 1 and a positive step, got {self}.")
+            raise InvalidValueError(
+                f"needs spread in (0, 1), counts of at least 1 and a positive step, got {self}."
+            )
 
     def run(
         self, x: Tensor, target: "ChainTarget", carry: dict[str, Tensor], rng: Rng
@@ -75,7 +78,7 @@ class Tempering:
         for stage in range(1, self.stages + 1):
             ell = target.likelihood.gradient(x)[0]
             if not bool(torch.isfinite(ell).all()):
-                raise FloatingPointError(
+                raise NonFiniteError(
                     "the likelihood of a member is not finite; check the operator, or bound the state."
                 )
             new = self._next(ell, beta) if weigh and stage < self.stages else torch.ones_like(beta)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from slams.assimilation.base import Assimilator, Posterior
 from slams.assimilation.checks import check_observations
+from slams.core.errors import InvalidTypeError, InvalidValueError
 from slams.core.random import Rng, generator, normal, settled
 from slams.core.renamed import old_keywords
 from slams.diffusion.denoiser import Denoiser
@@ -62,11 +63,11 @@ class SDA(Assimilator):
         if older:
             sampler, guidance = _older(sampler, *older, guidance=guidance, **settings)
         elif settings:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"SDA has no setting {sorted(settings)[0]!r}; see `guidance` for those of guidances."
             )
         if rows is not None and rows < 1:
-            raise ValueError(f"rows must be a positive number of trajectories, got {rows}.")
+            raise InvalidValueError(f"rows must be a positive number of trajectories, got {rows}.")
         _check(prior, sampler, guidance)
         self.denoiser = prior
         self.sampler = sampler
@@ -74,7 +75,9 @@ class SDA(Assimilator):
         self.length: int | None = getattr(prior, "length", None)
         event = getattr(prior, "event", None) if event is None else event
         if not isinstance(event, Sequence):
-            raise ValueError(f"{type(prior).__name__} does not state the shape of a state; pass event=(…).")
+            raise InvalidValueError(
+                f"{type(prior).__name__} does not state the shape of a state; pass event=(…)."
+            )
         self.event = tuple(event)
         self.dtype = _like(prior).dtype if dtype is None else dtype
         self.rows = rows
@@ -140,7 +143,7 @@ class SDA(Assimilator):
         """
         steps = length or self.length
         if steps is None:
-            raise ValueError("this prior takes any length; give the number of steps.")
+            raise InvalidValueError("this prior takes any length; give the number of steps.")
         window = self._window(steps)
         whole = MarkovBlanket(self.denoiser, window) if window else self.denoiser
         rng, like = generator(rng, "prior"), _like(self.denoiser).to(self.dtype)
@@ -148,7 +151,7 @@ class SDA(Assimilator):
 
     def _noise(self, shape: tuple[int, ...], like: Tensor, rng: Rng) -> Tensor:
         if shape[0] < 1:
-            raise ValueError(f"an ensemble needs at least one member, got {shape[0]}.")
+            raise InvalidValueError(f"an ensemble needs at least one member, got {shape[0]}.")
         return normal((*shape, *self.event), like=like, rng=rng)
 
     def _guided(self, observations: Observations, members: int) -> Iterator[tuple[Tensor, Denoiser]]:
@@ -178,7 +181,7 @@ class SDA(Assimilator):
             if steps < own
             else "composed trajectories need windows of an odd number of steps"
         )
-        raise ValueError(f"{steps} steps, but the denoiser is one of windows of {own}; {remedy}.")
+        raise InvalidValueError(f"{steps} steps, but the denoiser is one of windows of {own}; {remedy}.")
 
 
 class TrajectorySDA(SDA):
@@ -213,15 +216,17 @@ def _check(prior: object, sampler: object, guidance: object) -> None:
     """Objects of the user, at the door."""
     for name, thing in (("prior", prior), ("sampler", sampler), ("guidance", guidance)):
         if isinstance(thing, type):
-            raise TypeError(f"the {name} is the class {thing.__name__}; pass an object, {thing.__name__}(…).")
+            raise InvalidTypeError(
+                f"the {name} is the class {thing.__name__}; pass an object, {thing.__name__}(…)."
+            )
     if not isinstance(prior, Denoiser):
-        raise TypeError(
+        raise InvalidTypeError(
             f"a prior is a Denoiser, E[x | x_t], got {type(prior).__name__}; wrap a network of your own as "
             "slams.diffusion.Preconditioned(network, schedule)."
         )
     for name, thing in (("sampler", sampler), ("guidance", guidance)):
         if not callable(thing) and thing is not None:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"the {name} is {thing!r} of type {type(thing).__name__}; SDA(prior, sampler, guidance=…) takes objects "
                 "such as Sampler(steps=64) and GaussianGuidance(0.01)."
             )

@@ -14,6 +14,7 @@ from slams.assimilation.score.ensemble_score import EnsembleScore, Frame, Kernel
 from slams.assimilation.score.ensf import refuse_collapsed
 from slams.assimilation.score.langevin_chains import ChainTarget, FrameLikelihood, Ridge, Tempering
 from slams.assimilation.score.likelihood import Likelihood
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -73,15 +74,17 @@ class SSLS(EnsembleKalman):
             **common,
         )
         if isinstance(score, str) and score not in _SCORES:
-            raise ValueError(
+            raise InvalidValueError(
                 f"score must be one of {', '.join(_SCORES)}, or an EnsembleScore, got {score!r}."
             )
         if isinstance(chain, str) and chain not in _CHAINS:
-            raise ValueError(
+            raise InvalidValueError(
                 f"chain must be one of {', '.join(_CHAINS)}, or a Tempering or Ridge, got {chain!r}."
             )
         if width is not None and score not in ("kernel", "denoising", "network"):
-            raise ValueError(f"width is of a kernel or a network, not of score {score!r}; leave it out.")
+            raise InvalidValueError(
+                f"width is of a kernel or a network, not of score {score!r}; leave it out."
+            )
         self.score = _SCORES[score](width) if isinstance(score, str) else score
         self.chain = _CHAINS[chain] if isinstance(chain, str) else chain
 

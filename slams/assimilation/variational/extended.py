@@ -19,6 +19,7 @@ from slams.assimilation.variational.linearized import (
     moved,
 )
 from slams.core.covariance import Covariance
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -61,9 +62,11 @@ class EKF(GaussianFilter):
     ) -> None:
         super().__init__(dynamics, **common)
         if not inflation > 0:
-            raise ValueError(f"inflation must be positive, got {inflation}; 1 inflates nothing.")
+            raise InvalidValueError(f"inflation must be positive, got {inflation}; 1 inflates nothing.")
         if frozen and not callable(getattr(dynamics, "tendency", None)):
-            raise ValueError(f"frozen needs a model with a tendency, {type(dynamics).__name__} has none.")
+            raise InvalidValueError(
+                f"frozen needs a model with a tendency, {type(dynamics).__name__} has none."
+            )
         self.inflation, self.frozen = inflation, frozen
         self.covariance = None if covariance is None else as_matrix(covariance, dynamics)
         noise = model_noise(dynamics) if model_error is None else model_error
@@ -128,7 +131,7 @@ def _sample_covariance(x: Tensor) -> Tensor:
     """
     count, size = x.shape[-2:]
     if count <= size:
-        raise ValueError(
+        raise InvalidValueError(
             f"the first covariance of {size} variables needs more than {count} members; pass covariance= "
             f"or ask for more than {size} members."
         )

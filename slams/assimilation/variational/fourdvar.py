@@ -22,6 +22,7 @@ from slams.assimilation.variational.linearized import (
 from slams.assimilation.variational.minimize import Solver, gauss_newton, hessian_factor
 from slams.assimilation.variational.window import WindowProblem
 from slams.core.covariance import Covariance
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -60,7 +61,7 @@ class ThreeDVar(GaussianFilter):
     ) -> None:
         super().__init__(dynamics, **common)
         if not scale > 0 or iterations < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"scale must be positive and iterations at least 1, got {scale} and {iterations}."
             )
         self.background = scale * as_matrix(covariance, dynamics)
@@ -153,7 +154,7 @@ class FourDVar(GaussianFilter):
     ) -> None:
         super().__init__(dynamics, **common)
         if not scale > 0 or iterations < 1 or window < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 "scale must be positive, window and iterations at least 1, got "
                 f"{scale}, {window} and {iterations}."
             )
@@ -221,7 +222,7 @@ def _model_error(given: Tensor | Covariance | str | None, dynamics: Dynamics) ->
         return None if given is None else as_matrix(given, dynamics, "model_error")
     noise = model_noise(dynamics)
     if given != "model" or noise is None:
-        raise ValueError(
+        raise InvalidValueError(
             f'model_error must be a covariance, None or "model", which needs a model with noise; got {given!r}.'
         )
     return as_matrix(noise, dynamics, "model_error")

@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 
 from slams.assimilation.filter import Filter, Memory
 from slams.core.covariance import Covariance
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, normal
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -158,16 +159,16 @@ def as_matrix(covariance: Tensor | Covariance, dynamics: Dynamics, name: str = "
         covariance = covariance.sized(size).dense()
     matrix = covariance.diag() if covariance.ndim == 1 else covariance
     if matrix.ndim < 2 or matrix.shape[-2:] != (size, size):
-        raise ValueError(
+        raise InvalidValueError(
             f"{name} has shape {tuple(covariance.shape)}, but the state has {size} variables; give a matrix "
             f"({size}, {size}) or {size} variances."
         )
     scale = matrix.abs().amax()
     if not bool(torch.isfinite(scale)) or bool((matrix - matrix.mT).abs().amax() > 1e-4 * scale):
-        raise ValueError(f"{name} must be finite and symmetric; average it with its transpose.")
+        raise InvalidValueError(f"{name} must be finite and symmetric; average it with its transpose.")
     lowest = torch.linalg.eigvalsh(matrix)[..., 0].min()
     if bool(lowest < -1e-5 * scale):
-        raise ValueError(
+        raise InvalidValueError(
             f"{name} must not have negative eigenvalues, got {float(lowest):g}; add a small variance to its "
             "diagonal."
         )

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.geometry.distance import EARTH_RADIUS, Space, great_circle, line_distance, torus_distance
 from slams.core.geometry.places import Geometry
 
@@ -98,7 +99,9 @@ class Localization:
         count = distance.shape[-1]
         if distance.ndim != 2 or (among is not None and tuple(among.shape) != (count, count)):
             shapes = tuple(distance.shape), None if among is None else tuple(among.shape)
-            raise ValueError(f"need distances (d, O) and, if any, (O, O) among observations, got {shapes}.")
+            raise InvalidValueError(
+                f"need distances (d, O) and, if any, (O, O) among observations, got {shapes}."
+            )
         _check_cutoff(cutoff)
         taper = gaspari_cohn(distance.double(), radius)
         near = (taper >= cutoff) & (taper > 0)
@@ -147,7 +150,9 @@ class Localization:
             ValueError: If `size` is not a multiple of `block`.
         """
         if block < 1 or size % block:
-            raise ValueError(f"size must be a multiple of block, got {size} variables and blocks of {block}.")
+            raise InvalidValueError(
+                f"size must be a multiple of block, got {size} variables and blocks of {block}."
+            )
         length = float(size if period is None else period)
         sites = torch.arange(size) // block * block
         points = (sites + (block - 1) / 2).double() * (length / size)
@@ -227,7 +232,9 @@ class Localization:
             ValueError: If the distances among the observations were not given.
         """
         if self._among is None:
-            raise ValueError("distances among the observations are unknown; pass `among` to Localization.")
+            raise InvalidValueError(
+                "distances among the observations are unknown; pass `among` to Localization."
+            )
         return self._among()
 
     def to(self, like: Tensor) -> "Localization":
@@ -281,7 +288,7 @@ class Localization:
         """
         square = factors.ndim == 2 and len(factors) == factors.shape[1]
         if not square or not bool(((factors >= 0) & (factors <= 1)).all()):
-            raise ValueError(
+            raise InvalidValueError(
                 f"factors between fields must be a square matrix of numbers in [0, 1], got {factors.tolist()}."
             )
         offsets = self.observations * torch.arange(len(factors), device=self.index.device)
@@ -310,7 +317,7 @@ class Localization:
         _check_cutoff(cutoff)
         axes = space.axes or state.shape[-1]
         if positions.ndim != 2 or state.ndim != 2 or not positions.shape[1] == state.shape[1] == axes:
-            raise ValueError(
+            raise InvalidValueError(
                 f"positions need {axes} coordinates each, got shapes {tuple(state.shape)} of the state and "
                 f"{tuple(positions.shape)} of the observations."
             )
@@ -350,9 +357,9 @@ class Localization:
 
 def _check_radius(radius: float) -> None:
     if not radius > 0:
-        raise ValueError(f"a localization radius must be positive, got {radius}; infinite means none.")
+        raise InvalidValueError(f"a localization radius must be positive, got {radius}; infinite means none.")
 
 
 def _check_cutoff(cutoff: float) -> None:
     if not 0 <= cutoff < 1:
-        raise ValueError(f"the cutoff is a taper in [0, 1), got {cutoff}.")
+        raise InvalidValueError(f"the cutoff is a taper in [0, 1), got {cutoff}.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.geometry.distance import EARTH_RADIUS, Space, unit_vector
 
 _AT_ONCE = 256  # values whose derivatives are taken together
@@ -123,7 +124,7 @@ def places_of(operator: Callable[[Tensor], Tensor], x: Tensor, geometry: Geometr
     weights = torch.cat(rows).flatten(1).abs().cpu()
     blind = (weights.sum(-1) == 0).nonzero().flatten().tolist()
     if blind:
-        raise ValueError(
+        raise InvalidValueError(
             f"value {blind[0]} of the operator {operator} depends on no variable here, so that its position is unknown; "
             "give the operator an attribute `places`, (O, D), or pass localization=."
         )

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
+
 
 def legendre(truncation: int, mu: np.ndarray) -> np.ndarray:
     """Associated Legendre functions, normalized to mean square 1 over -1 <= mu <= 1.
@@ -85,7 +87,7 @@ class SphericalHarmonics(nn.Module):
     ) -> None:
         super().__init__()
         if truncation < 1 or longitudes < 2 * truncation + 1 or latitudes < truncation + 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a {latitudes} x {longitudes} grid cannot hold truncation {truncation}; "
                 "use at least truncation + 1 latitudes and 2 truncation + 1 longitudes."
             )

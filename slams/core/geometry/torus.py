@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
+from slams.core.errors import InvalidValueError
+
 
 def wavenumbers(size: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Integer wavenumbers of `rfft2` of a (size, size) field.
@@ -56,7 +58,7 @@ class Torus(nn.Module):
     def __init__(self, size: int, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         if size < 4:
-            raise ValueError(f"a grid needs at least 4 points along a side, got {size}.")
+            raise InvalidValueError(f"a grid needs at least 4 points along a side, got {size}.")
         self.size, self.truncation = size, (size - 1) // 3
         kx, ky = wavenumbers(size, torch.empty(0, dtype=dtype))
         self.register_buffer("kx", kx, persistent=False)
@@ -181,7 +183,7 @@ def coarsen(field: Tensor, factor: int) -> Tensor:
         ValueError: If `factor` does not divide N.
     """
     if factor < 1 or any(side % factor for side in field.shape[-2:]):
-        raise ValueError(
+        raise InvalidValueError(
             f"blocks of {factor} do not divide a grid of {tuple(field.shape[-2:])}; choose a divisor."
         )
     return field.unflatten(-1, (-1, factor)).unflatten(-3, (-1, factor)).mean((-3, -1))
@@ -202,7 +204,7 @@ def upsample(field: Tensor, factor: int, mode: str = "bilinear") -> Tensor:
         ValueError: If `factor` is below 1 or there is no such mode.
     """
     if factor < 1 or mode not in ("nearest", "bilinear", "fourier"):
-        raise ValueError(
+        raise InvalidValueError(
             f'need a factor of at least 1 and mode "nearest", "bilinear" or "fourier", got {factor} and {mode!r}.'
         )
     if mode == "fourier":
@@ -229,7 +231,7 @@ def resample(field: Tensor, size: int, *, shift: tuple[float, float] = (0.0, 0.0
     """
     old = field.shape[-1]
     if size < 2:
-        raise ValueError(f"a grid needs at least 2 points along a side, got {size}.")
+        raise InvalidValueError(f"a grid needs at least 2 points along a side, got {size}.")
     keep = (min(old, size) - 1) // 2  # without the shortest wave, which has no phase
     kx, ky = wavenumbers(old, field)
     # [i, j] is at (i + 1/2) h: phases of exp(i k h / 2) go with the origin of index space.

@@ -9,6 +9,8 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from slams.core.errors import InvalidValueError
+
 if TYPE_CHECKING:
     from slams.data.archives.base import Archive
     from slams.data.archives.stations import Stations
@@ -62,7 +64,7 @@ def register(archive: "Archive", text: str = "") -> None:
     """
     tables = _load()
     if archive.name in SOURCES:
-        raise ValueError(
+        raise InvalidValueError(
             f"there is a source {archive.name!r} already; choose another name than {list(SOURCES)}."
         )
     SOURCES[archive.name] = SourceEntry("", text or str(type(archive).__doc__ or archive.name))

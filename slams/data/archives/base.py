@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from slams.core.errors import InvalidValueError
 from slams.data.archives.local import fields_under, is_local, years_in
 from slams.data.download.fetch import Item, fetch
 from slams.data.files import axes, units
@@ -146,7 +147,7 @@ class Archive(Convention):
         """
         found = [path for path in paths if path.is_dir() or self.has(path, variable)]
         if not found:
-            raise ValueError(
+            raise InvalidValueError(
                 f"none of the {len(paths)} files of {self.name!r} has the variable {variable!r}."
             )
         return found
@@ -215,7 +216,7 @@ class Archive(Convention):
         layout = self.layout(dataset)
         if layout is None:
             found = {str(name): dict(variable.sizes) for name, variable in dataset.data_vars.items()}
-            raise ValueError(
+            raise InvalidValueError(
                 f"{path} isn't a file of the archive {self.name!r}: it holds {found or 'no variable'}; expected "
                 f"{' or '.join(self.variables)} in one of its layouts. Give the file of the archive, or the "
                 "source it belongs to."
@@ -234,7 +235,7 @@ class Archive(Convention):
             else:
                 others.append(f"{path.name} ({min(here)} to {max(here)})" if here else path.name)
         if not found:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{folder} holds nothing of the archive {self.name!r} for {span(years)}"
                 f"{'; it holds ' + ', '.join(others[:5]) if others else ''}: give the folder of its files, or "
                 "other years."
@@ -270,7 +271,7 @@ def within(years: Sequence[int], first: int, archive: str) -> list[int]:
     last = int(str(np.datetime64("today"))[:4])
     wrong = sorted(year for year in set(years) if not first <= year <= last)
     if wrong or not years:
-        raise ValueError(
+        raise InvalidValueError(
             f"the archive {archive!r} has the years {first} to {last}, asked were {wrong or 'none'}."
         )
     return sorted(set(years))
@@ -295,7 +296,7 @@ def _stamps(time: xr.DataArray, subject: str) -> np.ndarray:
     if wrong.size:
         first = int(wrong[0])
         what = "comes twice" if values[first] == values[first + 1] else f"is followed by {values[first + 1]}"
-        raise ValueError(
+        raise InvalidValueError(
             f"{subject}: the times don't rise strictly, {values[first]} {what} ({wrong.size} such steps); sort "
             "the file by time and drop repetitions, e.g. with xarray's sortby and drop_duplicates."
         )
@@ -323,7 +324,7 @@ def _clean(
         block = block.astype(np.float64) * scale + offset
         low, high = _extremes(block)
     if low < possible[0] or high > possible[1]:
-        raise ValueError(
+        raise InvalidValueError(
             f"{subject} runs from {low:g} to {high:g}, expected {possible[0]:g} to {possible[1]:g}; check unit, "
             "scale_factor, add_offset and missing_value of the file."
         )

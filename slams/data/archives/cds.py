@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slams import config
+from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.files import atomic
 from slams.data.archives.base import Report
 from slams.data.files.canonical import aliases
@@ -62,11 +63,11 @@ def client() -> Any:
     """
     configured = Path(os.environ.get("CDSAPI_RC", "~/.cdsapirc")).expanduser().is_file()
     if not configured and not {"CDSAPI_URL", "CDSAPI_KEY"} <= set(os.environ):
-        raise ValueError(f"the Climate Data Store needs credentials, and there are none: {_HOW}.")
+        raise InvalidValueError(f"the Climate Data Store needs credentials, and there are none: {_HOW}.")
     try:
         import cdsapi
     except ImportError as error:
-        raise ValueError(
+        raise InvalidValueError(
             "the Climate Data Store needs the package cdsapi: pip install slams[data]."
         ) from error
     return cdsapi.Client(quiet=True, progress=False)
@@ -119,7 +120,7 @@ def retrieve(
         or (entry[2:] == running and not offline)
     ]
     if missing and offline:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{len(missing)} files of ERA5 aren't in {folder}, the first is {missing[0][0]}; run without --offline."
         )
     service = make_client() if missing else None

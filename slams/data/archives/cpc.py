@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from slams import config
+from slams.core.errors import InvalidValueError
 from slams.data.archives.base import Archive
 from slams.data.files import units
 from slams.data.files.convention import Quantity
@@ -78,7 +79,7 @@ class CPCRain(Archive):
         field = array[0].values
         wettest = np.max(field, where=np.abs(field) < units.IMPOSSIBLE, initial=-1.0)
         if 0 < wettest < _LEAST_MAXIMUM:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{subject} is called {array.attrs['units']!r}, but its wettest cell on the first day has "
                 f"{wettest:g}, which is a rate in kg m-2 s-1; correct the attribute `units` of the file."
             )
@@ -112,18 +113,20 @@ def open_binary(path: Path) -> xr.Dataset:
     """
     match = _NAME.match(path.name)
     if match is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path.name} doesn't carry the date as CPC writes it; name it "
             "PRCP_CU_GAUGE_V1.0GLB_0.50deg.lnx.YYYYMMDD.RT (or .gz)."
         )
     content = read_packed(path, _BYTES)
     if len(content) != _BYTES:
-        raise ValueError(f"{path} holds {len(content)} bytes, expected {_BYTES} (2 x 360 x 720 float32).")
+        raise InvalidValueError(
+            f"{path} holds {len(content)} bytes, expected {_BYTES} (2 x 360 x 720 float32)."
+        )
     rain, gauges = np.frombuffer(content, "<f4").reshape(_SHAPE)
     known = rain != -999.0
     # two thirds are sea: without a marker the bytes mean something else, such as the other order
     if known.all() or not known.any() or rain[known].min() < 0 or not rain[known].max() <= 2e4:
-        raise ValueError(f"{path} holds no rain in little-endian float32 of 0.1 mm; fetch it again.")
+        raise InvalidValueError(f"{path} holds no rain in little-endian float32 of 0.1 mm; fetch it again.")
     fields = {"precip": np.where(known, rain / np.float32(10), np.nan)}
     fields["gauges"] = np.where(gauges == -999.0, np.nan, gauges)
     attrs = {"precip": {"units": "mm", "cell_methods": "time: sum"}, "gauges": {"units": "1"}}

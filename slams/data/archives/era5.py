@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from slams import config
+from slams.core.errors import InvalidValueError
 from slams.data.archives import cds, weatherbench
 from slams.data.archives.base import Archive, Report, within
 from slams.data.archives.local import is_local, years_in
@@ -139,7 +140,7 @@ class ERA5(Archive):
                 if not years or set(years_in(dataset, path)) & set(years):
                     found.append(path)
         if not found:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the archive of ERA5 holds no day of {sorted(set(years))}; ask for other years."
             )
         return found
@@ -161,20 +162,20 @@ class ERA5(Archive):
         """The snapshots of 00 UTC on the levels of the system, rising."""
         hours = array.time.values.astype("datetime64[h]").astype(int) % 24
         if not (hours == _HOUR).any():
-            raise ValueError(
+            raise InvalidValueError(
                 f"{subject} has no record at {_HOUR:02d} UTC, it has {sorted(set(hours.tolist()))}; a store holds "
                 "snapshots of one hour: fetch that hour."
             )
         array = array.isel(time=np.flatnonzero(hours == _HOUR)) if (hours != _HOUR).any() else array
         if "level" not in array.dims:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{subject} has no pressure levels; expected some of {config.PRESSURE_LEVELS} hPa."
             )
         held = array.level.values
         nearest = {float(level): int(np.abs(held - level).argmin()) for level in config.PRESSURE_LEVELS}
         found = {level: k for level, k in nearest.items() if abs(held[k] - level) < 1e-3 * level}
         if not found:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{subject} has the levels {held.tolist()}, none of {config.PRESSURE_LEVELS} hPa."
             )
         return array.isel(level=list(found.values())).assign_coords(level=list(found))
@@ -226,13 +227,13 @@ def parts_before(last: Path) -> int:
         tail = file.read()
     end = tail.rfind(b"PK\5\6")
     if end < 0 or len(tail) < end + 22:
-        raise ValueError(f"{last} isn't a zip, or is cut short; remove it and fetch it again.")
+        raise InvalidValueError(f"{last} isn't a zip, or is cut short; remove it and fetch it again.")
     number = int(struct.unpack_from("<H", tail, end + 4)[0])
     locator = tail.rfind(b"PK\6\7", 0, end)
     if number == 0xFFFF and locator >= 0:
         number = int(struct.unpack_from("<I", tail, locator + 16)[0]) - 1
     if number > 999:
-        raise ValueError(f"{last} claims {number} parts before it; remove it and fetch it again.")
+        raise InvalidValueError(f"{last} claims {number} parts before it; remove it and fetch it again.")
     return number
 
 

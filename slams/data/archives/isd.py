@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from slams.core.errors import InvalidValueError
 from slams.data.files.stations import BAD, GOOD, SUSPECT, assemble, error_std, wind_components
 from slams.data.safety import read_packed
 
@@ -58,7 +59,7 @@ def read(path: Path) -> pd.DataFrame:
     lines = _lines(path)
     for number, line in enumerate(lines, 1):
         if not _valid(line):
-            raise ValueError(
+            raise InvalidValueError(
                 f"line {number} of {path} isn't of the Integrated Surface Database ({line[:60]!r}...); the file may "
                 "be cut short: fetch it again."
             )
@@ -128,7 +129,7 @@ def _lines(path: Path, first_line: bool = False) -> list[str]:
     """Lines of a file, which may be packed."""
     raw = read_packed(path, _LARGEST, first_line)
     if len(raw) > _LARGEST:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} unpacks to more than {_LARGEST >> 20} MiB, too much for a station and year."
         )
     return raw.decode("latin-1").splitlines()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from slams.core.errors import MissingFileError
 from slams.data.files import axes
 from slams.data.files.canonical import calendar_days
 from slams.data.files.periods import years_of
@@ -31,9 +32,7 @@ def is_local(source: str | Path) -> Path | None:
         return None
     path = Path(source).expanduser()
     if not path.exists():
-        raise FileNotFoundError(
-            f"the source {path} isn't there; give an http(s) address or a folder that is."
-        )
+        raise MissingFileError(f"the source {path} isn't there; give an http(s) address or a folder that is.")
     return path
 
 

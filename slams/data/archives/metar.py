@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from slams.core.errors import InvalidValueError
 from slams.data.files.stations import (
     BAD,
     GOOD,
@@ -64,7 +65,9 @@ def read(path: Path) -> pd.DataFrame:
     frame = _frame(path)
     absent = sorted(set(_PLACE) - set(frame.columns))
     if absent:
-        raise ValueError(f"{path} lacks the columns {', '.join(absent)} of METAR tables (names of MADIS).")
+        raise InvalidValueError(
+            f"{path} lacks the columns {', '.join(absent)} of METAR tables (names of MADIS)."
+        )
     base = frame.loc[:, list(_PLACE)].rename(columns=_PLACE)
     base["time"] = _times(base["time"], path)
     base["station"] = _texts(base["station"])
@@ -75,7 +78,7 @@ def read(path: Path) -> pd.DataFrame:
             values[name] = value, error_std(name, step), _quality(frame, column)
     warmth = values.get("temperature", (np.array([]),))[0]
     if np.isfinite(warmth).any() and np.nanmedian(warmth) < 150.0:
-        raise ValueError(
+        raise InvalidValueError(
             f"temperatures in {path} have the median {np.nanmedian(warmth):g}; expected kelvin: convert the table."
         )
     if {"windSpeed", "windDir"} <= set(frame.columns):
@@ -120,9 +123,9 @@ def _times(stamps: pd.Series, path: Path) -> np.ndarray:
     try:
         moments = pd.to_datetime(stamps, unit="s" if numeric else None, utc=True)
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: timeObs isn't a time ({error}).") from error
+        raise InvalidValueError(f"{path}: timeObs isn't a time ({error}).") from error
     if moments.isna().any():
-        raise ValueError(f"{path}: {int(moments.isna().sum())} reports have no time; remove them.")
+        raise InvalidValueError(f"{path}: {int(moments.isna().sum())} reports have no time; remove them.")
     return moments.dt.tz_localize(None).to_numpy().astype("datetime64[s]")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from slams import config
+from slams.core.errors import InvalidValueError
 from slams.data.archives.base import Archive
 from slams.data.files.convention import Quantity
 from slams.data.files.periods import DAILY_MEAN, average
@@ -71,7 +72,7 @@ class OutgoingLongwave(Archive):
         """
         possible, low, high = self.quantities[0].valid_range, float(array.min()), float(array.max())
         if low < possible[0] or high > possible[1]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"outgoing long-wave radiation runs from {low:g} to {high:g}, expected {possible[0]:g} to "
                 f"{possible[1]:g} W m-2; check scale_factor, add_offset and missing_value of the file."
             )

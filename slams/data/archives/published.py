@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from slams.core.errors import InvalidValueError
 from slams.core.files import atomic
 from slams.data.files.canonical import open_dataset
 
@@ -43,7 +44,7 @@ def write_published(fields: Sequence[xr.DataArray], folder: Path) -> list[Path]:
     days = fields[0].time.values.astype("datetime64[D]")
     for field in fields[1:]:
         if not np.array_equal(field.time.values.astype("datetime64[D]"), days):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{field.name} and {fields[0].name} don't have the same days; give the common ones."
             )
     subfolder, stem, long_names = _LAYOUT[kind]
@@ -75,7 +76,7 @@ def write_climatology(mean: xr.DataArray, sigma: xr.DataArray, kind: str, folder
         ValueError: If the kind is unknown.
     """
     if kind not in _CLIMATOLOGY:
-        raise ValueError(f"a climatology is of {', '.join(_CLIMATOLOGY)}, got {kind!r}.")
+        raise InvalidValueError(f"a climatology is of {', '.join(_CLIMATOLOGY)}, got {kind!r}.")
     path = Path(folder) / _CLIMATOLOGY[kind]
     _write(xr.Dataset({"mean": mean.astype("f8"), "sigma": sigma.astype("f8")}), path)
     return path
@@ -96,7 +97,7 @@ def read_climatology(path: str | Path, params: Sequence[str] | None = None) -> x
     """
     with open_dataset(Path(path)) as dataset:
         if not {"mean", "sigma", "param"} <= set(map(str, dataset.variables)):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{path} isn't a climatology of the published system: expected mean, sigma and param, found "
                 f"{sorted(map(str, dataset.variables))}."
             )
@@ -107,7 +108,7 @@ def read_climatology(path: str | Path, params: Sequence[str] | None = None) -> x
     absent = [name for name in params if name not in whole["param"].values]
     if absent:
         held = ", ".join(whole["param"].values[:12])
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} has no parameter {', '.join(absent)}; it has {held} ({whole.sizes['param']} in all)."
         )
     return whole.sel(param=list(params))
@@ -117,7 +118,7 @@ def _kind(names: Sequence[str]) -> str:
     """The modality that variables belong to."""
     kinds = {name if name in _LAYOUT else "era5" for name in names}
     if len(kinds) != 1 or (kinds != {"era5"} and len(names) > 1):
-        raise ValueError(
+        raise InvalidValueError(
             f"expected variables of ERA5, or precip, or olr, got {list(names)}; write each modality on its own."
         )
     return kinds.pop()

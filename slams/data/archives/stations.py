@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from slams import config
+from slams.core.errors import InvalidValueError
 from slams.data.archives import isd, metar
 from slams.data.archives.base import Report, span, within
 from slams.data.archives.local import is_local
@@ -48,10 +49,12 @@ class Stations:
         if local is not None:
             found = [path for path in _files(local) if isd.is_isd(path) or metar.is_metar(path)]
             if not found:
-                raise ValueError(f"{local} holds no file of ISD or METAR reports; give the folder that does.")
+                raise InvalidValueError(
+                    f"{local} holds no file of ISD or METAR reports; give the folder that does."
+                )
             return [Item(str(path), path.name, check=self.check) for path in found]
         if not stations:
-            raise ValueError(
+            raise InvalidValueError(
                 "name the stations wanted, such as 024130-99999 (USAF and WBAN number of "
                 "https://www.ncei.noaa.gov/pub/data/noaa/isd-history.csv), or give a folder with their files."
             )
@@ -92,7 +95,7 @@ class Stations:
             ValueError: If not.
         """
         if not isd.is_isd(path) and not metar.is_metar(path):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{path} holds neither lines of ISD nor a METAR table with the columns of MADIS."
             )
 
@@ -136,7 +139,9 @@ class Stations:
             tables.append(table[wanted])
         whole = quality(pd.concat(tables, ignore_index=True)) if tables else pd.DataFrame()
         if whole.empty:
-            raise ValueError(f"there is no observation of {span(years or [])} in {len(sources)} files.")
+            raise InvalidValueError(
+                f"there is no observation of {span(years or [])} in {len(sources)} files."
+            )
         return write_table(whole, out)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from slams.core.errors import InvalidValueError
 from slams.core.files import write_text
 from slams.data.archives.base import Report, span
 from slams.data.download.fetch import Item, fetch
@@ -69,7 +70,7 @@ def obtain(
     wanted = np.isin(years_of(stamps), list(years))
     records = np.flatnonzero(wanted & (stamps.astype(int) % 24 == hour))
     if not records.size:
-        raise ValueError(
+        raise InvalidValueError(
             f"{url} has no record at {hour:02d} UTC in {span(years)}; it runs from {stamps[0]} to {stamps[-1]}."
         )
     keys = [
@@ -88,7 +89,7 @@ def _entries(path: Path, url: str) -> dict[str, Any]:
                 entry["fill_value"] = "NaN"  # chunks that aren't fetched are missing, and no zeros
         return entries
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{url} has no consolidated metadata of a zarr of format 2 ({error}); give the zarr's own address."
         ) from error
 
@@ -111,7 +112,7 @@ def _name(entries: dict[str, Any], variable: str, url: str) -> str:
         if f"{name}/.zarray" in entries:
             return name
     held = sorted(key.removesuffix("/.zarray") for key in entries if key.endswith("/.zarray"))
-    raise ValueError(f"{url} has no variable {' or '.join(names)}; it has {', '.join(held[:20])}.")
+    raise InvalidValueError(f"{url} has no variable {' or '.join(names)}; it has {', '.join(held[:20])}.")
 
 
 def _chunks(entries: dict[str, Any], name: str, records: np.ndarray | None) -> list[str]:
@@ -120,11 +121,11 @@ def _chunks(entries: dict[str, Any], name: str, records: np.ndarray | None) -> l
     counts = [range(-(-size // chunk)) for size, chunk in zip(array["shape"], array["chunks"], strict=True)]
     if records is not None:
         if "time" not in dims:
-            raise ValueError(f"{name} has the dimensions {dims}, none of which is time.")
+            raise InvalidValueError(f"{name} has the dimensions {dims}, none of which is time.")
         axis = dims.index("time")
         counts[axis] = sorted(set((records // array["chunks"][axis]).tolist()))  # type: ignore[call-overload]
     if (number := math.prod(len(count) for count in counts)) > _MOST_CHUNKS:
-        raise ValueError(
+        raise InvalidValueError(
             f"{name} lies in {number} chunks, more than {_MOST_CHUNKS}; ask for fewer years at a time."
         )
     separator = array.get("dimension_separator", ".")

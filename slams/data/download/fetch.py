@@ -14,6 +14,7 @@ from random import Random
 import requests
 from filelock import FileLock, Timeout
 
+from slams.core.errors import InvalidValueError, SlamsError
 from slams.data.download.transfer import (
     Connection,
     Report,
@@ -72,7 +73,7 @@ class Fetched:
     fresh: bool
 
 
-class FetchError(OSError):
+class FetchError(SlamsError, OSError):
     """Some files failed to download; the others are complete."""
 
 
@@ -289,17 +290,17 @@ def _verify(item: Item, path: Path) -> None:
     """Length, checksums and header of a file; ValueError names the fault."""
     size = measure(path)[0]
     if item.size is not None and size != item.size:
-        raise ValueError(f"it has {size} bytes, {item.size} were published")
+        raise InvalidValueError(f"it has {size} bytes, {item.size} were published")
     for wanted, checksum in ((item.sha256, sha256_of), (item.md5, md5_of)):
         if wanted is not None and (found := checksum(path)) != wanted.lower():
-            raise ValueError(f"its checksum is {found}, {wanted} was published")
+            raise InvalidValueError(f"its checksum is {found}, {wanted} was published")
     refuse_pickles(path)
     if item.check is not None:
         try:
             with _OPENING:
                 item.check(path)
         except (OSError, KeyError) as error:  # as netCDF4 says of a truncated file
-            raise ValueError(f"it can't be opened ({error})") from error
+            raise InvalidValueError(f"it can't be opened ({error})") from error
 
 
 def _fits(item: Item, row: Row) -> bool:
@@ -320,7 +321,7 @@ def _check_names(items: Sequence[Item], root: Path) -> None:
             continue  # read where it lies, whatever its name
         path = contained(root, item.name)
         if seen.setdefault(path, item.url) != item.url:
-            raise ValueError(f"{seen[path]} and {item.url} would both be {path}; give them two names.")
+            raise InvalidValueError(f"{seen[path]} and {item.url} would both be {path}; give them two names.")
 
 
 def _silent(name: str, done: int, total: int | None, remark: str) -> None:

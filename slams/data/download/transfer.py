@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 import urllib3
 
+from slams.core.errors import SlamsError
 from slams.core.files import replace, write_text
 from slams.data.store.manifest import processing_version
 
@@ -28,7 +29,7 @@ _STRONG_AFTER = 60.0  # seconds; a younger Last-Modified may hide a second chang
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-class TransferError(OSError):
+class TransferError(SlamsError, OSError):
     """A failed download; names the address, the cause and the remedy."""
 
 

@@ -24,6 +24,7 @@ from typing import IO, BinaryIO
 
 from filelock import FileLock
 
+from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.files import atomic
 from slams.data.safety import contained, refuse_pickles
 from slams.data.store.manifest import Row, file_row, measure, read_manifest, record_files
@@ -91,7 +92,7 @@ def unpack(
                 pieces = _pieces([member for member in members if wanted(member.name)], root)
                 return _extract(pieces, root, files[-1], limit, progress)
         except _DAMAGED as error:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{files[-1]} isn't a whole zip or tar archive ({error}); fetch it, and all its parts, again."
             ) from error
 
@@ -116,7 +117,7 @@ def parts_of(path: str | os.PathLike[str]) -> list[Path]:
     found = {int(match[1]): last.with_name(match.string) for match in matches if match}
     missing = sorted(set(range(1, max(found, default=0) + 1)) - set(found))
     if missing:
-        raise FileNotFoundError(f"part {missing[0]} of {last} is missing beside it; fetch it.")
+        raise MissingFileError(f"part {missing[0]} of {last} is missing beside it; fetch it.")
     return [found[n] for n in sorted(found)] + ([] if counted else [last])
 
 
@@ -184,7 +185,7 @@ def _pieces(members: Sequence[_Member], root: Path) -> dict[str, list[_Member]]:
         parts = PurePosixPath(member.name).parts
         name = "/".join(parts)
         if name in seen:
-            raise ValueError(f"the archive holds {name!r} twice; refused, nothing was unpacked.")
+            raise InvalidValueError(f"the archive holds {name!r} twice; refused, nothing was unpacked.")
         seen.add(name)
         depth = next((i + 1 for i, part in enumerate(parts) if part.endswith(".zarr")), len(parts))
         pieces.setdefault("/".join(parts[:depth]), []).append(member)
@@ -236,7 +237,7 @@ def _write(target: Path, name: str, members: Sequence[_Member], archive: Path) -
                         break
                     out.write(block)
             if size != member.size:
-                raise ValueError(
+                raise InvalidValueError(
                     f"{archive}: {member.name!r} isn't the {member.size} bytes it claims; fetch it again."
                 )
         refuse_pickles(temporary)
@@ -256,7 +257,7 @@ def _stands(path: Path, row: Row | None, mark: str) -> bool:
 
 def _check_room(total: int, root: Path, archive: Path, limit: int | None) -> None:
     if limit is not None and total > limit:
-        raise ValueError(f"{archive} would unpack to {total} bytes, {limit} are allowed; refused.")
+        raise InvalidValueError(f"{archive} would unpack to {total} bytes, {limit} are allowed; refused.")
     free = shutil.disk_usage(root).free
     if total > free:
         raise OSError(

@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 import xarray as xr
 
+from slams.core.errors import InvalidValueError
+
 Found = dict[str, tuple[str | None, xr.Variable | None]]
 
 _NAMES = {
@@ -89,7 +91,7 @@ def recognise(dataset: xr.Dataset, array: xr.DataArray, kind: str, subject: str)
         if role is None:
             unknown.append(dim)
         elif role in found:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{subject}: dimensions {found[role][0]!r} and {dim!r} both look like {role}; rename one "
                 "of them."
             )
@@ -129,7 +131,7 @@ def _find_stations(
     """Add the station dimension and the latitude and longitude on it to `found`."""
     if "station" not in found:
         if len(unknown) != 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{subject} has the dimensions {array.dims}, none of which looks like stations; rename one "
                 "to 'station', or declare kind='grid'."
             )
@@ -138,7 +140,7 @@ def _find_stations(
     for role in ("lat", "lon"):
         candidates = [v for n, v in dataset.variables.items() if v.dims == (dim,) and role_of(n, v) == role]
         if len(candidates) != 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{subject}: expected one variable with the {role} of each station on dimension {dim!r}, "
                 f"found {len(candidates)} among {sorted(map(str, dataset.variables))}; name it 'stn_{role}'."
             )
@@ -171,7 +173,7 @@ def _require_grid(array: xr.DataArray, found: Found, subject: str) -> None:
                 if "station" in found
                 else f"name its dimension and coordinate '{role}'"
             )
-            raise ValueError(
+            raise InvalidValueError(
                 f"{subject} has the dimensions {array.dims}, among which no "
                 f"{'latitude' if role == 'lat' else 'longitude'} with values was found; {hint} (rotated, "
                 "projected and curvilinear grids must be regridded first)."

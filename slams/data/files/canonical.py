@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from slams.core.errors import InvalidValueError
 from slams.data.files import axes, station_days, stations
 from slams.data.files.convention import Convention
 from slams.data.safety import refuse_pickles
@@ -63,7 +64,7 @@ def open_dataset(path: Path, conventions: Iterable[Convention] = ()) -> xr.Datas
             return station_days.daily_dataset(stations.read_table(path))
         return dataset
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} can't be opened ({error}); it may be cut short or of a format xarray has no engine for: "
             "write or fetch it again, or convert it to netCDF."
         ) from error
@@ -90,7 +91,7 @@ def find_variable(dataset: xr.Dataset, names: tuple[str, ...], path: Path, owner
     available = sorted(map(str, dataset.data_vars))
     near = difflib.get_close_matches(names[0], available, n=1, cutoff=0.3)
     hint = f"did you mean {near[0]!r}?" if near else "correct `variable` of the modality."
-    raise ValueError(f"{path} has no variable {names[0]!r} ({owner}); it has {available}: {hint}")
+    raise InvalidValueError(f"{path} has no variable {names[0]!r} ({owner}); it has {available}: {hint}")
 
 
 def canonical(dataset: xr.Dataset, name: str, kind: str, label: str, subject: str) -> xr.DataArray:
@@ -119,7 +120,7 @@ def canonical(dataset: xr.Dataset, name: str, kind: str, label: str, subject: st
     array = array.drop_vars([str(coord) for coord in array.coords])
     array = _label(array, found, kind, subject, source.dims)
     if np.abs(array.lat.values).max() > 90.001:
-        raise ValueError(
+        raise InvalidValueError(
             f"{subject}: latitudes reach {np.abs(array.lat.values).max():g}; expected -90 to 90 degrees "
             "north."
         )
@@ -162,7 +163,7 @@ def _label(
     left = [str(dim) for dim in array.dims if dim not in dims]
     if "time" not in found or found["time"][1] is None or left:
         what = f"dimensions {left} that mean nothing here" if left else "no time"
-        raise ValueError(
+        raise InvalidValueError(
             f"{subject} has {what} (all: {all_dims}); expected (time[, level], lat, lon) or (time[, level], "
             "station): select one entry of the others, and give each field its date."
         )
@@ -220,19 +221,19 @@ def calendar_days(stamps: xr.DataArray, subject: str) -> np.ndarray:
     values = np.atleast_1d(stamps.values)
     if np.issubdtype(values.dtype, np.datetime64):
         if np.isnat(values).any():
-            raise ValueError(
+            raise InvalidValueError(
                 f"{subject}: {int(np.isnat(values).sum())} time stamps are missing; remove those fields."
             )
         return values.astype("datetime64[D]")
     if values.dtype != object or not all(hasattr(stamp, "calendar") for stamp in values):
-        raise ValueError(
+        raise InvalidValueError(
             f"{subject}: the time axis holds {values.dtype} values without a date; give it units such as "
             "'days since 1900-01-01'."
         )
     try:
         return np.array([f"{s.year:04d}-{s.month:02d}-{s.day:02d}" for s in values], dtype="datetime64[D]")
     except ValueError as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{subject}: calendar {values[0].calendar!r} has days that don't exist ({error}); convert it, "
             "e.g. with xarray's convert_calendar('standard', align_on='year')."
         ) from error

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
+from slams.core.errors import InvalidValueError
 from slams.data.files.periods import Period
 
 
@@ -70,7 +71,7 @@ class Convention:
         for quantity in self.quantities:
             if quantity.name == variable:
                 return quantity
-        raise ValueError(
+        raise InvalidValueError(
             f"the archive {self.name!r} has no variable {variable!r}; it has {', '.join(self.variables)}."
         )
 

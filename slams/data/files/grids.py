@@ -3,6 +3,8 @@
 import numpy as np
 import xarray as xr
 
+from slams.core.errors import InvalidValueError
+
 _TOLERANCE = 1e-3  # degrees: float32 rounding of coordinates is 2e-5, the finest grids here are 0.1
 
 
@@ -28,7 +30,7 @@ def align(array: xr.DataArray, reference: xr.DataArray | xr.Dataset) -> xr.DataA
     )
     grids = f"it has {describe(array)}; expected {describe(reference)}; regrid it, or change the grid"
     if ("station" in array.dims) != ("station" in reference.dims):
-        raise ValueError(f"{subject}: {grids}.")
+        raise InvalidValueError(f"{subject}: {grids}.")
     pairs: list[tuple[str, np.ndarray]] = []
     if "station" in array.dims:
         lat = np.abs(_values(array, "lat")[None] - _values(reference, "lat")[:, None])
@@ -42,7 +44,7 @@ def align(array: xr.DataArray, reference: xr.DataArray | xr.Dataset) -> xr.DataA
         if (distance.min(axis=1) > _TOLERANCE).any():
             worst = int(distance.min(axis=1).argmax())
             at = _values(reference, "lat" if dim == "station" else dim)[worst]
-            raise ValueError(f"{subject}: nothing there at {dim} {at:g}. In full, {grids}.")
+            raise InvalidValueError(f"{subject}: nothing there at {dim} {at:g}. In full, {grids}.")
         array = array.isel({dim: distance.argmin(axis=1)})
     names = [
         name

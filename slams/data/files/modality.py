@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from slams.core.codec import TRANSFORMS, Transform
+from slams.core.errors import InvalidValueError
 from slams.data.archives import SOURCES
 
 Role = Literal["state", "observation"]
@@ -50,24 +51,26 @@ class Modality:
         if self.levels is not None:
             object.__setattr__(self, "levels", tuple(float(level) for level in self.levels))
         if not self.name or not self.variable:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a modality needs a name and a variable, got {self.name!r} and {self.variable!r}."
             )
         if not files:
-            raise ValueError(f"modality {self.name!r} names no files; give at least one path or glob.")
+            raise InvalidValueError(f"modality {self.name!r} names no files; give at least one path or glob.")
         archives = ("auto", *(name for name, source in SOURCES.items() if source.gridded))
         for field, allowed in (_CHOICES | {"source": archives, "transform": tuple(TRANSFORMS)}).items():
             value = getattr(self, field)
             if value not in allowed:
-                raise ValueError(
+                raise InvalidValueError(
                     f"{field} of modality {self.name!r} must be one of {', '.join(allowed)}, got {value!r}."
                 )
         if self.levels is not None and (not self.levels or len(set(self.levels)) < len(self.levels)):
-            raise ValueError(
+            raise InvalidValueError(
                 f"levels of modality {self.name!r} must be distinct and at least one, got {self.levels}."
             )
         if self.error_std is not None and not self.error_std > 0:
-            raise ValueError(f"error_std of modality {self.name!r} must be positive, got {self.error_std}.")
+            raise InvalidValueError(
+                f"error_std of modality {self.name!r} must be positive, got {self.error_std}."
+            )
 
     @property
     def transformed(self) -> Transform:

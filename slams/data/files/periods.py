@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import xarray as xr
 
+from slams.core.errors import InvalidValueError
+
 Calendar = Literal["refuse", "date", "year"]
 Rule = Literal["end", "start", "date"]
 
@@ -39,7 +41,9 @@ class Period:
     def __post_init__(self) -> None:
         """Check at the door."""
         if self.end < self.start:
-            raise ValueError(f"a period must not end ({self.end} h) before it starts ({self.start} h).")
+            raise InvalidValueError(
+                f"a period must not end ({self.end} h) before it starts ({self.start} h)."
+            )
 
 
 SNAPSHOT = Period(0, 0, "point")
@@ -97,7 +101,7 @@ def average(
     stamps = array.time.values.astype("datetime64[s]")
     if (np.diff(stamps) <= np.timedelta64(0, "s")).any():
         wrong = int(np.flatnonzero(np.diff(stamps) <= np.timedelta64(0, "s"))[0])
-        raise ValueError(
+        raise InvalidValueError(
             f"times to average must rise strictly, but {stamps[wrong + 1]} follows {stamps[wrong]}; sort them "
             "and drop what comes twice."
         )
@@ -105,7 +109,7 @@ def average(
     number = stamps.astype(np.int64) // width.astype("timedelta64[s]").astype(np.int64)
     windows, first, counts = np.unique(number, return_index=True, return_counts=True)
     if counts.size and counts.max() > whole:
-        raise ValueError(
+        raise InvalidValueError(
             f"a window of {width} that starts {_stamp(windows[counts.argmax()], width)} holds {counts.max()} "
             f"records, expected {whole}; correct `records`."
         )
@@ -156,7 +160,7 @@ def standard_times(stamps: np.ndarray, choice: Calendar = "refuse") -> tuple[np.
         ValueError: If days don't exist and the choice is "refuse", or the choice isn't known.
     """
     if choice not in get_args(Calendar):
-        raise ValueError(f"choice must be one of {', '.join(get_args(Calendar))}, got {choice!r}.")
+        raise InvalidValueError(f"choice must be one of {', '.join(get_args(Calendar))}, got {choice!r}.")
     stamps = np.atleast_1d(stamps)
     everyone = np.arange(stamps.size)
     if np.issubdtype(stamps.dtype, np.datetime64):
@@ -169,7 +173,7 @@ def standard_times(stamps: np.ndarray, choice: Calendar = "refuse") -> tuple[np.
             found.append((position, np.datetime64(stamp.isoformat(), "s")))
         except ValueError as error:
             if choice == "refuse":
-                raise ValueError(
+                raise InvalidValueError(
                     f"calendar {stamp.calendar!r} has days that don't exist, the first is {stamp.isoformat()}; "
                     "choose 'date' to drop them or 'year' to spread 360 days over the year, for a file with xarray: "
                     "dataset.convert_calendar('standard', align_on='date')."
@@ -220,7 +224,7 @@ def match(
         ValueError: If the rule or the state isn't known, or nothing is in common.
     """
     if rule not in get_args(Rule) or state not in periods:
-        raise ValueError(
+        raise InvalidValueError(
             f"rule must be one of {', '.join(get_args(Rule))} and the state one of {', '.join(periods)}, got "
             f"{rule!r} and {state!r}."
         )
@@ -235,7 +239,7 @@ def match(
             common[:] = False
     if not common.any():
         spans = "; ".join(f"{n}: {t[0]} to {t[-1]}" if t.size else f"{n}: nothing" for n, t in times.items())
-        raise ValueError(
+        raise InvalidValueError(
             f"no state of {state!r} has a record of every modality by the rule {rule!r} ({spans}); give periods "
             "that overlap, or choose another rule."
         )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.files import atomic
 from slams.data.archives import ARCHIVES
 from slams.data.files import units
@@ -56,7 +57,7 @@ def read(
     if not parts:
         first, last = min(span[0] for span in spans), max(span[1] for span in spans)
         asked = "at least one" if wanted is None or not wanted.size else f"{wanted[0]} to {wanted[-1]}"
-        raise ValueError(
+        raise InvalidValueError(
             f"modality {modality.name!r} has no day in common with the dates asked for: its files hold "
             f"{first} to {last}, asked were {asked}; change the dates or add files."
         )
@@ -83,7 +84,7 @@ def find(patterns: tuple[str, ...]) -> list[Path]:
         path = Path(pattern).expanduser()
         matches = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
         if not matches:
-            raise FileNotFoundError(_not_found(path))
+            raise MissingFileError(_not_found(path))
         found.update(dict.fromkeys(matches))
     return list(found)
 
@@ -141,7 +142,7 @@ def _read_file(
         backwards = np.flatnonzero(np.diff(days) < np.timedelta64(0))
         if backwards.size:
             first = int(backwards[0])
-            raise ValueError(
+            raise InvalidValueError(
                 f"{subject}: times aren't sorted, {days[first + 1]} follows {days[first]} ({backwards.size} "
                 "such steps); sort the file, e.g. with xarray's dataset.sortby('time')."
             )
@@ -151,7 +152,7 @@ def _read_file(
         array = _select_levels(array, modality, subject).load()
     values = array.values.astype(np.float64) if array.dtype.kind in "iu" else array.values
     if np.isposinf(values).any() or np.isneginf(values).any():
-        raise ValueError(
+        raise InvalidValueError(
             f"{subject} holds infinite values; mark missing values as NaN and write the file again."
         )
     marked = np.abs(values) >= units.IMPOSSIBLE
@@ -177,7 +178,7 @@ def _select_levels(array: xr.DataArray, modality: Modality, subject: str) -> xr.
     if modality.levels is None:
         return array
     if "level" not in array.dims:
-        raise ValueError(
+        raise InvalidValueError(
             f"{subject} has no level, but levels {modality.levels} were asked for; leave `levels` out."
         )
     available = array.level.values
@@ -185,7 +186,7 @@ def _select_levels(array: xr.DataArray, modality: Modality, subject: str) -> xr.
     for level in modality.levels:
         nearest = int(np.abs(available - level).argmin())
         if abs(available[nearest] - level) > 1e-3 * level:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{subject} has no level {level:g} hPa; the nearest is {available[nearest]:g}, available are "
                 f"{[float(f'{value:g}') for value in available]}."
             )
@@ -212,7 +213,7 @@ def _join(parts: list[tuple[Path, xr.DataArray]], modality: Modality) -> xr.Data
             part.sizes[dim] == first.sizes[dim] for dim in first.dims if dim != "time" and dim in part.dims
         )
         if part.dims != first.dims or not same or part.attrs["units"] != first.attrs["units"]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"modality {modality.name!r}: {path} holds {describe(part)} {dict(part.sizes)} in "
                 f"{part.attrs['units']!r}, but {parts[0][0]} holds {describe(first)} {dict(first.sizes)} in "
                 f"{first.attrs['units']!r}; give them to two modalities, or regrid one."
@@ -238,7 +239,7 @@ def _refuse_repeated_days(times: np.ndarray, owners: list[Path], modality: Modal
     one, two = owners[repeated[0]], owners[repeated[0] + 1]
     where = f"in {one}" if one == two else f"in {one} and {two}"
     names = ", ".join(str(day) for day in days[repeated[:3]])
-    raise ValueError(
+    raise InvalidValueError(
         f"modality {modality.name!r}: {repeated.size} days come more than once "
         f"({names}{', ...' if repeated.size > 3 else ''}) {where}; average to one field a day (xarray: "
         "resample(time='1D').mean()), or name files that don't overlap."
@@ -254,7 +255,7 @@ def _refuse_empty_days(array: xr.DataArray, modality: Modality, paths: list[Path
     days = array.time.values[empty.values].astype("datetime64[D]")
     if days.size:
         names = ", ".join(map(str, days[:5])) + (", ..." if days.size > 5 else "")
-        raise ValueError(
+        raise InvalidValueError(
             f"modality {modality.name!r} has {days.size} days without a single value ({names}), in "
             f"{', '.join(map(str, paths[:3]))}{', ...' if len(paths) > 3 else ''}; leave these days out of "
             "the dates, mend the file, or read it with allow_empty_days=True if nothing was seen then."

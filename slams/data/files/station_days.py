@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from slams.core.errors import InvalidValueError
 from slams.data.files.stations import GOOD, PLACE, VARIABLES
 
 _QUARTERS = 4  # of a UTC day, each of which must have a report: noon alone isn't the mean of a day
@@ -29,9 +30,9 @@ def daily(table: pd.DataFrame, variable: str) -> xr.DataArray:
         ValueError: If the variable isn't known or the table is empty.
     """
     if variable not in VARIABLES:
-        raise ValueError(f"no observation is called {variable!r}; expected {', '.join(VARIABLES)}.")
+        raise InvalidValueError(f"no observation is called {variable!r}; expected {', '.join(VARIABLES)}.")
     if table.empty:
-        raise ValueError("the table of observations is empty; there is no day to read.")
+        raise InvalidValueError("the table of observations is empty; there is no day to read.")
     kind = VARIABLES[variable]
     table = _settled(table)
     rows = table[(table["variable"] == variable) & (table["qc"] == GOOD)]

@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from slams.core.errors import InvalidValueError
 from slams.core.files import atomic
 
 COLUMNS = ("time", "lat", "lon", "level", "variable", "value", "error_std", "station", "qc")
@@ -190,12 +191,12 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
     """The columns in order and type."""
     absent = [name for name in COLUMNS if name not in table.columns]
     if absent:
-        raise ValueError(
+        raise InvalidValueError(
             f"a table of observations needs the columns {', '.join(COLUMNS)}; {', '.join(absent)} are missing."
         )
     unknown = sorted(set(table["variable"]) - set(VARIABLES))
     if unknown:
-        raise ValueError(f"unknown variables {unknown}; expected {', '.join(VARIABLES)}.")
+        raise InvalidValueError(f"unknown variables {unknown}; expected {', '.join(VARIABLES)}.")
     typed = table.loc[:, list(COLUMNS)].astype(_DTYPES)
     return typed.assign(
         time=typed["time"].to_numpy().astype("datetime64[s]"),
@@ -230,7 +231,7 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
         with atomic(target) as temporary:
             _points(table).to_netcdf(temporary, encoding=compressed, engine="netcdf4")
     else:
-        raise ValueError(f"{target} must end in .nc or .parquet.")
+        raise InvalidValueError(f"{target} must end in .nc or .parquet.")
     return target
 
 
@@ -252,13 +253,17 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
         return _typed(pd.read_parquet(source))
     with xr.open_dataset(source) as dataset:
         if not is_table(dataset):
-            raise ValueError(f"{source} isn't a table of observations; `slams data stations` writes one.")
+            raise InvalidValueError(
+                f"{source} isn't a table of observations; `slams data stations` writes one."
+            )
         dataset = dataset.load()
     names = np.array(str(dataset["variable"].attrs["flag_meanings"]).split())
     index, codes = dataset["station_index"].values, dataset["variable"].values
     lists = ((index, dataset.sizes["station"]), (codes, names.size))
     if dataset.sizes["obs"] and any(k.min() < 0 or k.max() >= size for k, size in lists):
-        raise ValueError(f"{source} points to stations or variables that it doesn't list; write it again.")
+        raise InvalidValueError(
+            f"{source} points to stations or variables that it doesn't list; write it again."
+        )
     columns = {name: dataset[name].values for name in ("time", "level", "value", "error_std", "qc")}
     columns |= {"variable": names[codes], "station": dataset["station"].values[index]}
     columns |= {name: dataset[name].values[index] for name in ("lat", "lon")}
@@ -276,7 +281,7 @@ def require_pyarrow(path: Path) -> None:
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} is parquet, which needs pyarrow: pip install pyarrow (or slams[data])."
         ) from error
 

@@ -2,6 +2,8 @@
 
 import re
 
+from slams.core.errors import InvalidValueError
+
 IMPOSSIBLE = 1e19  # fill values (1e20, 9.97e36) that no attribute declares are beyond any physical field
 
 # Daily data: a total in mm is a rate in mm/day, and 1 kg of water on 1 m2 stands 1 mm high.
@@ -69,7 +71,7 @@ def conversion(have: str | None, want: str, subject: str) -> tuple[float, float]
     (86400.0, 0.0)
     """
     if not have:
-        raise ValueError(
+        raise InvalidValueError(
             f"{subject} states no unit, so it can't be turned into {want!r}: leave `units` out to take the "
             "values as they are, or write the attribute `units` into the file."
         )
@@ -78,7 +80,7 @@ def conversion(have: str | None, want: str, subject: str) -> tuple[float, float]
         return 1.0, 0.0
     if pair not in _CONVERSIONS:
         reachable = sorted({have} | {b for a, b in _CONVERSIONS if a == pair[0]})
-        raise ValueError(
+        raise InvalidValueError(
             f"{subject} is in {have!r}, from which {want!r} can't be reached; ask for one of {reachable}."
         )
     return _CONVERSIONS[pair]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from slams.config import PRESSURE_LEVELS
+from slams.core.errors import InvalidValueError, NonFiniteError
 from slams.core.random import fork, normal
 from slams.data.planet.files import is_complete, write_year, year_paths
 
@@ -221,15 +222,15 @@ def _check(system: Planet, years: Sequence[int], chains: int) -> int:
     """Steps of a day, if years and steps can be simulated."""
     ordered = sorted(years)
     if any(b - a < 2 for a, b in zip(ordered[:-1], ordered[1:], strict=True)):
-        raise ValueError(
+        raise InvalidValueError(
             f"years {ordered} hold equal or neighbouring ones; each is a chain of its own, "
             "so use every other year."
         )
     if not years or chains < 1:
-        raise ValueError(f"need at least one year and one chain, got {len(years)} and {chains}.")
+        raise InvalidValueError(f"need at least one year and one chain, got {len(years)} and {chains}.")
     per_day = round(1 / system.dt)
     if abs(per_day * system.dt - 1) > 1e-9:
-        raise ValueError(f"a day must hold a whole number of steps, got dt={system.dt} days.")
+        raise InvalidValueError(f"a day must hold a whole number of steps, got dt={system.dt} days.")
     return per_day
 
 
@@ -288,7 +289,7 @@ def _run(
             glow += outgoing_longwave(weather, air, levels, instruments.cloud).float() / per_day
             x = system(x)
         if not bool(torch.isfinite(wet).all()):
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"the system blew up on day {day} of the years {list(years)}; "
                 "use more substeps or more diffusion."
             )

@@ -10,6 +10,7 @@ import dask
 import numpy as np
 import xarray as xr
 
+from slams.core.errors import InvalidValueError
 from slams.data.files.periods import average, records_per, years_of
 from slams.data.processing.regrid import Grid, Regridder
 
@@ -96,7 +97,7 @@ def hold(archive: Any, path: Path, variable: str) -> Held:
         stamps = array.time.values.astype("datetime64[s]")
         wrong = np.flatnonzero(np.diff(stamps) <= np.timedelta64(0, "s"))
         if wrong.size:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{path}: times must rise strictly, but {stamps[wrong[0] + 1]} follows {stamps[wrong[0]]} "
                 f"({wrong.size} such steps); sort the file, and drop what comes twice."
             )
@@ -254,7 +255,7 @@ def _refuse_twice(held: Sequence[Held], owner: np.ndarray, days: np.ndarray) -> 
     twice = np.flatnonzero(np.diff(days) == np.timedelta64(0))
     if twice.size:
         one, two = held[owner[twice[0]]].path, held[owner[twice[0] + 1]].path
-        raise ValueError(
+        raise InvalidValueError(
             f"{twice.size} days lie in two files, the first {days[twice[0]]} in {one} and {two}; give one file "
             "for each day."
         )

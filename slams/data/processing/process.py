@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import xarray as xr
 
+from slams.core.errors import InvalidValueError
 from slams.data.files.periods import DAILY_MEAN, Period, bounds, years_of
 from slams.data.processing.plan import DayRange, Held, LoadedDays, ProcessingPlan, hold, load, load_here, plan
 from slams.data.processing.regrid import Grid, Method
@@ -287,7 +288,7 @@ def _loader(scheduler: str | None) -> Iterator[Callable[[Iterable[tuple[Any, ...
     try:
         from distributed import Client
     except ImportError as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"a scheduler ({scheduler}) needs the package distributed: pip install distributed, or "
             "leave --scheduler out."
         ) from error
@@ -312,7 +313,7 @@ def _only(archive: FieldSource, variable: str | None) -> str:
     if variable is None and len(archive.variables) == 1:
         return archive.variables[0]
     if variable not in archive.variables:
-        raise ValueError(
+        raise InvalidValueError(
             f"the archive {archive.name!r} holds {', '.join(archive.variables)}; name one of them as variable, "
             f"got {variable!r}."
         )
@@ -334,7 +335,7 @@ def _standing(path: Path, settings: Mapping[str, Any]) -> FieldStore | None:
     other = {key: store.attrs.get(key) for key in settings if store.attrs.get(key) != settings[key]}
     if other:
         asked = {key: settings[key] for key in other}
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} was made with {other}, but asked is {asked}; give another --out, or remove it to make it "
             "anew."
         )
@@ -350,7 +351,7 @@ def _wanted(
     done.absent = sorted(wanted - there)
     if not wanted & there:
         span = f"{min(there)} to {max(there)}" if there else "no year"
-        raise ValueError(
+        raise InvalidValueError(
             f"the {len(held)} files of {archive.name!r} hold {span}, asked was "
             f"{f'{min(wanted)} to {max(wanted)}' if wanted else 'nothing'}; give other years or more files."
         )

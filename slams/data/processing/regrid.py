@@ -8,6 +8,8 @@ import numpy as np
 import xarray as xr
 from scipy import sparse
 
+from slams.core.errors import InvalidValueError
+
 Method = Literal["conservative", "linear"]
 
 _WHOLE = 1e-3  # degrees: coordinates are read as float32, whose rounding is 2e-5
@@ -38,17 +40,17 @@ class Grid:
             values = np.asarray(getattr(self, name), dtype=np.float64)
             object.__setattr__(self, name, values)
             if values.ndim != 1 or values.size < 2 or not np.isfinite(values).all():
-                raise ValueError(
+                raise InvalidValueError(
                     f"{name} of a grid must be a line of at least 2 finite values, got shape {values.shape}."
                 )
             steps = np.diff(values)
             if not ((steps > 0).all() or (name == "lat" and (steps < 0).all())):
-                raise ValueError(
+                raise InvalidValueError(
                     f"{name} of a grid must run strictly in one direction, got {values[0]:g} to "
                     f"{values[-1]:g} with {np.unique(np.sign(steps)).size} directions; sort the field first."
                 )
         if np.abs(self.lat).max() > 90 + _WHOLE or self.lon[-1] - self.lon[0] > 360 - _WHOLE:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a grid with lat {self.lat[0]:g}..{self.lat[-1]:g} and lon {self.lon[0]:g}.."
                 f"{self.lon[-1]:g} leaves the sphere or repeats a meridian; drop the rows or columns."
             )
@@ -71,7 +73,7 @@ class Grid:
         Grid(121 x 240, lat 90..-90, lon 0..358.5)
         """
         if name not in _NAMED:
-            raise ValueError(f"there is no grid {name!r}; expected one of {', '.join(_NAMED)}.")
+            raise InvalidValueError(f"there is no grid {name!r}; expected one of {', '.join(_NAMED)}.")
         north, west, rows = _NAMED[name]
         return cls(north - 1.5 * np.arange(rows), west + 1.5 * np.arange(240))
 
@@ -168,11 +170,11 @@ class Regridder:
         self, source: Grid, target: Grid, method: Method = "conservative", threshold: float = 0.5
     ) -> None:
         if method not in get_args(Method):
-            raise ValueError(
+            raise InvalidValueError(
                 f"method of regridding must be one of {', '.join(get_args(Method))}, got {method!r}."
             )
         if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must be a part of a cell in 0..1, got {threshold}.")
+            raise InvalidValueError(f"threshold must be a part of a cell in 0..1, got {threshold}.")
         self.source, self.target, self.method, self.threshold = source, target, method, threshold
         if method == "conservative":
             self._caps: tuple[np.ndarray, ...] = ()
@@ -197,7 +199,9 @@ class Regridder:
         """
         rows, columns = self.source.lat.size, self.source.lon.size
         if values.shape[-2:] != (rows, columns):
-            raise ValueError(f"values of shape {values.shape} aren't on the source grid {self.source}.")
+            raise InvalidValueError(
+                f"values of shape {values.shape} aren't on the source grid {self.source}."
+            )
         shape = (*values.shape[:-2], self.target.lat.size, self.target.lon.size)
         regridded, fraction = np.empty(shape), np.empty(shape)
         mask: np.ndarray | None = None
@@ -255,7 +259,7 @@ def regrid(
         ValueError: If lat and lon aren't the last axes, or method or threshold isn't known.
     """
     if array.dims[-2:] != ("lat", "lon"):
-        raise ValueError(f"expected an array with lat and lon last, got {array.dims}; transpose it.")
+        raise InvalidValueError(f"expected an array with lat and lon last, got {array.dims}; transpose it.")
     values, fraction = Regridder(Grid.of(array), target, method, threshold)(array.values)
     coords = {name: c for name, c in array.coords.items() if not {"lat", "lon"} & set(c.dims)}
     coords |= {"lat": target.lat, "lon": target.lon, "fraction": (array.dims, fraction)}

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from slams.core.errors import InvalidValueError
 from slams.core.files import atomic
 from slams.data.store.store import FieldStore
 
@@ -136,7 +137,9 @@ def map_store(
     """
     folder = folder or store.path.parent / "cache"
     if not re.fullmatch("[0-9a-f]{64}", store.fingerprint):  # it becomes part of a file name
-        raise ValueError(f"{store.path} has no valid fingerprint; remove it and process its files again.")
+        raise InvalidValueError(
+            f"{store.path} has no valid fingerprint; remove it and process its files again."
+        )
     # the fingerprint in the name: who still reads an older copy goes on with it
     path = folder / f"{store.path.stem}-{store.fingerprint[:12]}.npy"
     if not path.exists():

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from slams.core.errors import InvalidValueError
+
 _SUMS = ("weight", "mean", "m2")
 
 
@@ -138,7 +140,7 @@ class Statistics:
         ]
         if not chosen:
             there = f"{min(self.years)} to {max(self.years)}" if self.years else "none"
-            raise ValueError(
+            raise InvalidValueError(
                 f"there are no statistics for the years {first} to {last}; the store has {there}: choose "
                 "training years among these."
             )
@@ -167,7 +169,7 @@ class Statistics:
         """
         kept = attrs.get("statistics", {})
         if transform not in kept:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the store keeps no statistics of the transform {transform!r} (it has "
                 f"{', '.join(kept) or 'none'}); process it again."
             )
@@ -180,7 +182,7 @@ def _moments(values: np.ndarray, weights: np.ndarray, transform: str) -> tuple[f
     seen, w = values[there].astype(np.float64), weights[there]
     if transform == "log1p":
         if seen.size and seen.min() <= -1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"log(1 + x) needs values above -1, got {seen.min():g}; use the transform 'none'."
             )
         seen = np.log1p(seen)

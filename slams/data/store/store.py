@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.files import atomic
 from slams.data.files.periods import years_of
 from slams.data.store.manifest import write_manifest
@@ -48,7 +49,7 @@ class FieldStore:
                 or siblings[:3]
                 or ["no store"]
             )
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"there is no store {self.path}; its folder holds {', '.join(near)}. Create it, or correct "
                 "it."
             )
@@ -59,9 +60,9 @@ class FieldStore:
             self.variable = str(self.attrs["variable"])
             self.fingerprint = str(self.attrs["fingerprint"])
             if not re.fullmatch("[0-9a-f]{64}", self.fingerprint):  # others make file names of it
-                raise ValueError(f"its fingerprint is {self.fingerprint[:80]!r}")
+                raise InvalidValueError(f"its fingerprint is {self.fingerprint[:80]!r}")
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.path} isn't a complete store of this package ({error}); remove it and create it "
                 "again."
             ) from error
@@ -155,7 +156,7 @@ class FieldStore:
     def _standing(self) -> Standing:
         """The state that an append starts from."""
         if "chain" not in self.attrs:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.path} was written by an earlier version and can't be appended to; remove it and create "
                 "it again."
             )
@@ -255,7 +256,7 @@ class FieldStore:
             ValueError: If the content isn't what was written.
         """
         if "chain" not in self.attrs:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.path} was written by an earlier version, whose checksum isn't kept; create it again."
             )
         state, step = b"", int(self._data.shards[0])
@@ -263,7 +264,7 @@ class FieldStore:
             state = running_hash(state, np.asarray(self._data[start : start + step], dtype=np.float32))
         found = seal(state, self.read(self.dates[:1]), self.dates)
         if found != self.fingerprint:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.path} has changed since it was written ({found[:12]}, expected "
                 f"{self.fingerprint[:12]}); create it again."
             )

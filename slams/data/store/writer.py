@@ -15,6 +15,7 @@ import xarray as xr
 import zarr
 from filelock import FileLock
 
+from slams.core.errors import InvalidValueError
 from slams.core.files import flush, remove_leftovers, replace, write_text
 from slams.data.safety import contained
 from slams.data.store.manifest import processing_version
@@ -83,14 +84,14 @@ class Writer:
         """
         array, bounds = _split(part)
         if array.name is None or not array.dims or array.dims[0] != "time":
-            raise ValueError(
+            raise InvalidValueError(
                 f"expected a named array with `time` first, got {array.name!r} with {array.dims}."
             )
         days = array.time.values.astype("datetime64[D]")
         known = np.concatenate([*self.days[-1:], days])
         if (np.diff(known) <= np.timedelta64(0)).any():
             wrong = int(np.flatnonzero(np.diff(known) <= np.timedelta64(0))[0])
-            raise ValueError(
+            raise InvalidValueError(
                 f"times of {array.name!r} must rise strictly, but {known[wrong + 1]} follows "
                 f"{known[wrong]}; sort them."
             )
@@ -101,7 +102,7 @@ class Writer:
             self.bounds = None if bounds is None else []
         self._check_same(array)
         if (bounds is None) != (self.bounds is None):
-            raise ValueError(
+            raise InvalidValueError(
                 f"a part of {array.name!r} from {days[0]} has {'no' if bounds is None else 'some'} time "
                 "bounds, unlike those before; give all parts bounds, or none."
             )
@@ -124,7 +125,7 @@ class Writer:
             ValueError: If no array had a day.
         """
         if self.first is None:
-            raise ValueError(f"there is nothing to write to {self.path}: no array had a day.")
+            raise InvalidValueError(f"there is nothing to write to {self.path}: no array had a day.")
         self._flush(whole=False)
         days = np.concatenate(self.days)
         group = zarr.open_group(self.path, mode="r+")
@@ -185,7 +186,7 @@ class Writer:
             if name != "time"
         )
         if not same:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a part {array.name!r} {dict(array.sizes)} [{array.attrs.get('units')}] from "
                 f"{array.time.values[0]} isn't on the grid of the first, {first.name!r} {dict(first.sizes)} "
                 f"[{first.attrs.get('units')}]; align the parts before."
@@ -323,7 +324,9 @@ def _split(part: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, np.ndarray | 
         return part, None
     names = [name for name in part.data_vars if name != "time_bnds"]
     if len(names) != 1:
-        raise ValueError(f"expected one field and perhaps time_bnds, got {sorted(map(str, part.data_vars))}.")
+        raise InvalidValueError(
+            f"expected one field and perhaps time_bnds, got {sorted(map(str, part.data_vars))}."
+        )
     return part[names[0]], part["time_bnds"].values if "time_bnds" in part else None
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from slams.core.covariance import Covariance, Diagonal
+from slams.core.errors import InvalidValueError
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.guidance.evidence import Evidence
 from slams.diffusion.schedule import Schedule
@@ -50,7 +51,7 @@ class GaussianDenoiser(Denoiser):
             return
         matrix = covariance.dense() if isinstance(covariance, Covariance) else covariance
         if matrix.shape[-2:] != (size, size):
-            raise ValueError(
+            raise InvalidValueError(
                 f"an event of {size} components needs a covariance of {size} x {size}, got {tuple(matrix.shape)}."
             )
         values, vectors = torch.linalg.eigh(matrix.double())
@@ -64,7 +65,7 @@ class GaussianDenoiser(Denoiser):
             ValueError: If the event has another shape.
         """
         if x_t.shape[x_t.ndim - self.event :] != self._shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"this denoiser is one of events {tuple(self._shape)}, got samples of shape {tuple(x_t.shape)}; "
                 "compose longer trajectories with MarkovBlanket, or give it a covariance of their length."
             )
@@ -162,7 +163,7 @@ def _whitened_operator(evidence: Evidence, mean: Tensor, event: int) -> tuple[Te
     expected = -(g @ other.double())
     error = (moved.double() - expected).abs().max()
     if bool(error > 1e-3 * expected.abs().max().clamp(min=1e-6)):
-        raise ValueError(
+        raise InvalidValueError(
             f"conditioning in closed form needs linear operators, and these depart from their tangent by "
             f"{float(error):g} standard errors; use MomentMatching."
         )

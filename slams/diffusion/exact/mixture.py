@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator, permutation
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.exact.gaussian import GaussianDenoiser
@@ -30,7 +31,7 @@ class MixtureDenoiser(Denoiser):
     def __init__(self, components: Sequence[GaussianDenoiser], weights: Tensor) -> None:
         super().__init__()
         if weights.shape[-1:] != (len(components),) or not bool((weights > 0).all()):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{len(components)} components need one positive weight each, got {weights.tolist()}."
             )
         self.components = nn.ModuleList(components)
@@ -119,9 +120,9 @@ class EnsembleDenoiser(Denoiser):
         super().__init__()
         size = members.shape[-event - 1]
         if variance < 0:
-            raise ValueError(f"the kernel's variance must not be negative, got {variance}.")
+            raise InvalidValueError(f"the kernel's variance must not be negative, got {variance}.")
         if batch is not None and not 1 <= batch <= size:
-            raise ValueError(f"a subset of {size} members has between 1 and {size}, got {batch}.")
+            raise InvalidValueError(f"a subset of {size} members has between 1 and {size}, got {batch}.")
         self.register_buffer("members", members.flatten(-event))
         self.register_buffer("log_weights", None if weights is None else weights.log())
         self.schedule = schedule

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slams.core.errors import NonFiniteError
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.guidance.evidence import Evidence
 from slams.observation.observation import Observation, Observations
@@ -108,7 +109,7 @@ def refuse_broken(guided: Tensor, guidance: Tensor, t: Tensor) -> None:
         return
     finite = torch.isfinite(guidance)
     largest = float(torch.where(finite, guidance, 0.0).reshape(len(guidance), -1).norm(dim=1).max())
-    raise FloatingPointError(
+    raise NonFiniteError(
         f"the guided mean is not finite at diffusion time {float(t.max()):.3f} (largest norm of the finite part "
         f"of the guidance {largest:g}, {int((~finite).sum())} of its values not finite); check the observations "
         "and their errors, or take more steps."

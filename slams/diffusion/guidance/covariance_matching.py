@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.diffusion.guidance.base import Guidance, GuidedDenoiser
 from slams.diffusion.guidance.krylov import conjugate_gradients
 
@@ -48,7 +49,7 @@ class DenseCovariance(nn.Module):
             size *= length
             if size == len(self.values):
                 return axes
-        raise ValueError(
+        raise InvalidValueError(
             f"a covariance of {len(self.values)} values does not belong to samples of shape {tuple(x.shape)}; take that "
             "of a whole event."
         )
@@ -91,7 +92,7 @@ class CovarianceMatching(Guidance):
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or not self.tolerance > 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"needs iterations >= 1 and a positive tolerance, got {self.iterations} and {self.tolerance}."
             )
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.diffusion.guidance.base import Guidance, GuidedDenoiser
 
 
@@ -29,7 +30,7 @@ class PosteriorSampling(Guidance):
 
     def __post_init__(self) -> None:
         if self.zeta <= 0:
-            raise ValueError(f"zeta must be positive, got {self.zeta}.")
+            raise InvalidValueError(f"zeta must be positive, got {self.zeta}.")
 
     def pull(self, guided: GuidedDenoiser, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """See `Guidance.pull`."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from slams.core.covariance import Diagonal
+from slams.core.errors import InvalidTypeError
 from slams.observation.observation import Observation, Observations
 
 
@@ -63,7 +64,7 @@ class Evidence:
         """
         for o in self.parts:
             if not isinstance(o.noise, Diagonal):
-                raise TypeError(
+                raise InvalidTypeError(
                     f"this guidance needs independent errors, got a {type(o.noise).__name__} covariance; "
                     "use MomentMatching."
                 )

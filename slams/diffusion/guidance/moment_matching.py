@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.guidance.base import Guidance, GuidedDenoiser
 from slams.diffusion.guidance.evidence import Linearized
@@ -78,7 +79,7 @@ class MomentMatching(Matched):
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.tolerance <= 0 or self.solver not in ("cg", "gmres"):
-            raise ValueError(
+            raise InvalidValueError(
                 f"needs iterations >= 1, a positive tolerance and the solver 'cg' or 'gmres', got {self.iterations}, "
                 f"{self.tolerance} and {self.solver!r}."
             )
@@ -148,7 +149,7 @@ class PseudoInverse(Matched):
 
     def __post_init__(self) -> None:
         if self.variance <= 0:
-            raise ValueError(f"the variance of the data must be positive, got {self.variance}.")
+            raise InvalidValueError(f"the variance of the data must be positive, got {self.variance}.")
 
     def solve(
         self, local: Linearized, covariance_product: Product, guided: GuidedDenoiser, t: Tensor

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from slams.core.covariance import Diagonal
+from slams.core.errors import InvalidTypeError, InvalidValueError, NonFiniteError
 from slams.diffusion.denoiser import Denoiser, WindowGaussian
 from slams.diffusion.guidance.base import Guidance, GuidedDenoiser
 from slams.diffusion.trajectory import MarkovBlanket
@@ -62,7 +63,7 @@ class CovarianceGuidance(Guidance):
             FloatingPointError: If the guidance is not finite in sampling; names the diffusion time.
         """
         if not isinstance(observations, Observations) or members:
-            raise TypeError(
+            raise InvalidTypeError(
                 "CovarianceGuidance takes Observations along windows, with members in front; use "
                 "CovarianceMatching for a single Observation."
             )
@@ -86,7 +87,7 @@ def covariance_of(prior: Denoiser) -> WindowGaussian:
     """
     gaussian = prior if isinstance(prior, WindowGaussian) else getattr(prior, "gaussian", None)
     if not isinstance(gaussian, WindowGaussian):
-        raise TypeError(
+        raise InvalidTypeError(
             f"{type(prior).__name__} has no covariance in closed form; pass CovarianceGuidance(gaussian="
             "WindowGaussian.fit(…)) of training states, or another guidance such as MomentMatching()."
         )
@@ -177,7 +178,7 @@ class CovarianceGuided(Denoiser):
             damped = (pulled[:, rows] @ vector) / (value + (alpha / sigma) ** 2)
             increment[:, rows] = damped @ vector.mT
         if not bool(torch.isfinite(increment).all()):
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"the guidance is not finite at diffusion time {float(t):.3f} (largest gradient "
                 f"{float(torch.nan_to_num(gradient).abs().max()):g}); "
                 "check the observations and their errors."
@@ -211,14 +212,16 @@ class GaussianGuidance(Guidance):
         widths = self.gamma if isinstance(self.gamma, Mapping) else {"all modalities": self.gamma}
         for name, width in widths.items():
             if not bool((torch.as_tensor(width) > 0).all()):
-                raise ValueError(f"gamma must be positive, got {width} for {name}.")
+                raise InvalidValueError(f"gamma must be positive, got {width} for {name}.")
 
     def __call__(
         self, prior: Denoiser, observations: Observations | Observation, *, members: bool = False
     ) -> Denoiser:
         """See `Guidance.__call__`."""
         if not isinstance(observations, Observations) or members:
-            raise TypeError("GaussianGuidance takes Observations along windows, with members in front.")
+            raise InvalidTypeError(
+                "GaussianGuidance takes Observations along windows, with members in front."
+            )
         self._widths(observations)
         return GuidedDenoiser(self, prior, observations)
 
@@ -226,7 +229,9 @@ class GaussianGuidance(Guidance):
         given = self.gamma if isinstance(self.gamma, Mapping) else dict.fromkeys(observations, self.gamma)
         widths: dict[str, float | Tensor] = dict(given)
         if set(widths) != set(observations):
-            raise ValueError(f"gamma is for {sorted(widths)}, but {sorted(observations)} were observed.")
+            raise InvalidValueError(
+                f"gamma is for {sorted(widths)}, but {sorted(observations)} were observed."
+            )
         return widths
 
     def pull(self, guided: GuidedDenoiser, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,7 +254,7 @@ class GaussianGuidance(Guidance):
         total = mean.new_zeros(())
         for name, o in observations.items():
             if not isinstance(o.noise, Diagonal):
-                raise TypeError(
+                raise InvalidTypeError(
                     f"samples at times of their own need independent errors, got a {type(o.noise).__name__} covariance "
                     f"of {name}; ask at one time, or use MomentMatching."
                 )

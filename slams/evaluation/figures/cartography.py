@@ -11,6 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
+from slams.core.errors import InvalidValueError
 from slams.evaluation.figures import style
 from slams.evaluation.figures.style import Array, array
 
@@ -90,7 +91,7 @@ def draw_map(
     shape = (len(array(lat)), len(array(lon)))
     values = np.full(shape, np.nan) if field is None else array(field)
     if values.shape != shape:
-        raise ValueError(f"field has shape {values.shape}, but lat and lon are of lengths {shape}.")
+        raise InvalidValueError(f"field has shape {values.shape}, but lat and lon are of lengths {shape}.")
     axis.set_facecolor(style.MISSING)
     rows = np.clip(edges(lat), -90, 90)
     image: Any = axis.pcolormesh(edges(lon), rows, np.ma.masked_invalid(values), rasterized=True, **colours)

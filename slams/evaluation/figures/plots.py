@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import ArrayLike
 
+from slams.core.errors import InvalidValueError
 from slams.evaluation.figures import style
 from slams.evaluation.figures.style import Array, array
 
@@ -242,7 +243,7 @@ def correlations(
     """
     values: Array = array(matrix)
     if values.shape != (len(rows), len(columns)):
-        raise ValueError(
+        raise InvalidValueError(
             f"matrix has shape {values.shape}, but there are {len(rows)} rows and {len(columns)} columns."
         )
     figure = style.new_figure(max(0.62 * len(columns) + 3.2, 5), 0.42 * len(rows) + 1.9)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slams.core.errors import InvalidValueError
 from slams.core.settings import unknown
 from slams.papers.study import new_name, read_study
 from slams.twin.setup import Setup, setup
@@ -94,9 +95,9 @@ class ModelErrorPlan:
         names = [cell.name for cell in self.cells]
         for name in (*self.only, *self.exact):
             if name not in names:
-                raise ValueError(unknown("cell", name, names))
+                raise InvalidValueError(unknown("cell", name, names))
         if self.ours not in self.lines:
-            raise ValueError(unknown("line", self.ours, self.lines))
+            raise InvalidValueError(unknown("line", self.ours, self.lines))
 
     @property
     def chosen(self) -> list[ModelErrorCell]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError
 from slams.core.geometry.torus import resample
 from slams.core.random import fork
 from slams.papers.study import at_least, finite, simulated
@@ -41,7 +42,7 @@ class SQGArchive:
     def __post_init__(self) -> None:
         at_least(self, length=1, climate=1, states=1, apart=1)
         if not 0 <= self.adjusted <= self.spin_up:
-            raise ValueError(
+            raise InvalidValueError(
                 f"adjusted must lie between 0 and spin_up, got {self.adjusted} of {self.spin_up}."
             )
 

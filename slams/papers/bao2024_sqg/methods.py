@@ -15,6 +15,7 @@ from slams import assimilation
 from slams.assimilation.base import Posterior
 from slams.assimilation.baseline.filters import FreeRun
 from slams.assimilation.filter import Filter, FilterState, Memory
+from slams.core.errors import InvalidValueError
 from slams.core.geometry.torus import energy_spectrum
 from slams.core.random import Rng, fork, normal
 from slams.core.renamed import renamed
@@ -84,7 +85,9 @@ class OptimalInterpolation(HeldEnsemble):
     def __init__(self, problem: SQGProblem) -> None:
         super().__init__(problem.system)
         if problem.sensors.operator != "identity" or problem.sensors.seen < 1:
-            raise ValueError("OptimalInterpolation is for complete linear observations; leave its row out.")
+            raise InvalidValueError(
+                "OptimalInterpolation is for complete linear observations; leave its row out."
+            )
         mean, B = problem.climate
         variance = problem.sensors.std**2
         s, V = torch.linalg.eigh(B.double())
@@ -130,10 +133,10 @@ def build(problem: SQGProblem, name: str, settings: Settings) -> Filter:
     """
     if name in TRIVIAL:
         if settings:
-            raise ValueError(f"{name} has no settings, got {', '.join(settings)}.")
+            raise InvalidValueError(f"{name} has no settings, got {', '.join(settings)}.")
         return TRIVIAL[name](problem)
     if name not in FILTERS:
-        raise ValueError(unknown("method", name, (*TRIVIAL, *FILTERS)))
+        raise InvalidValueError(unknown("method", name, (*TRIVIAL, *FILTERS)))
     cls = getattr(assimilation, name)
     keywords = inspect.signature(cls).parameters
     known = [key for key in keywords if key not in _NOT_SET]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slams.core.errors import InvalidValueError
 from slams.core.settings import plain, unknown
 from slams.papers.bao2024_sqg.archive import SQGArchive
 from slams.papers.bao2024_sqg.methods import FILTERS, LIDS, TRIVIAL
@@ -42,13 +43,13 @@ class SQGExperiment:
 
     def __post_init__(self) -> None:
         if not 0 <= self.near < math.inf:
-            raise ValueError(
+            raise InvalidValueError(
                 f"near is a standard deviation [K], or 0 for states of the climate, got {self.near}."
             )
         _ = self.sensors  # which checks its settings
         for given in self.methods.values():
             if given["method"] not in (*TRIVIAL, *FILTERS):
-                raise ValueError(unknown("method", given["method"], (*TRIVIAL, *FILTERS)))
+                raise InvalidValueError(unknown("method", given["method"], (*TRIVIAL, *FILTERS)))
 
     @property
     def sensors(self) -> Sensors:
@@ -97,20 +98,20 @@ class SQGPlan:
     def __post_init__(self) -> None:
         at_least(self, replicates=1, members=2, burn_in=0, cycles=1, seed=0)
         if self.burn_in + self.cycles > self.archive.length:
-            raise ValueError(
+            raise InvalidValueError(
                 f"truths of {self.archive.length} states are too short for {self.burn_in} + {self.cycles} analyses; set "
                 "archive.length, burn_in or cycles."
             )
         for name in (*self._only, *(bar.case for bar in self.bars)):
             if name not in self.experiments:
-                raise ValueError(unknown("experiment", name, self.experiments))
+                raise InvalidValueError(unknown("experiment", name, self.experiments))
         for bar in self.bars:
             if bar.metric not in SCORED:
-                raise ValueError(unknown("metric", bar.metric, SCORED))
+                raise InvalidValueError(unknown("metric", bar.metric, SCORED))
             runs = self.experiments[bar.case].runs
             for run in filter(None, (bar.row, bar.against)):
                 if run not in runs:
-                    raise ValueError(unknown("run", run, runs))
+                    raise InvalidValueError(unknown("run", run, runs))
 
     @property
     def _only(self) -> tuple[str, ...]:

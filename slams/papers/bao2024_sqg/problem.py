@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from slams.core.covariance import Isotropic
+from slams.core.errors import InvalidValueError
 from slams.core.geometry.localization import Localization, gaspari_cohn
 from slams.core.random import Rng, fork, generator, normal
 from slams.core.settings import unknown
@@ -39,13 +40,13 @@ class Shocks:
             or (self.chance > 0 and not self.stds)
             or len(self.stds) != len(self.shares)
         ):
-            raise ValueError(
+            raise InvalidValueError(
                 f"shocks need a chance in [0, 1] and a share for each standard deviation, got {self.chance}, "
                 f"{list(self.stds)} and {list(self.shares)}."
             )
         smallest = min((*self.stds, *self.shares), default=0.0)
         if smallest < 0 or (self.shares and abs(sum(self.shares) - 1) > 1e-6):
-            raise ValueError(
+            raise InvalidValueError(
                 f"shares must add up to 1 and nothing be negative, got {list(self.stds)}, {list(self.shares)}."
             )
 
@@ -77,9 +78,9 @@ class Sensors:
 
     def __post_init__(self) -> None:
         if self.operator not in OPERATORS:
-            raise ValueError(unknown("operator", self.operator, OPERATORS))
+            raise InvalidValueError(unknown("operator", self.operator, OPERATORS))
         if not self.std > 0 or not 0 < self.seen <= 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"errors need a positive standard deviation, and a share in (0, 1] of the points must be observed, got "
                 f"{self.std} and {self.seen}; without observations a method is the free run."
             )
@@ -159,7 +160,7 @@ class SQGProblem:
                 standard deviations of the climate from its mean, with errors of this standard deviation [K].
         """
         if not error > 0 or not retrieved >= 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"error must be positive and retrieved not negative, got {error} and {retrieved}."
             )
         (name, part), *_ = self.observations.items()
@@ -210,7 +211,7 @@ def first_ensembles(states: Tensor, seeds: Sequence[int], members: int) -> Tenso
         ValueError: If the climate has fewer states.
     """
     if members > len(states):
-        raise ValueError(
+        raise InvalidValueError(
             f"{members} members need as many states of the climate, got {len(states)}; archive more."
         )
     chosen = [torch.randperm(len(states), generator=fork(seed, "members"))[:members] for seed in seeds]

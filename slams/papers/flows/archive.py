@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError
 from slams.core.geometry.torus import coarsen, resample
 from slams.core.random import fork
 from slams.papers.study import finite, rows_of, simulated
@@ -47,17 +48,19 @@ class FlowArchive:
 
     def __post_init__(self) -> None:
         if self.count < 10 or self.length < 1 or self.batch < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"three parts need at least 10 trajectories of at least one state, in batches of at least one; got "
                 f"{self.count}, {self.length} and {self.batch}."
             )
         if not 0 < self.adjusted <= self.spin_up:
-            raise ValueError(
+            raise InvalidValueError(
                 f"between one and all transitions of the spin-up are on the fine grid, got {self.adjusted} of "
                 f"{self.spin_up}."
             )
         if self.fine % self.coarse:
-            raise ValueError(f"{self.fine} cells do not make blocks for {self.coarse}; choose a multiple.")
+            raise InvalidValueError(
+                f"{self.fine} cells do not make blocks for {self.coarse}; choose a multiple."
+            )
 
 
 def flow(archive: FlowArchive, size: int) -> KolmogorovFlow:
@@ -115,7 +118,7 @@ def trajectories(
     rows = rows_of(split, settings.count)
     count = len(rows) if count is None else count
     if count > len(rows):
-        raise ValueError(
+        raise InvalidValueError(
             f"{split} has {len(rows)} trajectories, {count} were asked for; make a larger archive (archive.count=...)."
         )
     batches = [rows[i : i + settings.batch] for i in range(0, count, settings.batch)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError
 from slams.core.random import fork, normal
 from slams.core.tensorfile import read_tensors, write_tensors
 from slams.diffusion.denoiser import Denoiser
@@ -66,7 +67,7 @@ class FlowNet:
 
     def __post_init__(self) -> None:
         if self.order < 1 or self.lags < self.window:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a network needs order >= 1 and a covariance of at least a window of states; got {self.order} and "
                 f"{self.lags} states."
             )

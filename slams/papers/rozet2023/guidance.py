@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from slams.assimilation.score.sda import GuidanceLike
+from slams.core.errors import InvalidValueError
 from slams.core.settings import unknown
 from slams.diffusion.denoiser import Denoiser
 from slams.diffusion.guidance.covariance_matching import CovarianceMatching, EventCovariance
@@ -56,7 +57,7 @@ def guidance_of(
     """
     kind, given = settings["kind"], {key: value for key, value in settings.items() if key != "kind"}
     if kind not in _KINDS:
-        raise ValueError(unknown("guidance", kind, _KINDS))
+        raise InvalidValueError(unknown("guidance", kind, _KINDS))
     if system is not None and kind == "covariance":
         return LatticeMatching(system)
     if system is not None and kind == "moments":
@@ -119,11 +120,11 @@ class SDAPlan:
         """
         parts = [part.strip() for part in run.split("/")]
         if len(parts) != 3:
-            raise ValueError(f'a run is "net / sampler / guidance", got {run!r}.')
+            raise InvalidValueError(f'a run is "net / sampler / guidance", got {run!r}.')
         for kind, part in zip(("net", "sampler", "guidance"), parts, strict=True):
             known = getattr(self, f"{kind}s")
             if part not in known:
-                raise ValueError(unknown(kind, part, known))
+                raise InvalidValueError(unknown(kind, part, known))
         net, sampler, guidance = parts
         return net, self.samplers[sampler], dict(self.guidances[guidance])
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError
 from slams.core.random import fork
 from slams.core.tensorfile import write_tensors
 from slams.diffusion.denoiser import Denoiser
@@ -64,13 +65,13 @@ class NetSettings:
 
     def __post_init__(self) -> None:
         if self.kind not in ("local", "global") or self.order < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a network must be local or global and of order 1 or more; got {self.kind!r}, {self.order}."
             )
         if not 0 < self.ratios[0] < self.ratios[1]:
-            raise ValueError(f"ratios must be two positive, increasing numbers; got {self.ratios}.")
+            raise InvalidValueError(f"ratios must be two positive, increasing numbers; got {self.ratios}.")
         if self.kind == "local" and any(self.dilations):
-            raise ValueError(
+            raise InvalidValueError(
                 f"windows of a local network are independent: its dilations must be 0, got {self.dilations}."
             )
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from slams.assimilation.baseline.gaussian import ClosedFormGaussian
 from slams.assimilation.baseline.interpolation import AnomalyInterp, Network
+from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.tensorfile import flat, grouped, read_tensors, write_tensors
 from slams.diffusion.denoiser import WindowGaussian
 from slams.diffusion.schedule import VPCosine
@@ -55,7 +56,7 @@ def load_baselines(model: Model, path: str | Path) -> Baselines:
         ValueError: If it is unreadable, or does not fit the model.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path} is not there, so the run has no baselines: train again with experiment.sets in the "
             "recipe, or leave --baselines out."
         )
@@ -63,7 +64,7 @@ def load_baselines(model: Model, path: str | Path) -> Baselines:
     missing = {"inflation", "event", "interpolators", "settings"} - set(facts)
     size = sum(model.layouts[name].size for name in model.states)
     if missing or tensors["present"].numel() != size:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} does not hold the baselines of this run; put the files of one run together."
         )
     rest, present = tensors.pop("rest"), tensors.pop("present")

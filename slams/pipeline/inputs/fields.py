@@ -12,6 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from slams import config
+from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.files import write_text
 from slams.data.archives import REGISTRY
 from slams.data.files import read as files
@@ -53,7 +54,7 @@ class Fields:
         first, last = (np.datetime64(day, "D") for day in span)
         index = np.flatnonzero((self.dates >= first) & (self.dates <= last))
         if not len(index):
-            raise ValueError(
+            raise InvalidValueError(
                 f"no day from {first} to {last}; the modalities share {self.dates[0]} to {self.dates[-1]}."
             )
         return index
@@ -148,7 +149,7 @@ def _standing(modality: Modality) -> FieldStore | None:
     """The store among the files of a modality, if they are one and fit the recipe."""
     path = Path(modality.files[0]).expanduser()
     if not path.exists() and path.suffix == ".zarr" and path.parent.name in _COMMANDS:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path} is not there; make it with `slams data {_COMMANDS[path.parent.name]}` (docs/data.md), or correct "
             f"data.modalities.{modality.name}.files."
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import xarray as xr
 
+from slams.core.errors import InvalidValueError
 from slams.data.files.canonical import aliases
 from slams.data.files.read import find
 
@@ -47,7 +48,7 @@ def match(
             be several modalities.
     """
     if not arguments:
-        raise ValueError("no file was given; name at least one, as FILE or NAME=FILE.")
+        raise InvalidValueError("no file was given; name at least one, as FILE or NAME=FILE.")
     split = [_split(argument, variables) for argument in arguments]
     explicit = {name for name, _ in split if name is not None}
     found: dict[str, FileSource] = {}
@@ -59,7 +60,7 @@ def match(
             else:
                 found_here = _unnamed(variables, [n for n in sought if n not in explicit], available)
                 if not found_here and not explicit & set(sought):
-                    raise ValueError(
+                    raise InvalidValueError(
                         f"{file} holds none of {', '.join(sought) or 'the modalities'}; it has "
                         f"{', '.join(sorted(available))}. Say which modality it is with NAME={file}, "
                         "or give another file."
@@ -67,7 +68,7 @@ def match(
             for n, variable in found_here.items():
                 source = found.setdefault(n, FileSource(variable))
                 if source.variable != variable:
-                    raise ValueError(
+                    raise InvalidValueError(
                         f"{n} is called {source.variable!r} in {source.files[0]} but {variable!r} in {file}; "
                         "give files in which it has one name."
                     )
@@ -89,7 +90,7 @@ def contents(path: Path) -> set[str]:
         with opened as dataset:
             return {str(name) for name in dataset.data_vars}
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} can't be opened ({error}); it may be cut short or of a format xarray has no engine for."
         ) from error
 
@@ -102,7 +103,7 @@ def _split(argument: str, variables: Mapping[str, str]) -> tuple[str | None, str
     if name not in variables:
         near = difflib.get_close_matches(name, list(variables), n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(variables)}."
-        raise ValueError(f"{argument!r} names {name!r}, which is no modality; {hint}")
+        raise InvalidValueError(f"{argument!r} names {name!r}, which is no modality; {hint}")
     return name, path
 
 
@@ -111,7 +112,7 @@ def _explicit(name: str, variable: str, available: set[str], file: Path) -> str:
     for candidate in names:
         if candidate in available:
             return candidate
-    raise ValueError(
+    raise InvalidValueError(
         f"{file} has no variable {' or '.join(dict.fromkeys(names))} for {name}; it has "
         f"{', '.join(sorted(available))}. Rename the variable, or give another file."
     )
@@ -128,7 +129,7 @@ def _unnamed(variables: Mapping[str, str], sought: Sequence[str], available: set
                 continue
             rivals = [n for n, v in variables.items() if n not in available and candidate in (v, *aliases(v))]
             if len(rivals) > 1:
-                raise ValueError(
+                raise InvalidValueError(
                     f"the variable {candidate!r} could be {' or '.join(rivals)}; say which with NAME=FILE, "
                     "or call the variable by the modality's name."
                 )

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.random import fork, normal
 from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.operators import thinned
@@ -26,7 +27,7 @@ def columns(layout: Layout, share: float, seed: int) -> Tensor:
         ValueError: If the share is outside (0, 1].
     """
     if not 0 < share <= 1:
-        raise ValueError(f"experiment.share must be in (0, 1], got {share}.")
+        raise InvalidValueError(f"experiment.share must be in (0, 1], got {share}.")
     weights = layout.weights().flatten()
     count = max(1, round(share * len(weights)))
     return torch.multinomial(weights, count, generator=fork(seed, "columns")).sort().values
@@ -80,7 +81,7 @@ def observe(
         value = thinned(recipe, name, value)
         for station in (withhold or {}).get(name, ()):
             if not 0 <= station < value.shape[-1]:
-                raise ValueError(
+                raise InvalidValueError(
                     f"withhold.{name} names station {station}, but there are {value.shape[-1]} (numbered from 0)."
                 )
             value[..., station] = torch.nan

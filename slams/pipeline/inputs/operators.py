@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from slams.core.errors import InvalidValueError
 from slams.observation.operators import Compose, Flatten, by_name
 from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.recipe import OperatorRecipe, Recipe
@@ -27,7 +28,7 @@ def operator_of(settings: OperatorRecipe, layout: Layout) -> nn.Module | None:
         ValueError: If the modality is no grid, blocks do not divide it, or points lie outside.
     """
     if not layout.is_grid:
-        raise ValueError(
+        raise InvalidValueError(
             f"an operator of kind {settings.kind} needs a grid, but {layout.source_name} is at stations; withhold "
             "stations instead (experiment.withhold)."
         )
@@ -36,7 +37,7 @@ def operator_of(settings: OperatorRecipe, layout: Layout) -> nn.Module | None:
         return None
     if settings.kind == "block_mean":
         if height % settings.size or width % settings.size:
-            raise ValueError(
+            raise InvalidValueError(
                 f"blocks of {settings.size} do not divide the grid of {layout.source_name}, {height} x {width}; "
                 "choose a divisor of both."
             )

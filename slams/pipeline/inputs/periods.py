@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.data.windows import runs, window_starts
 from slams.pipeline.inputs.fields import Fields
 
@@ -40,7 +41,7 @@ def cut(fields: Fields, span: tuple[str, str], length: int, windows: int, spacin
         segments = [torch.from_numpy(index[segment]) for segment in runs(dates)]
         short = [segment for segment in segments if len(segment) < length]
         if short:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a run of {len(short[0])} days from {fields.dates[short[0][0]]} is shorter than the window of {length}."
             )
         return Trajectories(segments, compose_windows=True)
@@ -50,7 +51,7 @@ def cut(fields: Fields, span: tuple[str, str], length: int, windows: int, spacin
         if not apart or (dates[start] - dates[apart[-1]]).astype(int) >= spacing:
             apart.append(int(start))
     if len(apart) < windows:
-        raise ValueError(
+        raise InvalidValueError(
             f"{dates[0]} to {dates[-1]} has {len(apart)} windows {spacing} days apart, but {windows} are wanted; "
             "lower experiment.windows or experiment.spacing."
         )

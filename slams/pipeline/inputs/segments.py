@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.data.windows import runs
 
 
@@ -51,7 +52,7 @@ def segments_of(dates: np.ndarray, length: int, longest: int) -> list[Segment]:
     [-1, 0, -1]
     """
     if longest <= 3 * length:
-        raise ValueError(
+        raise InvalidValueError(
             f"segments of {longest} days are too short for margins of {length} days on either side."
         )
     found = []

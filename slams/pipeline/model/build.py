@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from slams.core import foreign
+from slams.core.errors import InvalidValueError
 from slams.diffusion.denoiser import NetworkDenoiser, WindowGaussian
 from slams.networks.autoencoder import GridCoder, MultimodalAutoencoder, VectorCoder
 from slams.networks.conv_autoencoder import LATENT_CHANNELS, SharedGridCodec
@@ -36,7 +37,7 @@ def build_autoencoder(
         return MultimodalAutoencoder(coders, (latent.channels,), scales, hidden=latent.hidden)
     height, width = _one_grid(layouts)
     if height % latent.patch or width % latent.patch:
-        raise ValueError(f"latent.patch {latent.patch} does not divide the grid {height} x {width}.")
+        raise InvalidValueError(f"latent.patch {latent.patch} does not divide the grid {height} x {width}.")
     periodic = next(iter(layouts.values())).is_global
     grid_coders: dict[str, GridCoder | VectorCoder] = {
         name: GridCoder(shape[0], latent.channels, latent.patch, latent.hidden, periodic)
@@ -60,7 +61,7 @@ def _one_grid(layouts: Mapping[str, Layout]) -> tuple[int, int]:
     """The grid that all modalities share."""
     grids = {layout.shape[-2:] for layout in layouts.values() if layout.is_grid}
     if len(grids) != 1 or not all(layout.is_grid for layout in layouts.values()):
-        raise ValueError(
+        raise InvalidValueError(
             "a gridded latent needs all modalities on one grid, got "
             + ", ".join(f"{name} {layout.shape}" for name, layout in layouts.items())
             + "; use latent.kind: vector."
@@ -78,7 +79,7 @@ def build_denoiser(recipe: Recipe, gaussian: WindowGaussian, periodic: bool) -> 
         return NetworkDenoiser(gaussian, made)
     if len(gaussian.event) == 1:
         if prior.published:
-            raise ValueError(
+            raise InvalidValueError(
                 "the published network (prior.published) convolves over a grid, and a latent of kind 'vector' has none; "
                 "use prior.published: false."
             )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from slams import config
 from slams.core.codec import SeasonalStandardize
+from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.tensorfile import fill, read_tensors, write_tensors
 from slams.pipeline.inputs.fields import Fields, phase_of
 from slams.pipeline.inputs.large import by_days
@@ -108,7 +109,9 @@ class MultimodalCodec(nn.Module):
             f"{n}.{part}" for n in layouts for part in _STATISTICS if f"statistics.{n}.{part}" not in tensors
         ]
         if missing:
-            raise ValueError(f"{path} lacks {missing[0]}; it was written by another version, train again.")
+            raise InvalidValueError(
+                f"{path} lacks {missing[0]}; it was written by another version, train again."
+            )
         statistics = {
             name: SeasonalStandardize(*(tensors[f"statistics.{name}.{part}"] for part in _STATISTICS))
             for name in layouts
@@ -132,7 +135,7 @@ def trained_codec(run: str) -> Path:
     """
     path = (Path(run) if Path(run).is_dir() or "/" in run else config.LOG_DIR / run) / FILE_NAME
     if not path.exists():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"latent.trained: {path} is not there; train it first with `slams train {Path(run).name}`, or leave "
             "latent.trained empty to train an autoencoder here."
         )
@@ -174,7 +177,7 @@ def take_codec(recipe: Recipe, layouts: Mapping[str, Layout]) -> MultimodalCodec
     }
     wrong = [name for name, different in differs.items() if different]
     if wrong:
-        raise ValueError(
+        raise InvalidValueError(
             f"the autoencoder of {recipe.latent.trained} was trained for other {', '.join(wrong)} than this recipe has "
             f"({other.name!r}, {recipe.name!r}); make these settings equal, or train one for this recipe."
         )

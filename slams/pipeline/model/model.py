@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from slams.assimilation.baseline.gaussian import residual_variance
 from slams.assimilation.score.sda import SDA
 from slams.core.covariance import Covariance, Dense, Diagonal
+from slams.core.errors import InvalidValueError, MissingFileError
 from slams.diffusion.guidance.sda import CovarianceGuidance, GaussianGuidance
 from slams.diffusion.sampler import Sampler
 from slams.observation.observation import Observation, Observations
@@ -98,7 +99,7 @@ class Model:
         errors = dict(self.prior.errors)
         for name, operator in self.operators.items():
             if name not in self.prior.samples:
-                raise ValueError(
+                raise InvalidValueError(
                     f"this run has no residuals of {name} on the whole grid, which "
                     "assimilation.operators need; train it again with this version."
                 )
@@ -181,7 +182,7 @@ class Model:
         folder = Path(folder)
         for name in (codecs.FILE_NAME, priors.FILE_NAME):
             if not (folder / name).exists():
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"{folder} is no trained run: {name} is not there; train one with `slams train` or check the path."
                 )
         codec = MultimodalCodec.load(folder / codecs.FILE_NAME)

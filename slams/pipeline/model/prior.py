@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from slams.assimilation.baseline.gaussian import ridge
+from slams.core.errors import InvalidValueError
 from slams.core.stages import Stage, Stages
 from slams.core.tensorfile import fill, flat, grouped, read_tensors, write_tensors
 from slams.diffusion.denoiser import NetworkDenoiser, WindowGaussian
@@ -101,7 +102,7 @@ class LearntPrior(nn.Module):
         tensors, facts = read_tensors(path)
         recipe = from_tree(facts["recipe"])
         if _origin(recipe) != _origin(codec.recipe):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{path} was trained on the latents of another recipe ({recipe.name!r}) than the codec beside it "
                 f"({codec.recipe.name!r}); put the two files of one run together or train again."
             )

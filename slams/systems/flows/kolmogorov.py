@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from slams.core.errors import InvalidValueError
 from slams.core.geometry import torus
 from slams.core.geometry.places import Geometry
 from slams.core.geometry.torus import Torus
@@ -105,20 +106,20 @@ class KolmogorovFlow(Dynamics):
         super().__init__()
         self.torus = Torus(size, dtype)
         if not 1 <= wavenumber <= self.torus.truncation:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a grid of {size} points carries forces of wavenumber 1 to {self.torus.truncation}, "
                 f"got {wavenumber}; refine the grid."
             )
         for name, number in {"dt": dt, "max_speed": max_speed, "max_courant": max_courant}.items():
             if not 0 < number < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {number}.")
+                raise InvalidValueError(f"{name} must be positive and finite, got {number}.")
         self.size, self.state_shape, self.dt = size, (2, size, size), float(dt)
         self.geometry = Geometry.torus(self.state_shape)
         self.wavenumber, self.checkpoint = wavenumber, checkpoint
         for name, value in zip(self._coefficients, (reynolds, amplitude, drag), strict=True):
             self._keep(name, value)
         if not (bool((torch.as_tensor(reynolds) > 0).all()) and bool((torch.as_tensor(drag) >= 0).all())):
-            raise ValueError(
+            raise InvalidValueError(
                 f"reynolds must be positive and drag not negative, got reynolds={reynolds} and drag={drag}."
             )
         # The subtraction keeps rounding from adding a step where the division comes out whole.
@@ -128,7 +129,7 @@ class KolmogorovFlow(Dynamics):
     def _keep(self, name: str, value: Coefficient) -> None:
         """Register a coefficient: tensors as buffers, parameters as trainable."""
         if isinstance(value, Tensor) and value.ndim and tuple(value.shape[-3:]) != (1, 1, 1):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name} has shape {tuple(value.shape)}, but must broadcast with states (*B, 2, N, N) and be "
                 "one number for each; give it three last axes of 1."
             )
@@ -190,7 +191,7 @@ class KolmogorovFlow(Dynamics):
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Velocity to vorticity, (*B, N, K + 1), and mean velocity, (*B, 2); expanded to the coefficients."""
         if x.ndim < 3 or tuple(x.shape[-3:]) != self.state_shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"states have shape {tuple(x.shape)}, but the last 3 axes must be {self.state_shape}; "
                 "start from `initial()`, or change the grid with `slams.core.geometry.torus.resample`."
             )

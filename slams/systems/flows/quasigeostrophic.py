@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.geometry.places import Geometry
 from slams.core.geometry.spectral import SphericalHarmonics
 from slams.core.integrate import integrating_factor_rk4
@@ -89,7 +90,7 @@ class MoistQG(Dynamics):
     ) -> None:
         super().__init__()
         if dt <= 0 or substeps < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"dt must be positive and substeps at least 1, got dt={dt}, substeps={substeps}."
             )
         self.climate = climate if climate is not None else Climate()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from slams.core.errors import InvalidValueError
 from slams.core.geometry import torus
 from slams.core.geometry.places import Geometry
 from slams.core.geometry.torus import Torus, resample
@@ -108,20 +109,20 @@ class SurfaceQG(Dynamics):
     ) -> None:
         super().__init__()
         if size < 4:
-            raise ValueError(f"a grid needs at least 4 points along a side, got {size}.")
+            raise InvalidValueError(f"a grid needs at least 4 points along a side, got {size}.")
         diffusion = 24 * (64 / size) ** (5 / 3) if diffusion is None else diffusion
         step = 64 / size / 3 if step is None else step
         for name, number in {"dt": dt, "step": step}.items():
             if not 0 < number < math.inf:
-                raise ValueError(f"{name} must be positive and finite [h], got {number}.")
+                raise InvalidValueError(f"{name} must be positive and finite [h], got {number}.")
         for name, number in {"relaxation": relaxation, "diffusion": diffusion}.items():
             if not number > 0:
-                raise ValueError(
+                raise InvalidValueError(
                     f"{name} must be a positive time scale [h], got {number}; give math.inf for none."
                 )
         for name, number in {"jet": jet, "shear": shear}.items():
             if not math.isfinite(number):
-                raise ValueError(f"{name} must be a finite speed [m/s], got {number}.")
+                raise InvalidValueError(f"{name} must be a finite speed [m/s], got {number}.")
         self.torus = Torus((3 * size + 1) // 2, dtype)  # its truncation is (size - 1) // 2
         self.size, self.state_shape, self.dt = size, (2, size, size), float(dt)
         self.geometry = Geometry.torus(self.state_shape)
@@ -209,12 +210,14 @@ class SurfaceQG(Dynamics):
 
     def _check(self, x: Tensor) -> None:
         if x.ndim < 3 or tuple(x.shape[-3:]) != self.state_shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"states have shape {tuple(x.shape)}, but the last 3 axes must be {self.state_shape}; "
                 "start from `initial()`, or change the grid with `slams.core.geometry.torus.resample`."
             )
         if x.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"states must be float32 or float64, got {x.dtype}; convert them with `.to()`.")
+            raise InvalidValueError(
+                f"states must be float32 or float64, got {x.dtype}; convert them with `.to()`."
+            )
 
     def forward(self, x: Tensor, *, rng: Rng = None) -> Tensor:
         """Advance by one `dt`; no randomness.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.renamed import renamed
 from slams.core.stages import file_stem
 from slams.evaluation.frontier import Errors, mean_error, pareto, tied_with_best
@@ -166,7 +167,7 @@ def read_cases(folders: Iterable[str | Path]) -> tuple[list[CaseResults], list[s
             case = cases.setdefault(key, CaseResults("", made))
             _join(case, points, folder)
     if not cases:
-        raise ValueError(f"nothing to compare; {' '.join(passed) or 'name folders of slams bench.'}")
+        raise InvalidValueError(f"nothing to compare; {' '.join(passed) or 'name folders of slams bench.'}")
     _name(list(cases.values()))
     return list(cases.values()), passed
 
@@ -214,12 +215,12 @@ def mismatches(setup: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
 def _result_folders(top: Path) -> list[Path]:
     """Folders with a metrics.csv, this one or those below it."""
     if not top.is_dir():
-        raise FileNotFoundError(f"folder {top} not found; make one with slams bench SYSTEM --out {top}.")
+        raise MissingFileError(f"folder {top} not found; make one with slams bench SYSTEM --out {top}.")
     if (top / "metrics.csv").exists():
         return [top]
     found = sorted(path.parent for path in top.rglob("metrics.csv"))
     if not found:
-        raise FileNotFoundError(f"{top} holds no metrics.csv; make one with slams bench SYSTEM --out {top}.")
+        raise MissingFileError(f"{top} holds no metrics.csv; make one with slams bench SYSTEM --out {top}.")
     return found
 
 
@@ -228,20 +229,20 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[MethodResult]]:
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{path} is not of slams bench: its columns are {', '.join(reader.fieldnames or ['none'])}, "
                 f"expected {', '.join(COLUMNS)}."
             )
         rows = with_current_names(list(reader))
     if not rows:
-        raise ValueError(f"{path} has no rows; run slams bench again with --out {folder}.")
+        raise InvalidValueError(f"{path} has no rows; run slams bench again with --out {folder}.")
     if not (folder / "setup.json").exists():
-        raise ValueError(
+        raise InvalidValueError(
             f"{folder} lacks setup.json, which slams bench writes beside metrics.csv; run it again."
         )
     made = json.loads((folder / "setup.json").read_text(encoding="utf-8"))
     if not isinstance(made, dict) or not {"system", "truth", "model", "observe"} <= set(made):
-        raise ValueError(f"{folder / 'setup.json'} is no set-up of slams bench; run it again.")
+        raise InvalidValueError(f"{folder / 'setup.json'} is no set-up of slams bench; run it again.")
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["settings"]), []).append(row)
@@ -269,7 +270,7 @@ def _point(
         elif row["metric"] == "rmse":
             errors[int(row["replicate"])] = value
     if "rmse" not in scores or not errors:
-        raise ValueError(f"{folder / 'metrics.csv'} has no rmse of {label}; run slams bench again.")
+        raise InvalidValueError(f"{folder / 'metrics.csv'} has no rmse of {label}; run slams bench again.")
     trivial = method in METHODS and METHODS[method].kind == "trivial"
     role: Literal["method", "trivial", "exact"] = (
         "exact" if origin == "exact" else "trivial" if trivial else "method"

@@ -7,6 +7,7 @@ from typing import Any
 
 from slams import config
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.renamed import renamed
 from slams.core.settings import build, read_tree, sized, unknown
 from slams.evaluation.tuning import TrialLog, best
@@ -134,9 +135,13 @@ def frontier(
     """
     console = console or Console()
     if not folders and not run:
-        raise ValueError("nothing to compare; name folders of slams bench, or run a plan with --run quick.")
+        raise InvalidValueError(
+            "nothing to compare; name folders of slams bench, or run a plan with --run quick."
+        )
     if not run and (replicates or cycles):
-        raise ValueError("--replicates and --cycles belong to a plan; add --run quick, or leave them out.")
+        raise InvalidValueError(
+            "--replicates and --cycles belong to a plan; add --run quick, or leave them out."
+        )
     plan = read_plan(run) if run else None
     name = f"frontier_{plan.name}" if plan else "frontier"
     folder = Path(out) if out else config.LOG_DIR / name
@@ -167,12 +172,10 @@ def read_plan(name: str | Path) -> FrontierPlan:
     shipped = str(name) in SIZES
     path = PLAN if shipped else Path(name)
     if not path.exists():
-        raise FileNotFoundError(
-            f"no plan at {name}; {unknown('plan', str(name), SIZES)} Or name a YAML file."
-        )
+        raise MissingFileError(f"no plan at {name}; {unknown('plan', str(name), SIZES)} Or name a YAML file.")
     tree = sized(read_tree(path, "plan"), [f"size={name}"] if shipped else [])
     if not isinstance(tree.get("cases"), list) or not tree["cases"]:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} is no plan: expected the keys title, test, tuning, groups and a list of cases."
         )
     groups: dict[str, list[Any]] = {}
@@ -188,7 +191,7 @@ def read_plan(name: str | Path) -> FrontierPlan:
     names = [case.name for case in plan.cases]
     for case in plan.cases:
         if names.count(case.name) > 1:
-            raise ValueError(f"{path.name} has two cases of the name {case.name}; rename one.")
+            raise InvalidValueError(f"{path.name} has two cases of the name {case.name}; rename one.")
         setup(case.setup)
     return plan
 
@@ -251,7 +254,7 @@ def _planned(  # noqa: PLR0913
 def _expanded(given: Any, groups: Mapping[str, list[Any]], where: str) -> list[Any]:
     """Methods of a list of groups and of settings, or of the name of a group, each as its settings."""
     if not isinstance(given, str | list):
-        raise ValueError(f"{where}: methods are a list or the name of a group, got {given!r}.")
+        raise InvalidValueError(f"{where}: methods are a list or the name of a group, got {given!r}.")
     out: list[Any] = []
     for item in [given] if isinstance(given, str) else given:
         if not isinstance(item, str):
@@ -259,5 +262,5 @@ def _expanded(given: Any, groups: Mapping[str, list[Any]], where: str) -> list[A
         elif item in groups:
             out += groups[item]
         else:
-            raise ValueError(f"{where}: {unknown('group', item, groups)}")
+            raise InvalidValueError(f"{where}: {unknown('group', item, groups)}")
     return out

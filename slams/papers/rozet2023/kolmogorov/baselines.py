@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
 from slams.core.geometry.torus import clockwise_vorticity, coarsen, wavenumbers
 from slams.core.random import normal
 from slams.diffusion.guidance.evidence import Evidence, Linearized
@@ -71,7 +72,9 @@ def _frames(problem: FlowProblem, mean: Tensor) -> Tensor:
     """Anomalies of velocity at the observed steps, (R, n, 2, N, N)."""
     process, value = problem.process, problem.seen.value[:, problem.process.steps]
     if process.has("loop") or process.has("ring"):
-        raise ValueError(f"{process.title or 'this sensor'} observes no field that can be interpolated.")
+        raise InvalidValueError(
+            f"{process.title or 'this sensor'} observes no field that can be interpolated."
+        )
     step, offset = _lattice(process)
     if process.has("saturate"):
         value = value.clamp(-_SATURATED, _SATURATED)

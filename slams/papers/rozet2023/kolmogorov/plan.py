@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from slams.core.errors import InvalidValueError
 from slams.core.settings import unknown
 from slams.papers.flows.archive import FlowArchive
 from slams.papers.flows.prior import FlowNet
@@ -52,14 +53,16 @@ class FlowPlan(SDAPlan):
         at_least(self, replicates=2, members=2, chunk=1, rows=1, climate=1)
         for process in (*self.chosen, *self.residual):
             if process not in self.processes:
-                raise ValueError(unknown("process", process, self.processes))
+                raise InvalidValueError(unknown("process", process, self.processes))
         for baseline in self.baselines:
             if baseline not in BASELINES:
-                raise ValueError(unknown("baseline", baseline, BASELINES))
+                raise InvalidValueError(unknown("baseline", baseline, BASELINES))
         for guidance, settings in self.guidances.items():
             for key in ("gamma", "error"):
                 if not 0 < settings.get(key, 1.0) < math.inf:
-                    raise ValueError(f"{key} must be positive, got {settings[key]} of guidance {guidance}.")
+                    raise InvalidValueError(
+                        f"{key} must be positive, got {settings[key]} of guidance {guidance}."
+                    )
         for run in (self.main, *self.runs):
             self._check_run(run)
 
@@ -68,7 +71,7 @@ class FlowPlan(SDAPlan):
         window = self.nets[net].window
         short = [label for label in self.labels if self.processes[label].length < window]
         if short:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{short[0]} has {self.processes[short[0]].length} states, fewer than the windows of {window} of "
                 f"{net}; lengthen the process or take a net of lower order."
             )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slams.core.covariance import Isotropic
+from slams.core.errors import InvalidValueError
 from slams.core.geometry.torus import clockwise_vorticity, energy_spectrum
 from slams.core.random import fork
 from slams.core.settings import unknown
@@ -83,14 +84,14 @@ class FlowProcess:
 
     def __post_init__(self) -> None:
         if not (0 < self.std < math.inf) or self.length < 2:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the error's standard deviation must be positive and a trajectory have two states or more, got "
                 f"{self.std} and {self.length}."
             )
         for part in self.sensor:
             for name in part:
                 if name not in _PARTS:
-                    raise ValueError(unknown("sensor", name, _PARTS))
+                    raise InvalidValueError(unknown("sensor", name, _PARTS))
 
     @property
     def operator(self) -> Operator:
@@ -153,7 +154,7 @@ class FlowProblem:
         if process.value is not None:
             return cls(process, test[:, : process.length], _event(process, len(test), test))
         if test.shape[1] < process.length:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{label} takes {process.length} states, but trajectories have {test.shape[1]}; shorten the process "
                 "or make longer trajectories."
             )

@@ -15,6 +15,7 @@ from torch import Tensor
 from slams import config
 from slams.assimilation.score.sda import SDA
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError
 from slams.core.random import fork
 from slams.core.settings import plain
 from slams.core.stages import Stage, Stages, digest
@@ -158,7 +159,7 @@ def _prior(
     path, fingerprint = weights_file(own, WEIGHTS / paper / own.name, train, same, make)
     denoiser, meta = load_prior(path)
     if not same(meta, _SHAPE):
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} holds weights of another architecture than {name} has in the plan; train anew with --train, or "
             "take back the override."
         )

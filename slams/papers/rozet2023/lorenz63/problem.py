@@ -12,6 +12,7 @@ from slams.assimilation.particle.backward import BackwardSimulation
 from slams.assimilation.variational.minimize import cost, gauss_newton, hessian_factor
 from slams.assimilation.variational.window import WindowProblem
 from slams.core.covariance import Isotropic
+from slams.core.errors import InvalidValueError
 from slams.core.random import fork
 from slams.evaluation.transport import earth_mover
 from slams.observation.observation import Observation, Observations
@@ -70,7 +71,9 @@ class Lorenz63Problem:
             ValueError: If there are fewer test trajectories.
         """
         if count > len(test):
-            raise ValueError(f"there are {len(test)} test trajectories, {count} observations were asked for.")
+            raise InvalidValueError(
+                f"there are {len(test)} test trajectories, {count} observations were asked for."
+            )
         truth = test[:count, : process.length]
         parts = [process.survey().observe(x, rng=fork(seed, label, i)) for i, x in enumerate(truth)]
         first = parts[0]["a"]

@@ -14,6 +14,7 @@ from torch import Tensor
 from slams import config
 from slams.assimilation.score.sda import SDA
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError
 from slams.core.random import fork
 from slams.core.settings import plain
 from slams.core.stages import Stage, Stages, digest
@@ -157,7 +158,7 @@ def _net(
     path, fingerprint = weights_file(own, WEIGHTS / paper / own.name, train, same, make)
     denoiser, meta = load_net(path)
     if not same(meta):
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} was trained with other settings than those of {name} in the plan; train anew with --train, or "
             "take back the override."
         )
