@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slams.core.errors import InvalidValueError
-
 _CONFIGS = Path(__file__).parent.parent / "configs"
 
 _TRUST: dict[str, Any] = {
@@ -208,6 +206,8 @@ def _train(parsed: argparse.Namespace) -> int:
         settings.insert(0, chosen)
         chosen = None
     if chosen and parsed.config_filepath:
+        from slams.core.errors import InvalidValueError
+
         raise InvalidValueError(
             f"the recipe is given twice, as {chosen!r} and by --config_filepath; leave out one."
         )
