@@ -1,5 +1,5 @@
-"""The mathematics the other packages share; imports nothing of ours."""
+"""The mathematics and the file keeping that the other packages share; the names are imported when first used."""
 
-from slams.core.covariance import Covariance, Dense, Diagonal, Isotropic
+import lazy_loader
 
-__all__ = ["Covariance", "Dense", "Diagonal", "Isotropic"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
