@@ -14,6 +14,7 @@ from .assimilation import DEnKF as DEnKF
 from .assimilation import EnKF as EnKF
 from .assimilation import EnKFN as EnKFN
 from .assimilation import EnKS as EnKS
+from .assimilation import EnsembleKalman as EnsembleKalman
 from .assimilation import EnSF as EnSF
 from .assimilation import Filter as Filter
 from .assimilation import FourDVar as FourDVar
@@ -36,8 +37,17 @@ from .core.errors import DataWarning as DataWarning
 from .core.errors import DivergenceWarning as DivergenceWarning
 from .core.errors import SlamsError as SlamsError
 from .core.errors import SlamsWarning as SlamsWarning
+from .diffusion import Denoiser as Denoiser
+from .diffusion import GaussianGuidance as GaussianGuidance
+from .diffusion import Guidance as Guidance
+from .diffusion import MomentMatching as MomentMatching
+from .diffusion import Preconditioned as Preconditioned
+from .diffusion import Sampler as Sampler
+from .diffusion import VPCosine as VPCosine
+from .diffusion import denoising_loss as denoising_loss
 from .evaluation import Metric as Metric
 from .evaluation import evaluate as evaluate
+from .evaluation import register as register
 from .observation import Observation as Observation
 from .observation import Observations as Observations
 from .observation import Survey as Survey
@@ -49,6 +59,7 @@ from .systems import DampedSpring as DampedSpring
 from .systems import DoubleWell as DoubleWell
 from .systems import Dynamics as Dynamics
 from .systems import Flow as Flow
+from .systems import FunctionModel as FunctionModel
 from .systems import KolmogorovFlow as KolmogorovFlow
 from .systems import LinearGaussian as LinearGaussian
 from .systems import Lorenz63 as Lorenz63

@@ -51,13 +51,13 @@ def test_examples_of_a_section_run_from_outside_the_package(name: str, tmp_path:
     """In an empty folder, in a process of their own."""
     cells = re.findall(r"^```\{code-cell\}.*\n((?:.*\n)*?)```", sections()[name], flags=re.M)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    if cells:
-        done = subprocess.run(
-            [sys.executable, "-W", "error::FutureWarning", "-c", "\n".join(cells)],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+    assert cells
+    done = subprocess.run(
+        [sys.executable, "-W", "error::FutureWarning", "-c", "\n".join(cells)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

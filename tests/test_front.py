@@ -1,8 +1,10 @@
 """The front door: names of `import slams`, the first example, and seeds that never share a stream."""
 
 import importlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,33 @@ def test_every_name_is_there(name):
     """Each name is the object of its package, under its own name or as a module."""
     found = getattr(slams, name)
     assert getattr(found, "__name__", name).rpartition(".")[2] == name and name in dir(slams)
+
+
+@pytest.mark.slow  # mypy reads torch, which takes a minute without its cache
+def test_a_type_checker_resolves_the_names(tmp_path):
+    """From outside the package, and reports one that does not exist."""
+    (tmp_path / "user.py").write_text(
+        "import slams\n"
+        "method: slams.Filter = slams.ETKF(slams.Lorenz96(8), inflation=1.02)\n"
+        "reveal_type((slams.ETKF, slams.bench, slams.open_run, slams.FunctionModel, slams.operators.Stride))\n"
+        "slams.ETFK\n"
+    )
+    root = str(Path(slams.__file__).parent.parent)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--config-file=",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        "user.py",
+    ]
+    environment = {**os.environ, "MYPYPATH": root, "PYTHONPATH": root}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    found = [line for line in done.stdout.splitlines() if line.startswith("user.py")]
+    assert len(found) == 2 and 'has no attribute "ETFK"' in found[1], done.stdout + done.stderr
+    for part in ("dynamics: slams.systems.base.Dynamics", "BenchTable", "Run", "FunctionModel", "Stride"):
+        assert part in found[0]
 
 
 def test_import_loads_nothing_heavy():

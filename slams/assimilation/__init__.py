@@ -4,7 +4,7 @@ from slams.assimilation.base import Assimilator, Explanation, Posterior
 from slams.assimilation.baseline.filters import Climatology, FreeRun, Nudging, OptInterp, Persistence
 from slams.assimilation.ensemble.finite import EnKFN
 from slams.assimilation.ensemble.generative import GenerativeEnKF
-from slams.assimilation.ensemble.kalman import ETKF, DEnKF, EnKF
+from slams.assimilation.ensemble.kalman import ETKF, DEnKF, EnKF, EnsembleKalman
 from slams.assimilation.ensemble.local import EAKF, LETKF
 from slams.assimilation.ensemble.pseudo import PseudoEnKF
 from slams.assimilation.ensemble.smoother import EnKS, IEnKS
@@ -38,6 +38,7 @@ __all__ = [
     "EnKFN",
     "EnKS",
     "EnSF",
+    "EnsembleKalman",
     "Explanation",
     "Filter",
     "FourDVar",

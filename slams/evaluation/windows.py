@@ -124,9 +124,10 @@ def _sums(form: str, forecast: tuple[Tensor, ...], y: Tensor, w: Tensor) -> Stat
     for metric in metrics_of("fields"):
         statistic = getattr(metric, form)
         if statistic is not None:
-            found[metric.key] = (
-                w.sum() * statistic(*forecast, y, w) if metric.pooled else w @ statistic(*forecast, y)
-            )
+            if metric.pooled:
+                found[metric.key] = w.sum() * statistic(*forecast, y, w)
+            else:
+                found[metric.key] = w @ statistic(*forecast, y).to(w)
     return found
 
 

@@ -10,10 +10,12 @@ import xarray as xr
 
 from slams.core.console import Console
 from slams.evaluation import METRICS, Metric, Scores, evaluate, register, window_statistics
+from slams.evaluation.figures.style import new_figure
 from slams.evaluation.metrics import errors_shown, named, shown
 from slams.evaluation.tables import read_metrics, wide
 from slams.evaluation.windows import gaussian_window_statistics
 from slams.pipeline.evaluate import evaluate as evaluate_file
+from slams.pipeline.results.figures import FIGURES
 from slams.twin.benchmark import bench
 
 
@@ -75,6 +77,15 @@ def test_a_metric_from_outside_is_in_the_evaluation_of_a_file(mae, files):
     assert "mae</th>" in (folder / "report" / "report.html").read_text()
 
 
+def test_a_figure_from_outside_is_in_the_report(files, monkeypatch):
+    folder, _ = files
+    monkeypatch.setitem(FIGURES, "own", lambda view: new_figure(2, 2))
+    evaluate_file(folder / "analysis.nc", [str(folder / "truth.nc")], folder / "report", Console(quiet=True))
+    drawn = {path.stem for path in (folder / "report" / "figures").iterdir()}
+    assert {"t_own", "t_maps", "t_series", "t_ranks", "t_methods"} == drawn
+    assert 'alt="t own"' in (folder / "report" / "report.html").read_text()
+
+
 def test_a_metric_from_outside_names_itself(mae):
     assert named("mae").axis("K") == "mean absolute error [K]"
     assert mae in errors_shown(METRICS) and "mae" in shown(METRICS, "console")
@@ -91,6 +102,18 @@ def test_a_metric_from_outside_has_gains_and_a_gaussian_form(mae):
     assert scores.paired_gain("near", "far", "mae", variable="t").mean == pytest.approx(0.5)
     gaussian = gaussian_window_statistics(truth + 1, torch.ones_like(truth), truth, torch.ones(4))
     assert float(gaussian["mae"] / gaussian["weight"]) == 1.0
+
+
+def test_a_statistic_may_be_of_any_dtype(monkeypatch):
+    """Fields are scored in float64; indicators come as float32, integers or truth values."""
+    own = Metric("own", lambda samples, truth: (samples > truth).float().mean(0))
+    monkeypatch.setitem(METRICS, "own", own)
+    monkeypatch.setitem(METRICS, "any", Metric("any", lambda samples, truth: (samples > truth).any(0)))
+    truth = torch.zeros(1, 4, dtype=torch.float64)
+    members = torch.stack([truth - 1, truth + 1, truth + 2, truth + 3])
+    statistics = window_statistics(members, truth, torch.ones(4))
+    assert bool((statistics["own"] / statistics["weight"] == 0.75).all())
+    assert bool((statistics["any"] / statistics["weight"] == 1.0).all())
 
 
 def test_metrics_without_a_gaussian_form_are_left_out_of_gaussian_methods(monkeypatch):

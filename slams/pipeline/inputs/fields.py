@@ -26,8 +26,6 @@ from slams.pipeline.inputs.large import IN_MEMORY
 from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.recipe import Recipe
 
-_COMMANDS = {archive.folder.name: name for name, archive in REGISTRY.items()}  # by folder of the stores
-
 
 @dataclass
 class Fields:
@@ -148,11 +146,15 @@ def _values(
 def _standing(modality: Modality) -> FieldStore | None:
     """The store among the files of a modality, if they are one and fit the recipe."""
     path = Path(modality.files[0]).expanduser()
-    if not path.exists() and path.suffix == ".zarr" and path.parent.name in _COMMANDS:
-        raise MissingFileError(
-            f"{path} is not there; make it with `slams data {_COMMANDS[path.parent.name]}` (docs/data.md), or correct "
-            f"data.modalities.{modality.name}.files."
-        )
+    if not path.exists() and path.suffix == ".zarr":
+        made = {
+            a.folder.name: name for name, a in REGISTRY.items() if hasattr(a, "folder")
+        }  # by folder of the stores
+        if path.parent.name in made:
+            raise MissingFileError(
+                f"{path} is not there; make it with `slams data {made[path.parent.name]}` (docs/data.md), or correct "
+                f"data.modalities.{modality.name}.files."
+            )
     if len(modality.files) > 1 or path.suffix != ".zarr" or not path.is_dir():
         return None
     try:

@@ -36,7 +36,7 @@ def write_evaluation(
         error, bias = view.value("analysis", "rmse"), view.value("analysis", "bias")
         facts.append(Fact(f"{view.name}: RMSE", f"{error:.3g} {view.units}", f"bias {bias:.2g}"))
         facts += calibration_facts(view) if len(view.members) > 1 else []
-        figures = figures_of(view, ("maps", "profiles", "series", "ranks", "methods"))
+        figures = figures_of(view, without="spectra")
         save_figures(folder / "figures", figures)
         blocks: list[Block] = [_note(view, transforms[view.name])]
         for part in parts_shown(view.rows, view.name):

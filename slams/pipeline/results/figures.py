@@ -70,9 +70,9 @@ class View:
         return self.scores.value(method, metric, variable=self.name, **where)
 
 
-def figures_of(view: View, names: Sequence[str]) -> dict[str, Figure]:
-    """Figures of the variable, by "VARIABLE_NAME"."""
-    made = {f"{view.name}_{name}": FIGURES[name](view) for name in names}
+def figures_of(view: View, *, without: str) -> dict[str, Figure]:
+    """The figures that the variable has, by "VARIABLE_NAME"; a report leaves out the one called `without`."""
+    made = {f"{view.name}_{name}": draw(view) for name, draw in FIGURES.items() if name != without}
     return {name: figure for name, figure in made.items() if figure is not None}
 
 

@@ -29,7 +29,7 @@ def write_summary(
     views = [_view(model, outcome, rows, name) for name in model.states]
     sections = [Section("Gain from each modality", [Table(gains(model, outcome), "paired over windows")])]
     for view in views:
-        figures = figures_of(view, ("maps", "profiles", "ranks", "spectra", "methods"))
+        figures = figures_of(view, without="series")
         save_figures(out / "figures", figures)
         sections.append(_section(model, view, figures))
     for name in recipe.experiment.withhold:

@@ -11,6 +11,7 @@ from slams.data.files.modality import Modality
 from slams.data.files.periods import DAILY_MEAN
 from slams.data.files.read import read
 from slams.data.store import FieldStore
+from slams.pipeline.inputs.fields import _standing
 from tests.data.server import serving
 
 LAT, LON = np.linspace(88.5, -88.5, 60), np.arange(0.0, 360.0, 3.0)
@@ -33,11 +34,7 @@ class Snow(Archive):
         ),
     )
     negative_is_missing = True
-    url, file, first_year = "https://example.org", "sd.{year}.nc", 1990
-
-    @property
-    def folder(self):
-        raise AssertionError("the folder is given by --out")
+    url, file, first_year = "https://example.org", "sd.{year}.nc", 1990  # the folder is given by --out
 
 
 @pytest.fixture
@@ -79,6 +76,14 @@ def test_a_recipe_reads_it_by_the_conventions_that_the_class_states(tmp_path, sn
         array = read(Modality("depth", (str(tmp_path / "sd.nc"),), "sd", "observation", **settings))
         np.testing.assert_array_equal(array.values, values)
     np.testing.assert_array_equal(snow.open(tmp_path / "sd.nc", "snow").values, values)
+
+
+def test_a_source_without_a_folder_of_stores_leaves_those_of_others_found(snow, tmp_path):
+    missing = Modality(
+        "rain", (str(tmp_path / ARCHIVES["cpc"].folder.name / "precip.zarr"),), "precip", "state"
+    )
+    with pytest.raises(FileNotFoundError, match="slams data cpc"):
+        _standing(missing)
 
 
 def test_its_valid_range_and_its_header_are_tested_as_those_of_any_archive(tmp_path, snow):
