@@ -20,7 +20,7 @@ class Remote(Tensor):
     numbers: Tensor
 
     @staticmethod
-    def __new__(cls, numbers: Tensor) -> "Remote":  # noqa: D102
+    def __new__(cls, numbers: Tensor) -> "Remote":
         self = Tensor._make_wrapper_subclass(
             cls,
             numbers.shape,
@@ -32,18 +32,18 @@ class Remote(Tensor):
         self.numbers = numbers
         return self
 
-    def __repr__(self, **_: Any) -> str:  # noqa: D105
+    def __repr__(self, **_: Any) -> str:
         return f"Remote({self.numbers})"
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN206, D105
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _compute(func, args, kwargs or {})
 
 
 class _Lists(TorchFunctionMode):
     """What torch makes of Python lists without telling anyone: indices and `torch.tensor`."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204, D105
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is torch.tensor and kwargs.get("device") == ELSEWHERE:
             return torch.tensor(*args, **{k: v for k, v in kwargs.items() if k != "device"}).to(ELSEWHERE)
@@ -66,16 +66,16 @@ class Elsewhere(TorchDispatchMode):
         self.products = {"there": 0, "here": 0}
         self.lists = _Lists()
 
-    def __enter__(self) -> "Elsewhere":  # noqa: D105
+    def __enter__(self) -> "Elsewhere":
         self.lists.__enter__()
         super().__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:  # noqa: D105
+    def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self.lists.__exit__(*error)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204, D105
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name().split(".")[0]
         if name in ("aten::mm", "aten::addmm", "aten::bmm", "aten::convolution"):
             self.products["there" if _remote(args) else "here"] += 1

@@ -179,7 +179,7 @@ class Filter(Assimilator):
         return [(k, x)]
 
     @old_keywords("method setting")
-    def assimilate(  # noqa: PLR0913
+    def assimilate(
         self,
         observations: Observations,
         members: int,

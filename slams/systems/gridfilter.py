@@ -27,7 +27,7 @@ class GridPosterior(NamedTuple):
     variance: Tensor
 
 
-def grid_filter(  # noqa: PLR0913
+def grid_filter(
     system: Flow,
     observations: ObservationSequence,
     *,

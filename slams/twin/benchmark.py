@@ -91,7 +91,7 @@ class BenchTable(PrintedTable):
         return Path(folder) / "report.html"
 
 
-def bench(  # noqa: PLR0913
+def bench(
     system: str | Dynamics,
     *,
     methods: Methods | None = None,
@@ -174,7 +174,7 @@ def compare(
     return table
 
 
-def run_with_bar(  # noqa: PLR0913
+def run_with_bar(
     runner: Runner,
     console: Console,
     name: str,

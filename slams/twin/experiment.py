@@ -109,7 +109,7 @@ class TwinExperiment:
         return truth, Observations({name: replace(first[name], value=v) for name, v in values.items()})
 
     @old_keywords("method setting")
-    def run(  # noqa: PLR0913
+    def run(
         self,
         method: Assimilator,
         members: int,

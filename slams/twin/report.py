@@ -1,5 +1,6 @@
 """Figures and report of a benchmark."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def overview(
 
     def order(key: tuple[str, str]) -> float:
         value = float(table[key]["rmse"]["value"])
-        return value if value == value else float("inf")
+        return float("inf") if math.isnan(value) else value
 
     lines = []
     for key in sorted(table, key=order):
@@ -175,7 +176,7 @@ def _cell(row: Mapping[str, Any] | None, interval: bool) -> str:
     if row is None:
         return "–"
     value, low, high = (float(row[name]) for name in ("value", "lower", "upper"))
-    if not interval or low != low or low == high:
+    if not interval or math.isnan(low) or low == high:
         return text(value)
     return f"{text(value)} [{text(low)}, {text(high)}]"
 

@@ -56,7 +56,7 @@ def rotating(
     return LinearGaussian(damping * eye.roll(1, 0), variance * eye, eye.new_zeros(size), eye)
 
 
-def lorenz96(  # noqa: PLR0913
+def lorenz96(
     size: int = 40,
     forcing: float = 8.0,
     dt: float = 0.05,

@@ -76,7 +76,7 @@ class TuneTable(PrintedTable):
         return page
 
 
-def tune(  # noqa: PLR0913
+def tune(
     system: str | Dynamics,
     methods: Methods,
     out: str | Path | None = None,
@@ -159,7 +159,7 @@ def _tune(
     return TunedMethod(chosen["settings"], chosen["score"], trials[0]["score"], len(trials))
 
 
-def search_with_bar(  # noqa: PLR0913
+def search_with_bar(
     runner: Runner,
     name: str,
     label: str,

@@ -46,7 +46,7 @@ class Twin:
     torch.Size([21, 4])
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         model: Dynamics,
         *,

@@ -109,8 +109,8 @@ def test_pixel_space_is_the_states_themselves(rng) -> None:
     assert not list(model.parameters())
     model.standardize(model.encode(x))
     z = model.encode(x)
-    for name in x:
-        torch.testing.assert_close(model.decode(z, name), x[name])
+    for name, value in x.items():
+        torch.testing.assert_close(model.decode(z, name), value)
     assert float(model.loss(x)) == 0
     with pytest.raises(ValueError, match="are auxiliary"):
         SharedGridCodec(CHANNELS, ["t"], GRID, ())

@@ -256,7 +256,7 @@ def test_a_collapsed_ensemble_is_told_and_its_bar_missed(papers, tmp_path, monke
     rows = table(out / "tiny2024_sqg" / "rows.csv")
     assert rows[0]["status"] == "FAIL" and rows[0]["value"] == "inf"
     assert {row["row"] for row in rows} >= {"linear: RawObservation"} and not any(
-        "EnSF" == r["row"][8:] for r in rows
+        r["row"][8:] == "EnSF" for r in rows
     )
 
 

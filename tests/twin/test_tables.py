@@ -89,9 +89,7 @@ def test_a_picture_has_a_row_a_trajectory_and_a_column_a_step(rng):
     field = torch.stack([y.sin().expand(16, 16), torch.zeros(16, 16)]).expand(3, 2, 16, 16)
     figure = flow_figure({"a": field, "b": 2 * field}, (0, 2))
     images = [
-        axis.images[0].get_array()
-        for axis in figure.axes
-        if axis.images and not axis.get_label() == "<colorbar>"
+        axis.images[0].get_array() for axis in figure.axes if axis.images and axis.get_label() != "<colorbar>"
     ]
     assert len(images) == 4
     expected = -y.cos() * torch.sin(torch.tensor(torch.pi / 8)) / (torch.pi / 8)

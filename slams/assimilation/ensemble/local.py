@@ -245,7 +245,7 @@ def _local_increment(A: Tensor, Y: Tensor, d: Tensor, domains: Domains) -> Tenso
     S = Y.index_select(-2, flat).unflatten(-2, (groups, K)) * root.unsqueeze(-1)
     D = (d.index_select(-1, flat).unflatten(-1, (groups, K)) * root).unsqueeze(-2)
     a = A.index_select(-2, domains.variables.flatten()).unflatten(-2, (groups, m))
-    if K < A.shape[-1]:
+    if A.shape[-1] > K:
         s, V = torch.linalg.eigh(S @ S.mT / c)
         back = V.mT @ S  # T = I + S^T V scale V^T S / c
         projected, q = a @ back.mT / c, D @ V

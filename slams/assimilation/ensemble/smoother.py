@@ -127,7 +127,7 @@ class IEnKS(Filter):
         doi:10.1016/j.cageo.2012.03.011.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         dynamics: Dynamics,
         *,

@@ -60,7 +60,7 @@ class DampedEnSF(EnsembleKalman):
         doi:10.1137/0705041; exponential step: Hochbruck & Ostermann (2010), doi:10.1017/S0962492910000048, section 2.4.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         dynamics: Dynamics,
         *,
@@ -218,7 +218,7 @@ class SingleMemberEnSF(EnsembleKalman):
         Xiao et al. (2025), LD-EnSF, arXiv:2411.19305, released code.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         dynamics: Dynamics,
         *,

@@ -140,7 +140,7 @@ class FourDVar(GaussianFilter):
         Le Dimet & Talagrand (1986), doi:10.1111/j.1600-0870.1986.tb00459.x; Tremolet (2006), doi:10.1256/qj.05.224.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         dynamics: Dynamics,
         covariance: Tensor | Covariance,

@@ -11,11 +11,13 @@ from slams.core.errors import InvalidValueError
 Found = dict[str, tuple[str | None, xr.Variable | None]]
 
 _NAMES = {
-    "time": set("time times date dates day days".split()),
-    "level": set("level levels lev plev pressure p isobaric".split()),
-    "lat": set("lat lats latitude latitudes xlat".split()),
-    "lon": set("lon lons long longitude longitudes xlong".split()),
-    "station": set("station stations stn site sites location point points gauge gauges".split()),
+    "time": set(["time", "times", "date", "dates", "day", "days"]),
+    "level": set(["level", "levels", "lev", "plev", "pressure", "p", "isobaric"]),
+    "lat": set(["lat", "lats", "latitude", "latitudes", "xlat"]),
+    "lon": set(["lon", "lons", "long", "longitude", "longitudes", "xlong"]),
+    "station": set(
+        ["station", "stations", "stn", "site", "sites", "location", "point", "points", "gauge", "gauges"]
+    ),
 }
 _STANDARD_NAMES = {"time": "time", "air_pressure": "level", "latitude": "lat", "longitude": "lon"}
 _AXES = {"T": "time", "Z": "level", "Y": "lat", "X": "lon"}

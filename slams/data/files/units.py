@@ -8,11 +8,20 @@ IMPOSSIBLE = 1e19  # fill values (1e20, 9.97e36) that no attribute declares are 
 
 # Daily data: a total in mm is a rate in mm/day, and 1 kg of water on 1 m2 stands 1 mm high.
 _ALIASES = {
-    "K": "k kelvin kelvins degk deg_k degree_kelvin degrees_kelvin".split(),
-    "degC": "c degc deg_c celsius degree_celsius degrees_celsius degreec °c".split(),
-    "Pa": "pa pascal pascals".split(),
-    "hPa": "hpa mb mbar millibar millibars hectopascal hectopascals".split(),
-    "mm/day": "mm, mm day-1, mm d-1, millimeter, millimeters, kg m-2, kg m-2 day-1, kg m-2 d-1".split(", "),
+    "K": ["k", "kelvin", "kelvins", "degk", "deg_k", "degree_kelvin", "degrees_kelvin"],
+    "degC": ["c", "degc", "deg_c", "celsius", "degree_celsius", "degrees_celsius", "degreec", "°c"],
+    "Pa": ["pa", "pascal", "pascals"],
+    "hPa": ["hpa", "mb", "mbar", "millibar", "millibars", "hectopascal", "hectopascals"],
+    "mm/day": [
+        "mm",
+        "mm day-1",
+        "mm d-1",
+        "millimeter",
+        "millimeters",
+        "kg m-2",
+        "kg m-2 day-1",
+        "kg m-2 d-1",
+    ],
     "kg m-2 s-1": ["kg m-2 s-1", "mm s-1"],
     "gpm": ["gpm", *(f"geopotential {metre}" for metre in ("meter", "meters", "metre", "metres"))],
 }

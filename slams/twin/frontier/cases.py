@@ -259,7 +259,7 @@ def _point(
     path = next((path for path in paths if path.exists()), None)
     settings = json.loads(path.read_text(encoding="utf-8")) if path else {}
     settings = renamed("method setting", settings, warn=False)
-    method = str(settings.pop("method", label.split(" ")[0]))
+    method = str(settings.pop("method", label.split(" ", maxsplit=1)[0]))
     scores: dict[str, Interval] = {}
     errors: dict[int, float] = {}
     for row in rows:

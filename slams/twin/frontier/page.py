@@ -182,7 +182,7 @@ def _cost_panel(case: CaseResults, cost: str) -> Panel:
 
 
 def _size_panel(case: CaseResults) -> Panel:
-    points = [p for p in case.role("method") if p.members is not None and not p.value("spread_skill") == 0]
+    points = [p for p in case.role("method") if p.members is not None and p.value("spread_skill") != 0]
     several = [p.family for p in points]
     marks = [_mark(case, p, float(p.members or 0)) for p in points if several.count(p.family) > 1]
     return Panel(case.title, marks, _lines(case), xlabel="members")

@@ -227,7 +227,7 @@ def run_plan(plan: FrontierPlan, folder: Path, console: Console, lengths: Mappin
     return folders
 
 
-def _planned(  # noqa: PLR0913
+def _planned(
     test: Setup, other: Setup, methods: Sequence[Candidate], trials: int, path: Path, console: Console
 ) -> list[PlannedRun]:
     """Runs of one set-up, settings chosen on other truths where there are trials."""

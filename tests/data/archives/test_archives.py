@@ -286,7 +286,7 @@ def test_model_days_of_a_noleap_calendar(real):
     assert np.array_equal(
         array.time.values.astype("datetime64[D]"), np.datetime64("1870-01-01") + np.arange(150)
     )
-    assert 80 < float(array.min()) and float(array.max()) < 350
+    assert float(array.min()) > 80 and float(array.max()) < 350
 
 
 def test_a_file_without_time_is_refused(real):

@@ -262,7 +262,8 @@ def test_the_true_station_is_read_as_its_lines_say(realdata):
     path = realdata / "isd_024130-99999-2016.gz"
     if not path.exists():
         pytest.skip(f"{path.name} isn't there")
-    lines = gzip.open(path, "rt", encoding="latin-1").read().splitlines()
+    with gzip.open(path, "rt", encoding="latin-1") as file:
+        lines = file.read().splitlines()
     truth = {}
     for line in lines:
         stamp = pd.Timestamp(f"{line[15:23]}T{line[23:27]}")
@@ -314,6 +315,6 @@ def test_true_metar_reports_are_read_as_the_table_says(realdata):
         assert ((found["qc"] > 0).to_numpy() & (grades == 0).to_numpy()).mean() < 0.01
     assert set(table["station"]) == set(frame["stationName"])
     speed = np.hypot(one(table, "u_wind").to_numpy(), one(table, "v_wind").to_numpy())
-    assert 0 <= speed.min() and speed.max() == pytest.approx(
+    assert speed.min() >= 0 and speed.max() == pytest.approx(
         frame.loc[frame["windDir"].notna() | (frame["windSpeed"] == 0), "windSpeed"].max(), rel=1e-6
     )
