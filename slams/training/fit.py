@@ -103,11 +103,7 @@ def fit(
         value = loss(module.train(), fork(seed, name, step))
         if not bool(torch.isfinite(value)):
             module.load_state_dict(best)
-            raise NonFiniteError(
-                f"training of the {name} met the loss {float(value.detach())} at step {step + 1} of {settings.steps}; "
-                f"the weights of step {history.best_step} are kept. Lower the learning rate "
-                f"(now {settings.learning_rate:g}) or check the data for absurd values."
-            )
+            raise _not_finite(float(value.detach()), step, settings, name, history)
         optimiser.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(parameters, settings.clip)
@@ -136,6 +132,16 @@ def fit(
     if progress is not None:
         progress(0, f"best {history.best:.4f} at step {history.best_step}")
     return history
+
+
+def _not_finite(
+    value: float, step: int, settings: FitSettings, name: str, history: History
+) -> NonFiniteError:
+    return NonFiniteError(
+        f"training of the {name} met the loss {value} at step {step + 1} of {settings.steps}; the weights of step "
+        f"{history.best_step} are kept. Lower the learning rate (now {settings.learning_rate:g}) or check the data for "
+        "absurd values."
+    )
 
 
 def _rate(step: int, steps: int) -> float:

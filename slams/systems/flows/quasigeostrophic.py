@@ -253,6 +253,21 @@ class MoistQG(Dynamics):
             self._stretch[above] * (dtau + crossing - source[..., above, :, :])
         )
 
+        moisture = self._moisture(day, lift, east, north, wet, wet_laplacian, evaporation - rain)
+        return torch.cat([dq, moisture], -3), rain, humidity, lift
+
+    def _moisture(
+        self,
+        day: Tensor,
+        lift: Tensor,
+        east: Tensor,
+        north: Tensor,
+        wet: Tensor,
+        wet_laplacian: Tensor,
+        gain: Tensor,
+    ) -> Tensor:
+        """Tendency of the column's water: local gain, advection by the two lowest levels, and convergence."""
+        sphere, climate = self.harmonics, self.climate
         divergence = sphere.analysis(lift[..., -1:, :, :])
         if climate.trades > 0:
             divergence = divergence + self._trades[0] + _phase(day)[..., None, None, None] * self._trades[1]
@@ -264,10 +279,9 @@ class MoistQG(Dynamics):
         )
         swept = sphere.jacobian(low, (east[..., -1:, :, :], north[..., -1:, :, :]))
         # div(W grad chi) = (lap(W chi) + W lap chi - chi lap W) / 2 conserves water to rounding.
-        local = evaporation - rain - swept - (wet * spreading - potential * wet_laplacian) / 2
+        local = gain - swept - (wet * spreading - potential * wet_laplacian) / 2
         both = sphere.analysis(torch.cat([local, wet * potential], -3))
-        dwater = both[..., :1, :, :] - sphere.laplacian * both[..., 1:, :, :] / 2
-        return torch.cat([dq, dwater], -3), rain, humidity, lift
+        return both[..., :1, :, :] - sphere.laplacian * both[..., 1:, :, :] / 2
 
     def _water_cycle(self, wet: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rain, evaporation [mm/day] and relative humidity of the column, grid fields."""
