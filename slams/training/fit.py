@@ -81,6 +81,7 @@ def fit(
         FloatingPointError: If a loss is not finite. The best weights so far are then in the module, and the
             last saved state in the checkpoint.
     """
+    progress = progress or _silent
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     average = copy.deepcopy(module).eval()
@@ -110,8 +111,7 @@ def fit(
         optimiser.step()
         _follow(average, module, min(settings.ema, (1 + step) / (10 + step)) if settings.ema else 0.0)
         running += float(value.detach())
-        if progress is not None:
-            progress(1, "")
+        progress(1, "")
         if (step + 1) % settings.every == 0 or step + 1 == settings.steps:
             score = validate(average)
             span = (step % settings.every) + 1
@@ -121,17 +121,19 @@ def fit(
             if score < history.best:
                 history.best, history.best_step, stale = score, step + 1, 0
                 best = copy.deepcopy(average.state_dict())
-            if progress is not None:
-                progress(0, f"{history.rows[-1][1]:.4f} / {score:.4f}")
+            progress(0, f"{history.rows[-1][1]:.4f} / {score:.4f}")
             if checkpoint is not None:
                 _save(checkpoint, module, average, optimiser, best, step + 1, stale, history)
             if settings.patience and stale >= settings.patience:
                 break
     module.load_state_dict(best)
     module.eval()
-    if progress is not None:
-        progress(0, f"best {history.best:.4f} at step {history.best_step}")
+    progress(0, f"best {history.best:.4f} at step {history.best_step}")
     return history
+
+
+def _silent(units: int, message: str) -> None:
+    pass
 
 
 def _not_finite(
