@@ -171,7 +171,7 @@ def test_a_chunked_blanket_guides_like_a_whole_one(rng):
 
 def test_chunks_and_windows_that_do_not_fit_are_refused(values):
     guided = composed(values, 5).denoiser
-    with pytest.raises(ValueError, match="own observations"):
+    with pytest.raises(ValueError, match="holds observations of every window"):
         MarkovBlanket(guided, 5, chunk=3)
     with pytest.raises(ValueError, match="positive number of windows, got 0"):
         MarkovBlanket(Net(5, 1), 5, chunk=0)
