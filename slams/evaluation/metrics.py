@@ -156,7 +156,7 @@ def covered(samples: Tensor, truth: Tensor) -> Tensor:
         truth: Truth, (*E).
 
     Returns:
-        (*E); NaN for a single member.
+        (*E); NaN for a single member, and where a member or the truth is not finite.
 
     Source:
         Hyndman & Fan (1996), type 7.
@@ -224,7 +224,9 @@ def _between(samples: Tensor, truth: Tensor, positions: Sequence[float]) -> Tens
         position = min(max(position, 0.0), size - 1.0)
         below = min(int(position), size - 2)
         bounds.append(torch.lerp(ordered[below], ordered[below + 1], position - below))
-    return ((truth >= bounds[0]) & (truth <= bounds[1])).to(truth.dtype)
+    inside = ((truth >= bounds[0]) & (truth <= bounds[1])).to(truth.dtype)
+    # the sum is NaN or infinite where a member is; it costs no memory of the size of the ensemble
+    return torch.where(torch.isfinite(samples.sum(0) + truth), inside, torch.nan)
 
 
 # fmt: off

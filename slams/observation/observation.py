@@ -37,6 +37,11 @@ class Observation:
     def __post_init__(self) -> None:
         size = self.value.shape[-self.event :].numel()
         object.__setattr__(self, "noise", self.noise.sized(size, self.value))
+        if bool(torch.isinf(self.value).any()):
+            raise InvalidValueError(
+                f"{int(torch.isinf(self.value).sum())} observed values are infinite; NaN marks a missing value, so "
+                "replace them by NaN or correct them."
+            )
 
     @cached_property
     def precision(self) -> Tensor:

@@ -9,7 +9,7 @@ from slams.core.random import fork, normal
 from slams.evaluation import COVERAGE90, CRPS, RMSE, SPREAD, Metric, evaluate
 from slams.evaluation.figures.twin_plots import error_and_spread, rank_grid
 from slams.evaluation.intervals import mean_interval, median_interval, share_interval
-from slams.evaluation.metrics import covered, fair_crps, squared_error
+from slams.evaluation.metrics import covered, covered_fair, fair_crps, squared_error
 from slams.evaluation.windows import window_statistics
 
 
@@ -137,3 +137,17 @@ def test_all_panels_show_their_curves_on_one_scale(best):
     assert len({axis.get_ylim() for axis in axes[:3]}) == 1
     low, high = axes[0].get_ylim()
     assert low < best < 9.0 < high
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_member_that_is_not_finite_is_in_no_score_a_hit_or_a_miss(value):
+    """Every score of the affected point is not finite; the others are unchanged."""
+    rng = torch.Generator().manual_seed(0)
+    members, truth = torch.randn(10, 5, 3, generator=rng), torch.randn(5, 3, generator=rng)
+    broken = members.clone()
+    broken[3, 2, 1] = value
+    for statistic in (covered, covered_fair, fair_crps, squared_error):
+        before, after = statistic(members, truth), statistic(broken, truth)
+        assert not torch.isfinite(after[2, 1])
+        after[2, 1] = before[2, 1]
+        torch.testing.assert_close(after, before)

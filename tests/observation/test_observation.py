@@ -233,3 +233,13 @@ def test_values_that_do_not_match_the_operator_are_refused_at_the_first_innovati
     apart = {n: Observation(torch.ones(n, 3, D), Identity(), Isotropic(1.0)) for n in (1, 2)}
     with pytest.raises(ValueError, match="need the same replicates"):
         Observations({"a": apart[1], "b": apart[2]}).step(0)
+
+
+def test_infinite_values_are_refused_and_nan_is_missing():
+    """An infinite value is a fault, not a gap."""
+    with pytest.raises(ValueError, match="2 observed values are infinite; NaN marks a missing value"):
+        Observation(torch.tensor([1.0, torch.inf, -torch.inf]), lambda x: x, Isotropic(1.0))
+    assert Observation(torch.tensor([1.0, torch.nan]), lambda x: x, Isotropic(1.0)).seen.tolist() == [
+        True,
+        False,
+    ]

@@ -172,8 +172,9 @@ class IEnKS(Filter):
             window = torch.where(replaced, x.unsqueeze(axis), window)
         first, steps = window.select(axis, 0), window.shape[axis]
         if steps > self.lag:
-            first = self.dynamics(first, rng=rng)
-        window = self._run(first, min(steps, self.lag), rng)
+            first = self.dynamics.advance(first, memory.step - steps, rng=rng)
+        steps = min(steps, self.lag)
+        window = self._run(first, memory.step - steps, steps, rng)
         memory.carry["window"] = window
         return window.select(axis, -1)
 
@@ -211,7 +212,8 @@ class IEnKS(Filter):
         for i in range(self.iterations):
             if i:
                 first = (mean + (w + T) @ A)[..., :width].unflatten(-1, self.dynamics.state_shape)
-                window = self._run(first, window.shape[self._axis] - 1, rng)
+                steps = window.shape[self._axis] - 1
+                window = self._run(first, memory.step - steps, steps, rng)
             departures = Departures.of(window.select(self._axis, -1), observation)
             Y, d = departures.Y, departures.d.unsqueeze(-2)
             if i == 0:
@@ -236,11 +238,11 @@ class IEnKS(Filter):
         memory.diagnostics["iterations"] = count
         return result
 
-    def _run(self, first: Tensor, steps: int, rng: Rng) -> Tensor:
-        """The first ensemble of a window through it, (*B, N, *S) -> (*B, N, 1 + steps, *S)."""
+    def _run(self, first: Tensor, start: int, steps: int, rng: Rng) -> Tensor:
+        """The first ensemble of a window from step `start` on, (*B, N, *S) -> (*B, N, 1 + steps, *S)."""
         states = [first]
-        for _ in range(steps):
-            states.append(self.dynamics(states[-1], rng=rng))
+        for k in range(start, start + steps):
+            states.append(self.dynamics.advance(states[-1], k, rng=rng))
         return torch.stack(states, self._axis)
 
 

@@ -84,11 +84,11 @@ class EKF(GaussianFilter):
         """See `Filter.forecast`; mean and covariance move."""
         P = memory.carry["covariance"]
         if self.frozen:
-            x = deterministic(self.dynamics)(x)
+            x = deterministic(self.dynamics, memory.step - 1)(x)
             MT = self._resolvent(x)
             P = MT.mT @ P @ MT
         else:
-            x, P = moved(self.dynamics, x, P)
+            x, P = moved(self.dynamics, x, P, memory.step - 1)
         P = self.inflation**self.dynamics.dt * P
         if self.model_error is not None:
             P = P + self.model_error.to(P)

@@ -76,7 +76,7 @@ class ThreeDVar(GaussianFilter):
     def forecast(self, x: Tensor, memory: Memory, *, rng: Rng = None) -> Tensor:
         """See `Filter.forecast`; the mean moves, the covariance is B again."""
         memory.carry["covariance"] = self._spread_out(self.background, x)
-        return deterministic(self.dynamics)(x)
+        return deterministic(self.dynamics, memory.step - 1)(x)
 
     def analyse(
         self, forecast: Tensor, observation: Observation, *, rng: Rng = None, memory: Memory | None = None
@@ -171,8 +171,8 @@ class FourDVar(GaussianFilter):
         """See `Filter.forecast`; after the end of a window, from its analysis."""
         end = memory.carry.pop("end", None)
         if end is not None:
-            return self._open(deterministic(self.dynamics)(end), memory)
-        x, P = moved(self.dynamics, x, memory.carry["covariance"])
+            return self._open(deterministic(self.dynamics, memory.step - 1)(end), memory)
+        x, P = moved(self.dynamics, x, memory.carry["covariance"], memory.step - 1)
         memory.carry["covariance"] = P if self.model_error is None else P + self.model_error.to(P)
         return x
 
@@ -196,7 +196,10 @@ class FourDVar(GaussianFilter):
         assert memory.observations is not None
         seen = [memory.observations.step(j) for j in range(k - within, k + 1)]
         background = memory.carry["background"].squeeze(self._axis)
-        problem = WindowProblem(self.dynamics, seen, background, self.background, self.model_error)
+        first = k - within
+        problem = WindowProblem(
+            self.dynamics, seen, background, self.background, self.model_error, first=first
+        )
         done = problem.solve(iterations=self.iterations, solver=self.solver)
         assert done.covariance is not None
         axis = self._axis

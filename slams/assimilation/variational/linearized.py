@@ -66,10 +66,10 @@ def jacobian(
     return y.detach().narrow(members, 0, 1), rows.flatten(members + 1).mT
 
 
-def moved(dynamics: Dynamics, x: Tensor, P: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance one step later, M(m) and M' P M'^T; (*B, 1, *S) and (*B, d, d) to the same."""
+def moved(dynamics: Dynamics, x: Tensor, P: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Mean and covariance after step `step`, M(m) and M' P M'^T; (*B, 1, *S) and (*B, d, d) to the same."""
     event = len(dynamics.state_shape)
-    x, MT = jacobian(deterministic(dynamics), x, torch.Size(dynamics.state_shape).numel(), event)
+    x, MT = jacobian(deterministic(dynamics, step), x, torch.Size(dynamics.state_shape).numel(), event)
     return x, MT.mT @ P @ MT
 
 
@@ -180,11 +180,14 @@ def deterministic(dynamics: Dynamics, step: int | None = None) -> Callable[[Tens
 
     Args:
         dynamics: The model.
-        step: Number of the step, for a model that varies in time (one with a `horizon`).
+        step: Number of the step, for a model that varies in time: one with a `horizon`, or with its own `advance`.
     """
     mean = getattr(dynamics, "mean", None)
-    move = mean if callable(mean) else dynamics
-    return move if getattr(dynamics, "horizon", None) is None else partial(move, step=step)
+    if getattr(dynamics, "horizon", None) is not None:
+        return partial(mean if callable(mean) else dynamics, step=step)
+    if callable(mean) or step is None:
+        return mean if callable(mean) else dynamics
+    return partial(dynamics.advance, k=step)
 
 
 def model_noise(dynamics: Dynamics) -> Tensor | None:
