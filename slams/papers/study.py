@@ -182,8 +182,9 @@ def load_denoiser(
     try:
         denoiser = make(tensors, facts["net"])
     except (KeyError, TypeError, RuntimeError, IndexError) as error:
+        fault = str(error).splitlines()[0]
         raise InvalidValueError(
-            f"{path} holds weights that do not fit its settings ({error}); restore it or train again."
+            f"{path} holds weights that do not fit its settings ({fault}); restore it or train again."
         ) from error
     return denoiser.eval(), facts
 

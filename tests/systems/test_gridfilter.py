@@ -106,8 +106,8 @@ def test_the_model_error_of_unforeseen_flips_is_large():
 
 
 def test_old_name_of_the_posterior_warns():
-    """GridPosterior is GridPosterior until version 0.4."""
+    """GridBelief is GridPosterior until version 0.4."""
     import slams.systems
 
     with pytest.warns(FutureWarning, match="GridPosterior"):
-        assert slams.systems.GridPosterior is slams.systems.GridPosterior
+        assert slams.systems.GridBelief is slams.systems.GridPosterior

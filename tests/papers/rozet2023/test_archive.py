@@ -106,7 +106,7 @@ def test_weights_travel_with_their_settings(net, data, tmp_path):
     assert meta["archive"] == repr(SMALL)
     other = dataclasses.replace(net, width=16)
     save_net(tmp_path / "other.safetensors", other, denoiser)
-    with pytest.raises(ValueError, match="settings ask for"):
+    with pytest.raises(ValueError, match="do not fit its settings"):
         load_net(tmp_path / "other.safetensors")
 
 
