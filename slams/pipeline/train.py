@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING, is_dataclass, replace
 from dataclasses import fields as fields_of
-from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,8 @@ def _restricted(settings: Any, earlier: Mapping[str, Any]) -> Any:
     """Plain settings without those that are newer than `earlier` and at their default."""
     kept = {}
     for field in fields_of(settings):
-        value, default = getattr(settings, field.name), field.default
+        value = getattr(settings, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
         if field.name in earlier or value != default:
             own = earlier.get(field.name, {})
             kept[field.name] = _restricted(value, own) if is_dataclass(value) else plain(value)
