@@ -157,7 +157,7 @@ def _figures(
     for metric in (METRICS[name] for name in shown((row["metric"] for row in rows), "console")):
         if metric.parts:
             ideal = metric.better if isinstance(metric.better, float) else None
-            label = metric.axis("unit of the state") + ("; dashes: if calibrated" if ideal else "")
+            label = metric.axis("unit of the state") + ("\n(dashes: calibrated)" if ideal else "")
             scores[label] = scores_by_method(means, metric.name, methods=ordered)
             if metric.name == "coverage90":  # coverage of a calibrated ensemble of N
                 target[label] = {name: 0.9 * (n - 1) / (n + 1) for name, n in sizes.items()}
