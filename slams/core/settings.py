@@ -316,20 +316,6 @@ def known_settings(
             raise InvalidValueError(unknown(kind, str(key), allowed, where))
 
 
-def known_keys(tree: Any, allowed: Iterable[str], where: str) -> None:
-    """Reject a value that is not a mapping or has a key that is not allowed.
-
-    Raises:
-        ValueError: If it is not a mapping or a key is not allowed; names the place and the nearest key.
-    """
-    if not isinstance(tree, Mapping):
-        raise InvalidValueError(f"{where} holds keys and values, got {type(tree).__name__}.")
-    allowed = list(allowed)
-    for key in tree:
-        if key not in allowed:
-            raise InvalidValueError(f"{where}: {unknown('key', str(key), allowed)}")
-
-
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
     """Differences between nested settings, one line each.
 

@@ -148,9 +148,8 @@ class Stages:
         found = self.load(stage)
         if found is None:
             self.save(stage, *make())
-            found = self.load(
-                stage
-            )  # rounding depends on how numbers lie in memory, and a resumed run reads them
+            # rounding depends on how numbers lie in memory, and a resumed run reads them
+            found = self.load(stage)
             assert found is not None
         return found
 
@@ -212,7 +211,7 @@ class Stages:
             self.finish(stage, files)
 
     def forget(self, stage: Stage) -> None:
-        """Remove the record of a finished stage, before another process writes its file."""
+        """Remove the record of a finished stage, which is then computed again."""
         rows = {name: row for name, row in self._rows().items() if name != stage.name}
         write_text(self.folder / _LEDGER, json.dumps(rows, indent=1))
 

@@ -70,7 +70,9 @@ def evaluate(
         FileNotFoundError: If a file isn't there.
         ValueError: If `analysis` is no analysis, or a truth shares no day or lies on other points.
     """
-    return scored(analysis, truths, report=report_dir, console=console or Console()).page
+    page = scored(analysis, truths, report=report_dir, console=console or Console()).page
+    assert page is not None
+    return page
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class AnalysisScores(PrintedTable):
 
     rows: list[dict[str, Any]]
     views: list[View]
-    report: Path | None = None
+    page: Path | None = None
 
     title = "scores"
 
@@ -98,12 +100,6 @@ class AnalysisScores(PrintedTable):
                 name = view.name if part == "all" else f"{view.name}, {part}"
                 found += [{"variable": f"{name} [{view.units}]", **line} for line in table]
         return found
-
-    @property
-    def page(self) -> Path:
-        """Path of the report."""
-        assert self.report is not None
-        return self.report
 
 
 def scored(

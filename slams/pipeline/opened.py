@@ -1,5 +1,6 @@
 """A trained run in Python: `slams.open_run(folder)`, then `assimilate` and `evaluate`."""
 
+import json
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -107,7 +108,7 @@ class Run:
             TypeError: If the observations are of another type.
             ValueError: If a name, setting, variable or date is invalid.
         """
-        overrides = [f"{key.replace('__', '.')}={_yaml(value)}" for key, value in settings.items()]
+        overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in settings.items()]
         recipe = configure(self.recipe, [*overrides, f"device={self._device}"], members)
         model = Model(self.model.codec, self.model.prior, recipe).on(computing_device(self._device))
         seed = generator(None).initial_seed() if seed is None else seed
@@ -149,10 +150,6 @@ class Run:
             return scored(path, files, report=report, console=Console(quiet=not progress))
 
 
-def _yaml(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 @contextmanager
 def _as_files(given: Given, what: str) -> Iterator[list[str]]:
     """[NAME=]PATH of all inputs; labelled arrays are written to temporary files."""
@@ -168,15 +165,10 @@ def _as_files(given: Given, what: str) -> Iterator[list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for number, (name, each) in enumerate(items):
-            if isinstance(each, (xr.Dataset, xr.DataArray)):
-                path = Path(folder) / f"{what}_{number}.nc"
-                each = _named(each, name)
-                write_netcdf(each, path)
-            elif isinstance(each, xr.DataTree):
-                path = Path(folder) / f"{what}_{number}.nc"
-                write_netcdf(each.to_dataset(), path)
+            if isinstance(each, (xr.Dataset, xr.DataArray, xr.DataTree)):
+                path = write_netcdf(_dataset(each, name), Path(folder) / f"{what}_{number}.nc")
             elif isinstance(each, (str, Path)):
-                path = each if isinstance(each, Path) else Path(each)
+                path = Path(each)
             else:
                 raise InvalidTypeError(
                     f"{what} are paths, Datasets or DataArrays, got {type(each).__name__}; label an array with its "
@@ -186,9 +178,11 @@ def _as_files(given: Given, what: str) -> Iterator[list[str]]:
         yield files
 
 
-def _named(array: xr.Dataset | xr.DataArray, name: str | None) -> xr.Dataset:
+def _dataset(array: Labelled, name: str | None) -> xr.Dataset:
     if isinstance(array, xr.Dataset):
         return array
+    if isinstance(array, xr.DataTree):
+        return array.to_dataset()
     if array.name is None and name is None:
         raise InvalidValueError("a DataArray without a name could be any modality; pass {modality: array}.")
     return array.to_dataset(name=str(name if name is not None else array.name))

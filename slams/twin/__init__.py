@@ -1,22 +1,8 @@
-"""Twin experiments: methods on simulated truths."""
+"""Twin experiments: methods on simulated truths.
 
-from typing import TYPE_CHECKING, Any
+The names of `slams/twin/__init__.pyi` are imported when they are first used.
+"""
 
-from slams.twin.experiment import Result, TwinExperiment
-from slams.twin.twin import Twin
+import lazy_loader
 
-if TYPE_CHECKING:
-    from slams.twin.benchmark import BenchTable, bench
-    from slams.twin.tuning import TuneTable, tune
-
-__all__ = ["BenchTable", "Result", "TuneTable", "Twin", "TwinExperiment", "bench", "tune"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("BenchTable", "bench"):  # when asked for: they load matplotlib
-        from slams.twin import benchmark as module
-    elif name in ("TuneTable", "tune"):
-        from slams.twin import tuning as module  # type: ignore[no-redef]
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(module, name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

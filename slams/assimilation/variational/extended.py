@@ -11,7 +11,6 @@ from slams.assimilation.keywords import FilterKeywords
 from slams.assimilation.variational.linearized import (
     GaussianFilter,
     as_matrix,
-    chi2,
     deterministic,
     jacobian,
     kalman_update,
@@ -103,12 +102,8 @@ class EKF(GaussianFilter):
     ) -> Tensor:
         """See `Filter.analyse`."""
         memory = Memory() if memory is None else memory
-        if "covariance" not in memory.carry:
-            forecast = self.start(forecast, memory)
-        d, HT = self._look(forecast, observation)
-        P = memory.carry["covariance"]
-        memory.diagnostics["innovation"] = chi2(observation, d, ((P @ HT) * HT).sum(-2))
-        increment, memory.carry["covariance"] = kalman_update(P, HT, d)
+        forecast, d, HT = self._compare(forecast, observation, memory)
+        increment, memory.carry["covariance"] = kalman_update(memory.carry["covariance"], HT, d)
         return forecast + increment.reshape(forecast.shape)
 
     def _resolvent(self, x: Tensor) -> Tensor:

@@ -181,12 +181,7 @@ class FourDVar(GaussianFilter):
     ) -> Tensor:
         """See `Filter.analyse`; only looks, as the window is fitted at its end."""
         memory = Memory() if memory is None else memory
-        if "covariance" not in memory.carry:
-            forecast = self.start(forecast, memory)
-        d, HT = self._look(forecast, observation)
-        P = memory.carry["covariance"]
-        memory.diagnostics["innovation"] = chi2(observation, d, ((P @ HT) * HT).sum(-2))
-        return forecast
+        return self._compare(forecast, observation, memory)[0]
 
     def emit(self, k: int, last: int, x: Tensor, memory: Memory) -> Iterator[tuple[int, Tensor]]:
         """See `Filter.emit`; one step at a time, its covariance in the memory while it is looked at."""

@@ -242,6 +242,17 @@ class GaussianFilter(Filter):
         """The mean of an ensemble as its only member."""
         return x.mean(self._axis, keepdim=True)
 
+    def _compare(
+        self, forecast: Tensor, observation: Observation, memory: Memory
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Forecast, whitened innovation and H^T; the innovation statistic goes to the diagnostics."""
+        if "covariance" not in memory.carry:
+            forecast = self.start(forecast, memory)
+        d, HT = self._look(forecast, observation)
+        P = memory.carry["covariance"]
+        memory.diagnostics["innovation"] = chi2(observation, d, ((P @ HT) * HT).sum(-2))
+        return forecast, d, HT
+
     def _look(self, x: Tensor, observation: Observation) -> tuple[Tensor, Tensor]:
         """Whitened innovation (*B, O) and H^T (*B, d, O) at x, (*B, 1, *S)."""
         return linearize(observation, x, basis(x, self._event), self._event)
