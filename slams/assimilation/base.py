@@ -52,6 +52,7 @@ class Labels:
         dims: Names of the axes of a state.
         coords: Coordinates of these axes by name, with their unit.
         dt: Model time between two steps.
+        follows: Whether the method means to follow the truth, see `Filter.follows`.
     """
 
     method: str
@@ -59,6 +60,7 @@ class Labels:
     dims: tuple[str, ...] = ()
     coords: Mapping[str, tuple[Tensor, str]] = field(default_factory=dict)
     dt: float = 1.0
+    follows: bool = True
 
     @classmethod
     def of(cls, method: object, dynamics: Dynamics) -> "Labels":
@@ -78,7 +80,8 @@ class Labels:
             for key, item in parts.items():
                 if isinstance(item, (bool, int, float, str)) and not name.startswith("_"):
                     settings[f"{name}.{key}".rstrip(".")] = item
-        return cls(type(method).__name__, settings, *_axes(dynamics), dynamics.dt)
+        follows = getattr(method, "follows", True)
+        return cls(type(method).__name__, settings, *_axes(dynamics), dynamics.dt, follows)
 
 
 def _axes(dynamics: Dynamics) -> tuple[tuple[str, ...], dict[str, tuple[Tensor, str]]]:

@@ -14,7 +14,7 @@ from slams.assimilation.base import Assimilator, Explanation, Labels, Posterior
 from slams.assimilation.checkpoint import Checkpoint
 from slams.assimilation.checks import advanced, check_dynamics, check_observations, check_operator
 from slams.assimilation.keywords import Failure, signature_of
-from slams.assimilation.records import Keep, Records
+from slams.assimilation.records import Keep, Records, aside
 from slams.core.errors import InvalidValueError, NonFiniteError
 from slams.core.random import Rng, generator, settled
 from slams.core.renamed import old_keywords
@@ -108,6 +108,8 @@ class Filter(Assimilator):
     least = 2
     #: Steps by which the output lags behind the newest observation (fixed-lag smoothers).
     delay = 0
+    #: Whether the method means to follow the truth: a free run diverges by construction, without a warning.
+    follows = True
 
     def __init__(self, dynamics: Dynamics, *, failure: Failure = "stop", bound: float = float("inf")) -> None:
         if failure not in ("stop", "replace"):
@@ -211,7 +213,8 @@ class Filter(Assimilator):
         Returns:
             The ensemble and diagnostics: "innovation" as in `Memory`, "innovation_ratio", its mean over about 50
             analyses, and "diverged", 1 where that exceeds 2 (more after few values): forecasts are then further from the
-            observations than both spreads allow.
+            observations than both spreads allow. A run that diverged by `diverged_fraction`, or whose members were
+            replaced, is a `DivergenceWarning` with the step.
 
         Raises:
             ValueError: If the size, first ensemble or checkpoint does not fit.
@@ -238,6 +241,7 @@ class Filter(Assimilator):
                 progress(k)
         if saved is not None:
             saved.save(state.tensors(records, rng))
+        records.warn(type(self).__name__, self.follows)
         return replace(records.posterior(), seed=seed, labels=Labels.of(self, self.dynamics))
 
     @property
@@ -305,7 +309,7 @@ class _State:
                 records.explanations[k] = _explanation(method, self.x, memory, observation, before)
         self.replace_invalid_members(k, rng)
         for index, x in method.emit(k, records.steps - 1, self.x, memory):
-            records.write(index, FilterState(method, x, memory, self.size, _aside(rng, index)))
+            records.write(index, FilterState(method, x, memory, self.size, aside(rng, index)))
         records.note(k, memory.diagnostics)
         self.done = k + 1
 
@@ -376,11 +380,6 @@ class _State:
         carry = {name.removeprefix("carry/"): v for name, v in saved.items() if name.startswith("carry/")}
         self.memory.carry = carry
         records.restore(saved)
-
-
-def _aside(rng: torch.Generator, k: int) -> torch.Generator:
-    """A generator for draws that are only looked at: what is kept must not change the run."""
-    return torch.Generator(rng.device).manual_seed((rng.initial_seed() * 1_000_003 + k + 1) % 2**63)
 
 
 def _explanation(

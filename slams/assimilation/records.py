@@ -1,5 +1,6 @@
 """Stored results of a filter run, and their serialization."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
@@ -7,10 +8,14 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.base import Explanation, Posterior
-from slams.core.errors import InvalidValueError
+from slams.core.errors import DivergenceWarning, InvalidValueError, warn_diverged
 from slams.observation.observation import Observations
 
 Keep = Literal["scores", "moments", "members"]
+_REPLACED = {
+    "replaced": "members that were not finite or beyond the bound were replaced by copies of others",
+    "draws_lost": "draws of the generator that were not finite or beyond the bound were left out",
+}
 
 
 class StepEstimate(Protocol):
@@ -93,6 +98,26 @@ class Records:
                 parts.setdefault(int(k), {})[attribute] = value
         self.explanations = {k: Explanation(**part) for k, part in parts.items()}
 
+    def warn(self, who: str, follows: bool) -> None:
+        """Warn once of what makes the results doubtful: divergence, replaced members, rejected draws of a generator."""
+        diverged = self.kept.get("diagnostics/diverged")
+        if diverged is not None and follows:
+            warn_diverged(diverged, who, stacklevel=4)
+        for name, what in _REPLACED.items():
+            number = self.kept.get(f"diagnostics/{name}")
+            steps = (
+                []
+                if number is None
+                else (number > 0).reshape(-1, self.steps).any(0).nonzero().flatten().tolist()
+            )
+            if steps:
+                warnings.warn(
+                    f"{who}: {what} at {len(steps)} of {self.steps} steps, first at step {steps[0]}; see the diagnostic "
+                    f"{name!r}.",
+                    DivergenceWarning,
+                    stacklevel=4,
+                )
+
     def posterior(self) -> Posterior:
         """The result."""
         numbers = {
@@ -100,3 +125,8 @@ class Records:
         }
         kept = self.kept.get
         return Posterior(kept("samples"), numbers, kept("mean"), kept("variance"), self.explanations)
+
+
+def aside(rng: torch.Generator, k: int) -> torch.Generator:
+    """A generator for draws that are only looked at: what is kept must not change the run."""
+    return torch.Generator(rng.device).manual_seed((rng.initial_seed() * 1_000_003 + k + 1) % 2**63)

@@ -1,4 +1,15 @@
-"""Errors and warnings of the package; each error is also the builtin error that it refines."""
+"""Errors and warnings of the package, each error also the builtin error that it refines; the criterion of divergence."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DIVERGED_FRACTION = 0.1  # of the analyses, beyond which a replicate counts as diverged
+SETTLED = 100  # analyses until the running mean of innovations has forgotten a poor first guess
 
 
 class SlamsError(Exception):
@@ -35,3 +46,65 @@ class DivergenceWarning(SlamsWarning):
 
 class DataWarning(SlamsWarning):
     """Values that were left out, converted or filled on reading."""
+
+
+def diverged_fraction(diverged: "Tensor", before: int = 0) -> "Tensor":
+    """Share of analyses at which a method had diverged, of those from the 100th on (of a shorter run the last).
+
+    More than `DIVERGED_FRACTION` of them is a diverged replicate: a passing excursion on Lorenz-63 is none.
+
+    Args:
+        diverged: Flags of the analyses in order, (*B, n).
+        before: Analyses before the first of these.
+
+    Returns:
+        (*B), float64.
+    """
+    return diverged[..., _settled(diverged, before) :].double().mean(-1)
+
+
+def warn_diverged(diverged: "Tensor", who: str, *, first: int = 0, stacklevel: int = 2) -> None:
+    """Warn of the replicates in which a method has diverged, with the step from which on.
+
+    Args:
+        diverged: 1 at steps at which it had, 0 where it had not, NaN at steps without an analysis, (*B, L).
+        who: Name of the method.
+        first: First step that counts.
+        stacklevel: As in `warnings.warn`.
+    """
+    flat = diverged.reshape(-1, diverged.shape[-1])
+    steps = (~flat.isnan()).any(0).nonzero().squeeze(-1)
+    before, steps = int((steps < first).sum()), steps[steps >= first]
+    if not len(steps):
+        return
+    flags = flat[:, steps].nan_to_num() > 0.5  # (R, n)
+    lost = diverged_fraction(flags, before) > DIVERGED_FRACTION
+    if not bool(lost.any()):
+        return
+    starts = []
+    for row in flags[lost]:
+        k = start = _settled(flags, before)
+        start += int(row[k:].int().argmax())
+        while start > 0 and bool(row[start - 1]):
+            start -= 1
+        starts.append(int(steps[start]))
+    among = f" in {int(lost.sum())} of {len(lost)} replicates, first" if len(lost) > 1 else ""
+    warnings.warn(
+        f"{who} has diverged{among} from step {min(starts)} on: its innovations are more than twice as large, in "
+        "variance, as its spread and the observation errors allow, or its mean is not finite. Do not use results from "
+        "there on; inflate more, localize, take more members, or check the model and the observation errors.",
+        DivergenceWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
+def _settled(flags: "Tensor", before: int) -> int:
+    return min(max(SETTLED - before, 0), flags.shape[-1] - 1)
+
+
+@contextlib.contextmanager
+def divergence_counted() -> Iterator[None]:
+    """Context without warnings of divergence, for tables that have a column for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DivergenceWarning)
+        yield

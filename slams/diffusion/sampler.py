@@ -8,10 +8,11 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from slams.core.errors import InvalidValueError, NonFiniteError
+from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, normal
 from slams.core.renamed import old_keywords
 from slams.diffusion.denoiser import Denoiser
+from slams.diffusion.divergence import data_scale, diverged_step, is_sound
 from slams.diffusion.schedule import Schedule
 
 
@@ -143,7 +144,9 @@ class Sampler:
             Draws of the shape of `noise`.
 
         Raises:
-            FloatingPointError: If a draw is not finite; names the step, and the guidance's norm if that was at fault.
+            FloatingPointError: If a draw is not finite, or larger than 1e6 (alpha_t s + sigma_t) with s the `std` that
+                the denoiser's parts state (at least 1); names the step, the range of the network's output, and the
+                guidance's norm if that was at fault.
         """
         times = self._times(denoiser.schedule).to(noise)
         return self._along(denoiser, denoiser.schedule(times[0])[1] * noise, times, rng, progress)
@@ -192,6 +195,7 @@ class Sampler:
     ) -> Tensor:
         """x carried from the first of `times` to the last."""
         past: list[tuple[Tensor, Tensor]] = []
+        scale = data_scale(denoiser)
         last = normal(x.shape, like=x, rng=rng) if self.noise_averaging else x
         for i in range(self.steps):
             before = x
@@ -209,12 +213,10 @@ class Sampler:
                 for _ in range(self.corrections if i < self.steps - 1 else 0):
                     x = self._correct(denoiser, x, times[i + 1], rng)
             except FloatingPointError as error:
-                raise NonFiniteError(f"in step {i + 1} of {self.steps}: {error}") from error
-            if not bool(torch.isfinite(x).all()):
-                raise NonFiniteError(
-                    f"the draws are not finite after step {i + 1} of {self.steps} (largest value before it "
-                    f"{float(before.abs().max()):g}); use more steps."
-                )
+                where = f"step {i + 1} of {self.steps}"
+                raise diverged_step(denoiser, before, times[i], None, error, where) from error
+            if not is_sound(x, float(at.alpha_s) * scale + float(at.sigma_s)):
+                raise diverged_step(denoiser, before, times[i], x, "", f"step {i + 1} of {self.steps}")
             if progress is not None:
                 progress(1)
         return x

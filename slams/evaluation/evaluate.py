@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from slams.core.errors import InvalidTypeError, InvalidValueError
+from slams.core.errors import InvalidTypeError, InvalidValueError, warn_diverged
 from slams.evaluation.metrics import Metric, metrics_of, named
 from slams.evaluation.tables import as_text, text
 
@@ -99,7 +99,8 @@ def evaluate(
     """Score an ensemble of trajectories against the truth.
 
     A posterior without members is scored by its mean and variance as a normal distribution; metrics that have no
-    Gaussian form are then left out.
+    Gaussian form are then left out. A posterior that had diverged, by the criterion of the tables of `bench`, is a
+    `DivergenceWarning` with the step.
 
     Args:
         posterior: Posterior of `assimilate`, or its members (*B, N, L, *S).
@@ -134,6 +135,9 @@ def evaluate(
     else:
         mean, variance = (_flat(each, batch)[:, burn_in:] for each in moments)
         form, forecast = "gaussian", (mean, variance.sqrt())
+    lost = ~torch.isfinite(forecast[0])
+    lost = lost.any(0) if samples is not None else lost
+    _warn(posterior, lost.reshape(*y.shape[:2], -1).any(-1), burn_in)
     results = {}
     for metric in metrics_of("twin") if metrics is None else map(named, metrics):
         if metric.parts and all(getattr(part, form) for part in metric.parts):
@@ -184,6 +188,18 @@ def _replicate_axes(posterior: Forecast | Tensor, samples: Tensor | None, truth:
             "of replicates before it."
         )
     return fits[0] if fits else 0
+
+
+def _warn(posterior: Forecast | Tensor, lost: Tensor, burn_in: int) -> None:
+    """Warns if the posterior had diverged, by its diagnostics or where it is not finite, (B, L - burn_in)."""
+    labels = getattr(posterior, "labels", None)
+    if not getattr(labels, "follows", True):
+        return
+    flags = torch.nn.functional.pad(lost.double(), (burn_in, 0))
+    diverged: Tensor | None = getattr(posterior, "diagnostics", {}).get("diverged")
+    if diverged is not None and diverged.numel() == flags.numel():
+        flags = torch.where(flags > 0, flags, diverged.reshape(flags.shape).to(flags))
+    warn_diverged(flags, getattr(labels, "method", "") or "the posterior", first=burn_in, stacklevel=3)
 
 
 def _flat(x: Tensor, batch: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from slams.assimilation.base import Assimilator, Posterior
 from slams.assimilation.filter import Filter, Keep
-from slams.core.errors import InvalidValueError
+from slams.core.errors import InvalidValueError, divergence_counted
 from slams.core.files import atomic
 from slams.core.random import Rng, fork
 from slams.core.renamed import old_keywords, renamed
@@ -155,7 +155,7 @@ class TwinExperiment:
                 "pass both as `simulate` returned them."
             )
         begun = time.perf_counter()
-        with counted(method) as calls:
+        with counted(method) as calls, divergence_counted():
             monitor = TwinScores(truth, event=event, calls=calls, detail=detail)
             if isinstance(method, Filter):
                 posterior = method.assimilate(

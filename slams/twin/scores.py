@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.filter import FilterState
+from slams.core.errors import DIVERGED_FRACTION, diverged_fraction
 from slams.core.renamed import RENAMED
 from slams.evaluation.metrics import metrics_of
 
-DIVERGED_FRACTION = 0.1  # of the scored steps, beyond which a replicate counts as diverged
-SETTLED = 100  # analyses until the running mean of innovations has forgotten a poor first guess
 MOMENTS = {"squared_error", "predictive_variance"}  # statistics that mean and variance give
 
 
@@ -172,8 +171,7 @@ def summary(
     diverged = ~torch.isfinite(error)
     if "diverged" in selected:
         diverged = diverged | (selected["diverged"] > 0.5)
-    settled = min(max(SETTLED - burn_in, 0), len(steps) - 1)
-    fraction = diverged[..., settled:].to(error.dtype).mean(-1)
+    fraction = diverged_fraction(diverged, burn_in).to(error.dtype)
     means = {name: value.mean(-1) for name, value in selected.items()}
     metrics = [m for m in metrics_of("twin") if m.parts and all(part.key in means for part in m.parts)]
     # first those that follow from mean and variance

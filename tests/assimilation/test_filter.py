@@ -1,17 +1,24 @@
 """Laws of the cycle: what is kept, kill and resume, members that are not credible, and knowing when one is lost."""
 
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
+import slams
+from slams.assimilation.baseline.filters import FreeRun
 from slams.assimilation.ensemble.kalman import ETKF, DEnKF, EnKF
 from slams.assimilation.ensemble.smoother import EnKS
 from slams.assimilation.filter import Filter
 from slams.assimilation.particle.bootstrap import AuxiliaryPF, BootstrapPF
 from slams.core.covariance import Isotropic
+from slams.core.errors import DIVERGED_FRACTION, DivergenceWarning, diverged_fraction
 from slams.core.random import normal
+from slams.evaluation.evaluate import evaluate
 from slams.observation import Survey, operators
+from slams.observation.observation import Observations
 from slams.systems import LinearGaussian, Lorenz96
 from tests.assimilation.twin import DOUBLE, Linear, stable
 
@@ -255,3 +262,79 @@ def test_unknown_policy_is_refused(twin):
     with pytest.raises(ValueError, match="stop"):
         EnKF(twin.system, failure="ignore")
     assert Filter.least == 2
+
+
+def lorenz(forcing: float, steps: int, replicates: int = 3) -> tuple[Observations, torch.Tensor]:
+    """Truths of which the first follows another forcing than the model, the others the model's."""
+    model = Lorenz96(20, dtype=DOUBLE)
+    right = slams.Twin(model, noise=1.0, steps=steps, replicates=replicates, seed=1)
+    wrong = slams.Twin(
+        model, truth=Lorenz96(20, forcing, dtype=DOUBLE), noise=1.0, steps=steps, replicates=1, seed=2
+    )
+    value = right.observations["observation"].value.clone()
+    value[0] = wrong.observations["observation"].value[0]
+    observations = Observations({"y": replace(right.observations["observation"], value=value)})
+    truth = right.truth.clone()
+    truth[0] = wrong.truth[0]
+    return observations, truth
+
+
+def of_divergence(caught) -> list[str]:
+    return [str(each.message) for each in caught if each.category is DivergenceWarning]
+
+
+def test_a_filter_that_lost_the_truth_warns_once_with_the_step_as_the_table_counts(recwarn):
+    """One of three truths has another forcing: the warning, `evaluate` and the table's column agree on which."""
+    observations, truth = lorenz(16.0, 160)
+    post = ETKF(Lorenz96(20, dtype=DOUBLE), inflation=1.02, rotate=True).assimilate(observations, 24, rng=0)
+    (message,) = of_divergence(recwarn)
+    flags = post.diagnostics["diverged"]
+    seen = observations.seen_steps
+    rate = diverged_fraction(flags[:, seen]) > DIVERGED_FRACTION
+    assert rate.tolist() == [True, False, False]
+    counted = seen[100]  # the first analysis that counts
+    first = max(k for k in seen if k <= counted and flags[0, k] == 0) + 1
+    assert f"ETKF has diverged in 1 of 3 replicates, first from step {first} on" in message
+    recwarn.clear()
+    evaluate(post, truth)
+    assert of_divergence(recwarn) == [message]
+    assert all(Path(each.filename) == Path(__file__) for each in recwarn)
+
+
+def test_a_poor_first_guess_a_sound_filter_and_a_free_run_do_not_warn(recwarn):
+    """A start 4 deviations off is forgotten; a free run diverges by construction."""
+    observations, truth = lorenz(8.0, 120)
+    model = Lorenz96(20, dtype=DOUBLE)
+    start = 4 + truth[:, :1] + normal((3, 24, 20), like=truth, rng=generator())
+    post = ETKF(model, inflation=1.05, rotate=True).assimilate(observations, 24, x0=start, rng=0)
+    assert float(post.diagnostics["diverged"][:, 1:6].max()) == 1
+    evaluate(post, truth)
+    evaluate(FreeRun(model).assimilate(observations, 24, rng=0), truth)
+    assert not of_divergence(recwarn)
+
+
+def test_replaced_members_and_members_that_are_not_finite_are_told_with_the_step(twin, recwarn):
+    Broken(twin.system, failure="replace", bound=1e6).assimilate(twin.observations, 6, rng=generator())
+    (message,) = of_divergence(recwarn)
+    assert "replaced" in message and "at 1 of 20 steps, first at step 4" in message
+    recwarn.clear()
+    members = torch.zeros(6, 20, 2)
+    members[3, 7:, 1] = torch.nan
+    evaluate(members, torch.zeros(20, 2), metrics=["rmse"])
+    (message,) = of_divergence(recwarn)
+    assert "the posterior has diverged from step 7 on" in message
+
+
+def test_tables_count_divergence_without_a_warning(recwarn):
+    """`bench` has a column for it."""
+    table = slams.bench(
+        "lorenz96",
+        methods=["ETKF"],
+        replicates=2,
+        cycles=60,
+        burn_in=60,
+        overrides=["truth.forcing=16", "model.forcing=8"],
+    )
+    (etkf,) = (each for each in table.results if each.method == "ETKF")
+    assert float(etkf.scores["divergence_rate"].mean()) == 1
+    assert not of_divergence(recwarn)

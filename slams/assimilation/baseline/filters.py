@@ -28,6 +28,7 @@ class FreeRun(Filter):
     """The ensemble forecast without assimilation; innovations are still reported."""
 
     least = 1
+    follows = False
 
     def analyse(
         self, forecast: Tensor, observation: Observation, *, rng: Rng = None, memory: Memory | None = None
@@ -85,6 +86,8 @@ class Nudging(FreeRun):
         Hoke & Anthes (1976), doi:10.1175/1520-0493(1976)104<1551:TIONMB>2.0.CO;2, eq. 2.1.
     """
 
+    follows = True
+
     def __init__(
         self,
         dynamics: Dynamics,
@@ -124,6 +127,8 @@ class Climatology(GaussianFilter):
     Raises:
         ValueError: If the moments do not fit the state.
     """
+
+    follows = False
 
     def __init__(
         self,
@@ -191,6 +196,8 @@ class OptInterp(Climatology):
         Gandin (1963), Objective Analysis of Meteorological Fields; Daley (1991), Atmospheric Data Analysis,
         eq. 4.2.10.
     """
+
+    follows = True
 
     def forecast(self, x: Tensor, memory: Memory, *, rng: Rng = None) -> Tensor:
         """See `Filter.forecast`; back to the climate."""

@@ -11,6 +11,7 @@ from slams.assimilation.score.ensemble_score import FittedScore, Frame
 from slams.assimilation.score.likelihood import Likelihood
 from slams.core.errors import InvalidValueError, NonFiniteError
 from slams.core.random import Rng, normal, uniform
+from slams.diffusion.divergence import LARGEST, extent
 
 _LONGEST = 3.0  # h, over which members forget 95 % of where they were
 _SEEN = 1e-3  # least precision of a posterior, in units of the forecast's
@@ -88,10 +89,10 @@ class Tempering:
             beta = new
             if bool((beta >= 1).all()):
                 break
-            x, h, _ = self._moved(x, target.at(beta), h, rng)
+            x, h, _ = self._moved(x, target.at(beta), h, rng, f"stage {stage}")
         start, post = x, target.at(torch.ones_like(beta))
-        for _ in range(self.longest):
-            x, h, accepted = self._moved(x, post, h, rng)
+        for block in range(1, self.longest + 1):
+            x, h, accepted = self._moved(x, post, h, rng, f"block {block} of the last stage")
             memory = _correlation(start, x)
             if self.noise and bool((memory < self.forgotten).all()):
                 break
@@ -117,7 +118,9 @@ class Tempering:
         # never less than a step that the first bisections can resolve, so that stages end
         return torch.where(there, 1.0, torch.maximum(low, beta + (1 - beta) * 1e-6))
 
-    def _moved(self, x: Tensor, at: "Tempered", h: Tensor, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
+    def _moved(
+        self, x: Tensor, at: "Tempered", h: Tensor, rng: Rng, where: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One block: members, the step for the next, and the share accepted."""
         adjusted = at.log_prob is not None and self.noise
         if not adjusted:
@@ -126,6 +129,8 @@ class Tempering:
         a = -torch.expm1(-h)[..., None, None]
         root, width = at.variances.sqrt(), (a * (2 - a)).sqrt()
         slope = at.score(x)
+        # proposals that are not finite are only rejected: without a score no member would move, without a word
+        _refuse_diverged(x, slope, where)
         density = at.log_prob(x) if adjusted and at.log_prob is not None else None
         accepted = torch.zeros_like(h)
         for _ in range(self.block):
@@ -146,6 +151,7 @@ class Tempering:
             x, slope = (torch.where(move.unsqueeze(-1), n, o) for n, o in ((ahead, x), (there, slope)))
             density = torch.where(move, reached, density)
             accepted += move.to(x.dtype).mean(-1) / self.block
+        _refuse_diverged(x, slope, where)
         if not adjusted:
             return x, (1.2 * h).clamp(max=_LONGEST), torch.ones_like(h)
         return x, (h * (2 * (accepted - _GOAL)).exp()).clamp(1e-6, _LONGEST), accepted
@@ -194,6 +200,7 @@ class Ridge:
             for _ in range(self.count):
                 # gradients of z are W grad; those of x in the span are recovered with the pseudo-inverse
                 slope = score((state - frame.mean) @ inverse) @ inverse.mT
+                _refuse_diverged((state - frame.mean) @ inverse, slope, f"stage {stage + 1}")
                 size = slope.square().mean(-1, keepdim=True).sqrt()
                 slope = slope * (self.clip / size.clamp(min=self.clip))
                 state = keep * state + drift * slope + width * normal(state.shape, like=state, rng=rng)
@@ -262,6 +269,17 @@ class FrameLikelihood:
         """(*B, M, r) -> (*B, M) and (*B, M, r)."""
         ell, slope = self.of.gradient(z @ self.frame.W)
         return ell, slope @ self.frame.W.mT
+
+
+def _refuse_diverged(x: Tensor, slope: Tensor, where: str) -> None:
+    """Stops chains whose members, in deviations of the forecast, or score are not finite or beyond all use."""
+    if bool(x.abs().amax() <= LARGEST) and math.isfinite(slope.sum()):
+        return
+    raise NonFiniteError(
+        f"the chains diverged in {where}: members are {extent([x])} deviations of the forecast, the score of forecast "
+        f"and likelihood {extent([slope])}; usual causes: a score network that is not trained or takes other units than "
+        "the state's, a step that is too long, an operator whose gradient overflows."
+    )
 
 
 def _noise(x: Tensor, rng: Rng) -> Tensor:

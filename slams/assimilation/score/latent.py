@@ -8,6 +8,7 @@ from torch import Tensor
 from slams.assimilation.base import Assimilator, Posterior
 from slams.core.random import Rng
 from slams.core.renamed import old_keywords
+from slams.diffusion.divergence import finite
 from slams.observation.observation import Observations
 
 Decoder = Callable[[Tensor], Tensor]
@@ -22,6 +23,9 @@ class Latent(Assimilator):
         decode: Decoder of the posterior, (*B, *Z) -> (*B, *S); the identity if None.
 
     `assimilate` passes further options, such as `progress`, to the method.
+
+    Raises:
+        FloatingPointError: If decoded values are not finite; names their number and the range of the latent.
     """
 
     def __init__(
@@ -38,4 +42,5 @@ class Latent(Assimilator):
         seen = observations.pullback({name: self.decoders[name] for name in observations})
         posterior = self.method.assimilate(seen, members, rng=rng, **options)
         assert posterior.samples is not None  # methods keep their members by default
-        return Posterior(self.decode(posterior.samples), posterior.diagnostics, seed=posterior.seed)
+        decoded = finite(self.decode(posterior.samples), posterior.samples, "the decoder")
+        return Posterior(decoded, posterior.diagnostics, seed=posterior.seed)

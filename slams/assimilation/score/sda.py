@@ -15,6 +15,7 @@ from slams.core.errors import InvalidTypeError, InvalidValueError
 from slams.core.random import Rng, generator, normal, settled
 from slams.core.renamed import old_keywords
 from slams.diffusion.denoiser import Denoiser
+from slams.diffusion.divergence import refuse_diverged
 from slams.diffusion.guidance.sda import CovarianceGuidance, GaussianGuidance
 from slams.diffusion.sampler import Sampler
 from slams.diffusion.trajectory import MarkovBlanket
@@ -43,6 +44,10 @@ class SDA(Assimilator):
     Raises:
         TypeError: If the prior is no denoiser, or a class stands for an object.
         ValueError: If `rows` is not positive, or the shape of a state unknown.
+
+    Draws that are not finite, or larger than 1e6 standard deviations of the data (the `std` that the prior's parts state,
+    at least 1), are a FloatingPointError in every call that draws, whatever the sampler and the guidance; draws of a
+    network beyond 100 are a `DivergenceWarning`.
 
     Source:
         Rozet & Louppe (2023), arXiv:2306.10574, algorithms 2 to 4; the default guidance differs, see
@@ -98,7 +103,7 @@ class SDA(Assimilator):
         like = torch.empty(0, dtype=self.dtype, device=next(iter(observations.values())).value.device)
         noise = self._noise((batch.numel() * members, steps), like, rng)
         drawn = [
-            self.sampler(guided, noise[rows], rng=rng, progress=progress)
+            self._drawn(guided, noise[rows], rng, progress)
             for rows, guided in self._guided(observations, members)
         ]
         return Posterior(torch.cat(drawn).reshape(*batch, members, steps, *self.event), seed=seed)
@@ -125,7 +130,7 @@ class SDA(Assimilator):
         rng, like = generator(rng, "method"), _like(self.denoiser).to(self.dtype)
         shape = (members, observations.batch[0], observations.steps)
         guided = self.guidance(self.denoiser, observations)
-        return self.sampler(guided, self._noise(shape, like, rng), rng=rng, progress=progress)
+        return self._drawn(guided, self._noise(shape, like, rng), rng, progress)
 
     def prior(self, members: int, length: int | None = None, *, rng: Rng = None) -> Tensor:
         """Unconditional draws.
@@ -147,7 +152,15 @@ class SDA(Assimilator):
         window = self._window(steps)
         whole = MarkovBlanket(self.denoiser, window) if window else self.denoiser
         rng, like = generator(rng, "prior"), _like(self.denoiser).to(self.dtype)
-        return self.sampler(whole, self._noise((members, steps), like, rng), rng=rng)
+        return self._drawn(whole, self._noise((members, steps), like, rng), rng, None)
+
+    def _drawn(
+        self, denoiser: Denoiser, noise: Tensor, rng: Rng, progress: Callable[[int], None] | None
+    ) -> Tensor:
+        """Draws of the sampler, whichever it is, refused where they diverged."""
+        more = {} if progress is None else {"progress": progress}
+        draws = self.sampler(denoiser, noise, rng=rng, **more)
+        return refuse_diverged(draws, self.denoiser, type(self.sampler).__name__)
 
     def _noise(self, shape: tuple[int, ...], like: Tensor, rng: Rng) -> Tensor:
         if shape[0] < 1:

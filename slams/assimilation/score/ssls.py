@@ -14,7 +14,7 @@ from slams.assimilation.score.ensemble_score import EnsembleScore, Frame, Kernel
 from slams.assimilation.score.ensf import refuse_collapsed
 from slams.assimilation.score.langevin_chains import ChainTarget, FrameLikelihood, Ridge, Tempering
 from slams.assimilation.score.likelihood import Likelihood
-from slams.core.errors import InvalidValueError
+from slams.core.errors import InvalidValueError, NonFiniteError
 from slams.core.random import Rng
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
@@ -98,7 +98,8 @@ class SSLS(EnsembleKalman):
         it is small, "acceptance", "step" and "stages" of `Tempering`, and those of the score.
 
         Raises:
-            FloatingPointError: If the ensemble has no spread, or the likelihood is not finite.
+            FloatingPointError: If the ensemble has no spread, the likelihood is not finite, or a chain diverges; names
+                the chain's stage and the range of the score.
         """
         A = E - E.mean(-2, keepdim=True)
         refuse_collapsed(A, departures, type(self).__name__, memory.step)
@@ -111,7 +112,10 @@ class SSLS(EnsembleKalman):
             Likelihood(observation, self.dynamics.state_shape, frame.mean, unit), frame
         )
         target = ChainTarget(prior, likelihood, frame, slopes, self.score.draws)
-        after, diagnostics = self.chain.run(z, target, memory.carry, rng)
+        try:
+            after, diagnostics = self.chain.run(z, target, memory.carry, rng)
+        except FloatingPointError as error:
+            raise NonFiniteError(f"{type(self).__name__} at step {memory.step}: {error}") from error
         memory.diagnostics |= diagnostics | prior.diagnostics
         moved = torch.ones_like(z[..., 0, 0], dtype=torch.bool) if prior.ready is None else prior.ready
         if departures.seen is not None:

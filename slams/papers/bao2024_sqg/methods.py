@@ -15,7 +15,7 @@ from slams import assimilation
 from slams.assimilation.base import Posterior
 from slams.assimilation.baseline.filters import FreeRun
 from slams.assimilation.filter import Filter, FilterState, Memory
-from slams.core.errors import InvalidValueError
+from slams.core.errors import InvalidValueError, divergence_counted
 from slams.core.geometry.torus import energy_spectrum
 from slams.core.random import Rng, fork, normal
 from slams.core.renamed import renamed
@@ -220,7 +220,7 @@ def run(
     given = {key: float(settings[key]) for key in _GIVEN if key in settings}
     begun = time.perf_counter()
     size = problem.first.shape[1]
-    with counted(method) as calls:
+    with counted(method) as calls, divergence_counted():
         posterior = method.assimilate(
             problem.given(**given), size, x0=problem.first, keep="moments",
             monitor=LidScores(problem, calls), checkpoint=checkpoint, every=every, progress=progress,

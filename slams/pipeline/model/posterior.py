@@ -7,6 +7,7 @@ from torch import Tensor
 
 from slams.assimilation.score.latent import Latent
 from slams.core.random import Rng, normal
+from slams.diffusion.divergence import finite
 from slams.pipeline.model.model import Model
 
 WINDOWS = 8  # drawn at once, which bounds the memory of the decoders
@@ -67,8 +68,11 @@ def decoded(
         phase: Phase of the year, (T).
         rng: Generator of the residual.
         residual: Whether to add the residual; the recipe's choice if None.
+
+    Raises:
+        FloatingPointError: If the decoder's values are not finite.
     """
-    x = model.codec.decode(z, name)
+    x = finite(model.codec.decode(z, name), z, f"the decoder of {name}")
     if model.recipe.assimilation.residual if residual is None else residual:
         # member by member, which bounds the memory
         variance = torch.stack([model.prior.unresolved(name, member) for member in x.flatten(2)])

@@ -11,6 +11,7 @@ from slams.assimilation.ensemble.generative import merge, shrunk
 from slams.assimilation.ensemble.pseudo import sites_of
 from slams.assimilation.filter import Memory
 from slams.core.covariance import Isotropic
+from slams.core.errors import DivergenceWarning
 from slams.core.geometry.localization import Localization
 from slams.core.random import normal
 from slams.observation import Observation, Observations, Survey, operators
@@ -204,7 +205,10 @@ def test_the_generator_is_told_the_last_observations_newest_first_and_only_where
 @pytest.mark.parametrize("method", [GenerativeEnKF, PseudoEnKF])
 def test_draws_that_are_not_finite_leave_the_forecast_and_are_reported(kind, method):
     observations, x0 = twin()
-    broken = assimilate(method(SYSTEM, generator=kind(*climate()), localization=NEAR), observations, x0)
+    with pytest.warns(
+        DivergenceWarning, match="draws of the generator .* left out at 10 of 10 steps, first at step 0"
+    ):
+        broken = assimilate(method(SYSTEM, generator=kind(*climate()), localization=NEAR), observations, x0)
     lost = torch.nan_to_num(broken.diagnostics["draws_lost"])[0]
     assert lost[1:].all() and torch.isfinite(broken.samples).all()
     if method is GenerativeEnKF:  # nothing is ever drawn: the LETKF

@@ -12,6 +12,7 @@ from slams.assimilation.filter import Memory
 from slams.assimilation.score.ensemble_score import Frame, GivenScore, KernelScore, NetworkScore
 from slams.assimilation.score.ssls import Ridge, Tempering
 from slams.core.covariance import Diagonal, Isotropic
+from slams.core.errors import NonFiniteError
 from slams.diffusion.exact.kernel_mixture import KernelMixture
 from slams.observation import Observation, Survey, operators
 from slams.systems import DoubleWell, Gaussian, LinearGaussian, Lorenz96, grid_filter
@@ -274,3 +275,19 @@ def test_wrong_settings_are_refused():
         Tempering(spread=1.0)
     with pytest.raises(ValueError, match="below 1"):
         KernelScore(1.2)
+
+
+@pytest.mark.parametrize("chain", ["tempering", "plain", "ridge"])
+@pytest.mark.parametrize("density", [True, False])
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_stops_with_the_stage_and_its_range(chain, density, factor):
+    """Adjusted chains reject every step that is not finite: without a score the analysis would be the forecast."""
+    log_prob = (lambda x: -0.5 * x.square().sum(-1)) if density else None
+    score = GivenScore(lambda x: factor * (1 + x.abs()), log_prob)
+    memory = Memory(step=7)
+    with pytest.raises(
+        NonFiniteError, match=r"SSLS at step 7: the chains diverged in .*stage.*score .*not trained"
+    ):
+        SSLS(still(2), score=score, chain=chain).analyse(
+            10 * draws(1, 20, 2), seen(torch.zeros(1, 2, dtype=DOUBLE), 1.0), memory=memory, rng=rng()
+        )
