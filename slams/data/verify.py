@@ -10,7 +10,7 @@ import numpy as np
 from slams.core.errors import InvalidValueError
 from slams.data.archives import REGISTRY
 from slams.data.files.stations import quality, read_table
-from slams.data.files.units import canonical
+from slams.data.files.units import same
 from slams.data.status import changed, data_folders, store_paths
 from slams.data.store.manifest import Row, read_manifest, sha256_of
 from slams.data.store.store import FieldStore
@@ -204,7 +204,7 @@ def _axes(store: FieldStore, first: Any) -> Iterator[str]:
 
 def _units(store: FieldStore) -> Iterator[str]:
     quantity = _quantity(store.variable)
-    if quantity is not None and canonical(store.units) != canonical(quantity.units):
+    if quantity is not None and not same(store.units, quantity.units):
         yield (
             f"{store.path} is in {store.units!r}, expected {quantity.units!r} of {store.variable!r}; correct the unit if "
             f"only the header is wrong, otherwise {_AGAIN}."

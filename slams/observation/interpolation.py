@@ -120,7 +120,8 @@ class Interpolate(_WeightedSum):
                 line = torch.cat([line, line.new_tensor([sign * 90.0])])
                 circles.append(end)
         rows, row_weights = _bracket(line, points[:, 0], None, "latitude")
-        columns, column_weights = _bracket(lon, points[:, 1], 360.0 if periodic else None, "longitude")
+        east = points[:, 1] if periodic else nearest_turn(points[:, 1], lon)
+        columns, column_weights = _bracket(lon, east, 360.0 if periodic else None, "longitude")
         corners, weights = _product(order.to(rows.device)[rows], columns, row_weights, column_weights)
         # a pole is one cell after those of the grid, the same at all longitudes
         pole = (order[rows] >= height * width).mT
@@ -140,6 +141,20 @@ class Interpolate(_WeightedSum):
         if self.circles:
             flat = torch.cat([flat, *(x[..., row, :].mean(-1, keepdim=True) for row in self.circles)], -1)
         return self._gather(flat)
+
+
+def nearest_turn(lon: Tensor, grid: Tensor) -> Tensor:
+    """Longitudes in the convention of a regional grid: within half a turn of its middle.
+
+    Args:
+        lon: Longitudes of points [degrees].
+        grid: Longitudes of the grid [degrees].
+
+    >>> nearest_turn(torch.tensor([359.5, 5.0]), torch.arange(-10.0, 11.0))
+    tensor([-0.5000,  5.0000])
+    """
+    middle = (float(grid[0]) + float(grid[-1])) / 2
+    return lon - 360.0 * torch.round((lon - middle) / 360.0)
 
 
 def _product(

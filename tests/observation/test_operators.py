@@ -140,6 +140,17 @@ def test_interpolation_crosses_the_seam_of_a_periodic_grid(turn, rng):
     torch.testing.assert_close(found, (0.75 * x[2, 7] + 0.25 * x[2, 0])[None], rtol=0, atol=1e-12)
 
 
+def test_points_of_a_region_are_found_in_any_convention_of_longitude():
+    """A field equal to its longitude on 10 W to 10 E: 359.5 is -0.5, and 100 E lies outside."""
+    lat, lon = torch.tensor([45.0, 40.0]), torch.arange(-10.0, 11.0)
+    field = lon.expand(2, -1)
+    points = torch.tensor([[42.0, 359.5], [41.0, -0.5], [40.0, 5.25]])
+    torch.testing.assert_close(Interpolate(lat, lon, points)(field), torch.tensor([-0.5, -0.5, 5.25]))
+    torch.testing.assert_close(Interpolate(lat, lon + 360, points)(field), torch.tensor([-0.5, -0.5, 5.25]))
+    with pytest.raises(ValueError, match="lie outside the grid's longitudes"):
+        Interpolate(lat, lon, torch.tensor([[42.0, 100.0]]))
+
+
 def test_linear_interpolation_is_exact_for_a_line_and_closes_a_circle(rng):
     grid = torch.rand(9, dtype=torch.float64, generator=rng) * 6
     points = grid.min() + (grid.max() - grid.min()) * torch.rand(30, dtype=torch.float64, generator=rng)

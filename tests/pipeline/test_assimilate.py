@@ -249,3 +249,25 @@ def test_wrong_input_is_told(world, tmp_path, arguments, settings, message):
 def test_folder_without_a_run_is_told(world, tmp_path):
     with pytest.raises(FileNotFoundError, match="no trained run"):
         assimilate(tmp_path, [str(world.new)], tmp_path / "a.nc", console=QUIET)
+
+
+def in_unit(dataset, name, unit, scale=1.0, offset=0.0):
+    """A variable in another unit; NaN stays missing."""
+    values = (dataset[name].values.astype("f8") * scale + offset).astype("f4")
+    dataset[name] = (dataset[name].dims, values, {"units": unit})
+    return dataset
+
+
+def test_observations_in_another_unit_give_the_same_analysis(world, tmp_path):
+    """Kelvin and Fahrenheit for a training in Celsius; float32 at 300 K keeps 3e-5 K."""
+    before = root(assimilate(world.run, [str(world.new)], tmp_path / "a.nc", members=4, console=QUIET))
+    other = changed(
+        world,
+        tmp_path / "other.nc",
+        lambda d: in_unit(in_unit(d, "coarse", "Kelvin", 1.0, 273.15), "stn", "degrees F", 1.8, 32.0),
+    )
+    after = root(assimilate(world.run, [str(other)], tmp_path / "b.nc", members=4, console=QUIET))
+    np.testing.assert_allclose(after["temp"].values, before["temp"].values, atol=2e-3)
+    wrong = changed(world, tmp_path / "wrong.nc", lambda d: in_unit(d, "coarse", "hPa"))
+    with pytest.raises(ValueError, match="'coarse'.*in 'hPa', from which 'degC' can't be reached"):
+        assimilate(world.run, [str(wrong)], tmp_path / "c.nc", members=2, console=QUIET)

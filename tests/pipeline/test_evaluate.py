@@ -113,3 +113,16 @@ def test_wrong_truth_is_told(world, analysis, tmp_path):
 def test_file_that_is_no_analysis_is_told(world, tmp_path):
     with pytest.raises(ValueError, match="is no analysis"):
         evaluate(world.new, [str(world.new)], tmp_path / "report", QUIET)
+
+
+def test_truth_in_another_unit_gives_the_same_scores(world, analysis, report, tmp_path):
+    """Rain in metres, temperature in kelvin: converted to the unit of the analysis."""
+    with xr.open_dataset(world.new) as dataset:
+        truth = dataset.load()
+    truth["rain"] = (truth["rain"].dims, truth["rain"].values / np.float32(1000), {"units": "m"})
+    truth["temp"] = (truth["temp"].dims, truth["temp"].values + np.float32(273.15), {"units": "K"})
+    truth.to_netcdf(tmp_path / "truth.nc")
+    folder = evaluate(analysis, [str(tmp_path / "truth.nc")], tmp_path / "report", QUIET).parent
+    for variable in ("rain", "temp"):
+        found, before = (value(f, "analysis", variable, "rmse") for f in (folder, report))
+        assert found == pytest.approx(before, rel=1e-4)

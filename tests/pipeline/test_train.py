@@ -334,3 +334,24 @@ def test_a_ledger_of_earlier_versions_is_believed_and_then_brought_up_to_date(tr
     train(renamed, trained.fields, copy, QUIET)
     rows = json.loads(ledger.read_text())
     assert fitted == [] and {name: row["key"] for name, row in rows.items()} == {n: plan[n].key for n in rows}
+
+
+@pytest.mark.parametrize(
+    "unit, reason",
+    [("hPa", "'hPa', from which 'degC' can't be reached"), ("0.1 degC", "0.1 times the unit of")],
+)
+def test_direct_modalities_of_other_units_are_refused(tmp_path, unit, reason):
+    whole = weather(260)
+    whole["coarse"].attrs["units"] = unit
+    whole.to_netcdf(tmp_path / "archive.nc")
+    with pytest.raises(ValueError, match=f"data.direct.temp lists 'coarse', which .*{reason}"):
+        load_fields(tiny_recipe(tmp_path / "archive.nc", tmp_path / "store"))
+
+
+def test_direct_modalities_in_kelvin_and_celsius_are_one_quantity(tmp_path):
+    whole = weather(260)
+    whole["coarse"] = (whole["coarse"].dims, whole["coarse"].values + 273.15, {"units": "K"})
+    whole.to_netcdf(tmp_path / "archive.nc")
+    assert (
+        load_fields(tiny_recipe(tmp_path / "archive.nc", tmp_path / "store")).layouts["coarse"].units == "K"
+    )

@@ -73,8 +73,8 @@ class CPCRain(Archive):
 
     def select(self, array: xr.DataArray, subject: str) -> xr.DataArray:
         """All records; a rate labelled as a depth raises an error."""
-        unit = units.canonical(array.attrs["units"])
-        if not array.sizes["time"] or unit == "kg m-2 s-1" or array[0].size < _GLOBAL_CELLS:
+        depth = units.same(array.attrs["units"], "mm")
+        if not array.sizes["time"] or not depth or array[0].size < _GLOBAL_CELLS:
             return array
         field = array[0].values
         wettest = np.max(field, where=np.abs(field) < units.IMPOSSIBLE, initial=-1.0)

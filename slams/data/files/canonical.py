@@ -130,7 +130,8 @@ def canonical(dataset: xr.Dataset, name: str, kind: str, label: str, subject: st
     if kind == "grid":
         array = array.transpose(..., "lat", "lon")
     array = array.rename(label).drop_encoding()  # int16 packing must not come back when the array is written
-    kept = {key: str(source.attrs[key]) for key in ("long_name", "standard_name") if key in source.attrs}
+    names = ("long_name", "standard_name", "units_metadata")
+    kept = {key: str(source.attrs[key]) for key in names if key in source.attrs}
     array.attrs = {"source_name": name, "units": str(source.attrs.get("units", "")), **kept}
     return array
 

@@ -3,6 +3,7 @@
 import difflib
 import glob
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from slams.core.errors import InvalidValueError, MissingFileError
+from slams.core.errors import DataWarning, InvalidValueError, MissingFileError
 from slams.core.files import atomic
 from slams.data.archives import ARCHIVES
 from slams.data.files import units
@@ -23,7 +24,11 @@ __all__ = ["align", "describe", "find", "read", "write_netcdf"]
 
 
 def read(
-    modality: Modality, dates: np.ndarray | None = None, *, allow_empty_days: bool = False
+    modality: Modality,
+    dates: np.ndarray | None = None,
+    *,
+    allow_empty_days: bool = False,
+    trained: str | None = None,
 ) -> xr.DataArray:
     """The field of a modality in physical units, before its transform.
 
@@ -35,6 +40,8 @@ def read(
         dates: Days wanted (anything that becomes datetime64[D]); those that the files hold are returned. None
             reads all.
         allow_empty_days: Accept days without any value, as when no station reported.
+        trained: Unit of the training, to which new files are converted; empty if it stated none. A file without a
+            unit is taken to have it, with a DataWarning, unless `modality.units` asks for a conversion.
 
     Returns:
         float32, (time[, level], lat, lon) with lat descending and lon ascending in the file's own convention,
@@ -50,7 +57,7 @@ def read(
     wanted = None if dates is None else np.unique(np.asarray(dates, dtype="datetime64[D]"))
     parts, spans = [], []
     for path in paths:
-        part, span = _read_file(path, modality, wanted)
+        part, span = _read_file(path, modality, wanted, trained)
         spans.append(span)
         if part.sizes["time"]:
             parts.append((path, part))
@@ -129,7 +136,7 @@ def _not_found(path: Path) -> str:
 
 
 def _read_file(
-    path: Path, modality: Modality, wanted: np.ndarray | None
+    path: Path, modality: Modality, wanted: np.ndarray | None, trained: str | None
 ) -> tuple[xr.DataArray, tuple[str, str]]:
     """The requested part of one file in canonical form, and the first and last day of the file."""
     subject = f"modality {modality.name!r}, variable {modality.variable!r} in {path}"
@@ -163,7 +170,7 @@ def _read_file(
         array = convention.daily(convention.decode(array, days[-1]))
     array = array.assign_coords(time=calendar_days(array.time, subject))
     _refuse_repeated_days(array.time.values, [path] * array.sizes["time"], modality)
-    return _convert(array, modality, subject).astype(np.float32), span
+    return _convert(array, modality, trained, subject).astype(np.float32), span
 
 
 def _convention(dataset: xr.Dataset, name: str, modality: Modality) -> Convention | None:
@@ -194,13 +201,31 @@ def _select_levels(array: xr.DataArray, modality: Modality, subject: str) -> xr.
     return array.isel(level=positions).assign_coords(level=list(modality.levels))
 
 
-def _convert(array: xr.DataArray, modality: Modality, subject: str) -> xr.DataArray:
-    """Values in the requested unit."""
-    if modality.units is None:
+def _convert(array: xr.DataArray, modality: Modality, trained: str | None, subject: str) -> xr.DataArray:
+    """Values in the unit of the training, else in the requested one."""
+    have = array.attrs.get("units")
+    want = modality.units if units.is_missing(trained) else trained
+    if trained is not None and modality.units is None and units.is_missing(have) != units.is_missing(trained):
+        stated = "the file states no unit" if units.is_missing(have) else "the training stated no unit"
+        warnings.warn(
+            f"modality {modality.name!r}: {stated}, so its values are taken as they are, in {want or have!r}; write the "
+            "attribute `units`.",
+            DataWarning,
+            stacklevel=2,
+        )
+        return array.assign_attrs(array.attrs | {"units": trained})
+    if not want or want == have:
         return array
-    scale, offset = units.conversion(array.attrs.get("units"), modality.units, subject)
+    scale, offset = units.conversion(have, want, subject, difference=units.is_difference(array.attrs))
+    if units.assumes_daily_total(str(have), want):
+        warnings.warn(
+            f"modality {modality.name!r}: {have!r} becomes {want!r} as the total of a day; where a record is that of "
+            "fewer hours, add up the records of each day first.",
+            DataWarning,
+            stacklevel=2,
+        )
     converted = array if (scale, offset) == (1.0, 0.0) else array.astype(np.float64) * scale + offset
-    return converted.assign_attrs(array.attrs | {"units": modality.units})
+    return converted.assign_attrs(array.attrs | {"units": want})
 
 
 def _join(parts: list[tuple[Path, xr.DataArray]], modality: Modality) -> xr.DataArray:
@@ -212,7 +237,8 @@ def _join(parts: list[tuple[Path, xr.DataArray]], modality: Modality) -> xr.Data
         same = all(
             part.sizes[dim] == first.sizes[dim] for dim in first.dims if dim != "time" and dim in part.dims
         )
-        if part.dims != first.dims or not same or part.attrs["units"] != first.attrs["units"]:
+        alike = units.same(part.attrs["units"], first.attrs["units"])
+        if part.dims != first.dims or not same or not alike:
             raise InvalidValueError(
                 f"modality {modality.name!r}: {path} holds {describe(part)} {dict(part.sizes)} in "
                 f"{part.attrs['units']!r}, but {parts[0][0]} holds {describe(first)} {dict(first.sizes)} in "

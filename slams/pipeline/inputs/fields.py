@@ -1,7 +1,7 @@
 """A recipe's files as tensors on common dates."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from slams.core.files import write_text
 from slams.data.archives import REGISTRY
 from slams.data.files import read as files
 from slams.data.files.modality import Modality
-from slams.data.files.units import canonical
+from slams.data.files.units import conversion, same
 from slams.data.joining import matching_lags
 from slams.data.store.mapped import map_store
 from slams.data.store.store import FieldStore, write_manifest
@@ -73,7 +73,7 @@ def as_tensor(array: xr.DataArray, modality: Modality) -> Tensor:
 def read_file(
     modality: Modality, layout: Layout, *, dates: np.ndarray | None = None
 ) -> tuple[np.ndarray, Tensor]:
-    """Values of a modality in new files, on the points of the training.
+    """Values of a modality in new files, on the points and in the unit of the training.
 
     Args:
         modality: Modality with the files to read.
@@ -88,7 +88,7 @@ def read_file(
     """
     lag = np.timedelta64(layout.lag, "D")
     wanted = None if dates is None else np.asarray(dates, dtype="datetime64[D]") + lag
-    array = files.read(modality, wanted, allow_empty_days=True)
+    array = files.read(modality, wanted, allow_empty_days=True, trained=layout.units)
     array = files.align(array, layout.array())
     return array.time.values.astype("datetime64[D]") - lag, as_tensor(array, modality)
 
@@ -114,6 +114,7 @@ def load_fields(recipe: Recipe, progress: Callable[[str], None] = lambda message
         stores[name] = _standing(modality) or _store(folder / f"{name}.zarr", modality)
     if any(store.path.parent == folder for store in stores.values()):
         write_manifest(folder)
+    _check_direct(recipe, {name: store.units for name, store in stores.items()})
     lags, rule = matching_lags(stores, recipe.states[0], recipe.data.match)  # type: ignore[arg-type]
     shifts = {name: np.timedelta64(lag, "D") for name, lag in lags.items()}
     dates, report = common_dates({name: store.dates - shifts[name] for name, store in stores.items()})
@@ -123,6 +124,32 @@ def load_fields(recipe: Recipe, progress: Callable[[str], None] = lambda message
         layouts[name] = Layout.of(first, lags[name])
         values[name] = _values(store, first, dates + shifts[name], modalities[name], folder, progress)
     return Fields(dates, values, layouts, replace(report, rule=rule))
+
+
+def _check_direct(recipe: Recipe, units: Mapping[str, str]) -> None:
+    """Modalities that measure one quantity directly differ by an offset at most, such as that of K and degC.
+
+    Raises:
+        ValueError: If the units or transforms of two don't compare.
+    """
+    for state, group in recipe.data.direct.items():
+        for name in group:
+            one, other = recipe.modalities[name], recipe.modalities[state]
+            where = f"data.direct.{state} lists {name!r}, which"
+            remedy = (
+                "list only modalities of the same quantity, or give both the same `units` and `transform`."
+            )
+            if one.transform != other.transform:
+                raise InvalidValueError(
+                    f"{where} has the transform {one.transform!r}, but {state!r} {other.transform!r}; {remedy}"
+                )
+            if units[name] == units[state]:
+                continue
+            scale, _ = conversion(units[name], units[state], f"{where} is to compare with {state!r},")
+            if scale != 1.0:
+                raise InvalidValueError(
+                    f"{where} is in {units[name]!r}, {scale:g} times the unit of {state!r}, {units[state]!r}; {remedy}"
+                )
 
 
 def _values(
@@ -159,7 +186,7 @@ def _standing(modality: Modality) -> FieldStore | None:
         store = FieldStore(path)
     except ValueError:  # another program's zarr
         return None
-    wanted = modality.units is None or canonical(modality.units) == canonical(store.units)
+    wanted = modality.units is None or same(modality.units, store.units)
     if not wanted or modality.variable != store.variable:
         return None
     if modality.levels is not None:

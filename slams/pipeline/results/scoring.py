@@ -11,6 +11,7 @@ from slams.core.console import Advance, Console
 from slams.core.random import fork
 from slams.core.stages import Stage, Stages
 from slams.evaluation import Scores, gaussian_window_statistics, window_statistics
+from slams.observation.interpolation import nearest_turn
 from slams.observation.operators import Interpolate
 from slams.pipeline.baselines.fit import Baselines
 from slams.pipeline.baselines.members import BASELINES, Baseline, Observed
@@ -346,6 +347,7 @@ def _at_stations(test: Test, station: str, grid: str, masks: Mapping[str, Tensor
     layout = test.model.layouts[grid]
     lat, lon = torch.tensor(layout.coords["lat"]), torch.tensor(layout.coords["lon"])
     points = test.model.layouts[station].points()
+    points[:, 1] = nearest_turn(points[:, 1], lon)
     # a station just outside a coarse grid takes the value at its edge
     inside = [
         p.clamp(float(axis.min()), float(axis.max())) for p, axis in zip(points.T, (lat, lon), strict=True)

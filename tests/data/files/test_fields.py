@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from slams.data.files import axes, units
+from slams.core.errors import DataWarning
+from slams.data.files import axes
 from slams.data.files.modality import Modality
 from slams.data.files.read import read
 
@@ -275,24 +276,6 @@ def test_a_missing_level_names_the_nearest_and_all(tmp_path):
         read(modality(grid(tmp_path / "b.nc"), levels=(700,)))
 
 
-@pytest.mark.parametrize(
-    "have, want, value, result",
-    [
-        ("K", "degC", 273.15, 0.0),
-        ("celsius", "K", -273.15, 0.0),
-        ("kg m-2 s-1", "mm/day", 1.0, 86400.0),
-        ("kg m**-2 s**-1", "mm", 0.5, 43200.0),
-        ("mm", "mm/day", 7.0, 7.0),
-        ("Pa", "hPa", 101325.0, 1013.25),
-        ("mbar", "Pa", 2.0, 200.0),
-        ("W/m^2", "W m**-2", 3.0, 3.0),
-    ],
-)
-def test_units_are_converted(have, want, value, result):
-    scale, offset = units.conversion(have, want, "x")
-    assert scale * value + offset == pytest.approx(result, abs=1e-12)
-
-
 def test_a_unit_that_cannot_be_reached_names_what_can(tmp_path):
     with pytest.raises(
         ValueError, match=r"in 'K', from which 'm' can't be reached; ask for one of \['K', 'degC'\]"
@@ -307,6 +290,25 @@ def test_conversion_keeps_the_precision_of_small_rates(tmp_path):
     array = read(modality(grid(tmp_path / "a.nc", values=values, units="kg m-2 s-1"), units="mm/day"))
     np.testing.assert_allclose(array.values, 1.296, rtol=1e-6)
     assert array.attrs["units"] == "mm/day"
+
+
+def test_new_files_are_read_in_the_unit_of_the_training(tmp_path):
+    kelvin, bare = grid(tmp_path / "a.nc", units="K"), grid(tmp_path / "b.nc", units=None)
+    array = read(modality(kelvin), trained="degC")
+    np.testing.assert_allclose(array.values, expected() - 273.15, rtol=1e-5)
+    assert array.attrs["units"] == "degC"
+    with pytest.warns(DataWarning, match="'air': the file states no unit.*in 'degC'"):
+        np.testing.assert_allclose(read(modality(bare), trained="degC").values, expected(), rtol=1e-6)
+    with pytest.warns(DataWarning, match="the training stated no unit.*in 'K'"):
+        read(modality(kelvin), trained="")
+    with pytest.raises(ValueError, match="in 'K', from which 'mm' can't be reached"):
+        read(modality(kelvin), trained="mm")
+
+
+def test_energy_as_the_total_of_a_day_is_told(tmp_path):
+    with pytest.warns(DataWarning, match="'J m-2' becomes 'W m-2' as the total of a day"):
+        array = read(modality(grid(tmp_path / "a.nc", units="J m-2"), units="W m-2"))
+    np.testing.assert_allclose(array.values, expected() / 86400, rtol=1e-6)
 
 
 # Times
