@@ -93,6 +93,7 @@ class Inflation:
         spread = Y.square().sum((-2, -1)) / (Y.shape[-2] - 1)
         previous = memory.carry.get("inflation", torch.ones_like(spread))
         now = (excess / spread.clamp(min=torch.finfo(d.dtype).tiny)).clamp(0.25, 25.0)
+        now = torch.where(spread > 0, now, previous)  # where nothing was seen there is nothing to learn
         squared = previous + (now - previous) / self.horizon
         memory.carry["inflation"] = squared
         memory.diagnostics["inflation"] = squared.sqrt()

@@ -151,6 +151,55 @@ def test_the_error_of_a_model_is_found(uniform):
         assert seen["error"].std() < 0.5 * deviation
 
 
+class Certain(Stub):
+    """Draws members whose mean is the truth now, which the test sets."""
+
+    def draw(self, x: Tensor, values: Tensor, seen: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
+        members = normal(x.shape, like=self.mean, rng=rng)
+        return self.mean + members - members.mean(-2, keepdim=True)
+
+
+@pytest.mark.parametrize("gaps", [(1,) * 14, (4,) * 14, (1, 3, 2, 5, 2, 1, 4) * 2])
+def test_an_error_is_that_of_one_step_however_long_it_was_to_the_last_analysis(gaps):
+    """x -> x, the truth x -> x + c: every sample is c, before and after the estimate is applied, to rounding."""
+    eye, zero = torch.eye(D, dtype=DOUBLE), torch.zeros(D, dtype=DOUBLE)
+    c = torch.linspace(-0.3, 0.7, D, dtype=DOUBLE)
+    generator = Certain(zero, eye)
+    method = GenerativeEnKF(LinearGaussian(eye, 0 * eye, zero, eye), generator=generator, trust=0.0)
+    memory, x = Memory(), normal((10, D), dtype=DOUBLE, rng=torch.Generator().manual_seed(1))
+    method.start(x, memory)
+    rng = torch.Generator().manual_seed(2)
+    for count, gap in enumerate(gaps):
+        for _ in range(gap):
+            x = method.forecast(x, memory)
+            generator.mean = generator.mean + c
+        observation = Observation(generator.mean, operators.Identity(event=1), Isotropic(0.1))
+        x = method.analyse(x, observation, rng=rng, memory=memory)
+        if count:
+            torch.testing.assert_close(memory.carry["draws_mean"], c, rtol=0, atol=1e-6)
+            torch.testing.assert_close(memory.carry["draws_square"], c.square(), rtol=0, atol=1e-6)
+        assert float(memory.carry["draws_count"]) == count
+        assert float(memory.carry["age"]) == 0
+    torch.testing.assert_close(method._error(memory), c, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("gap", [1, 2, 5])
+def test_a_mean_increment_is_that_of_one_step(gap):
+    """As above, from an exact observation of everything."""
+    eye, zero = torch.eye(D, dtype=DOUBLE), torch.zeros(D, dtype=DOUBLE)
+    c = torch.linspace(-0.3, 0.7, D, dtype=DOUBLE)
+    method = GenerativeEnKF(
+        LinearGaussian(eye, 0 * eye, zero, eye), generator=Stub(zero, eye), trust=0.0, horizon=0, closure=50
+    )
+    memory, x = Memory(), normal((30, D), dtype=DOUBLE, rng=torch.Generator().manual_seed(1))
+    method.start(x, memory)
+    truth = x.mean(0) + gap * c
+    for _ in range(gap):
+        x = method.forecast(x, memory)
+    method.analyse(x, Observation(truth, operators.Identity(event=1), Isotropic(1e-10)), memory=memory)
+    torch.testing.assert_close(memory.carry["increments_mean"], c, rtol=0, atol=1e-6)
+
+
 def test_an_error_known_to_be_uniform_is_the_mean_over_the_sites():
     _, x0 = twin()
     errors = []

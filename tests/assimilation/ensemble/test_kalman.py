@@ -1,5 +1,7 @@
 """Laws of the ensemble Kalman filters: the exact filter, invariances, and what inflation and rotation may change."""
 
+import math
+
 import pytest
 import torch
 
@@ -249,6 +251,62 @@ def test_innovations_of_a_calibrated_ensemble_have_unit_ratio(rng):
     observation = Observation(value, torch.nn.Identity(), noise)
     ratio = Departures.of(x[:, 1:], observation).chi2().mean()
     assert abs(ratio - 1) < 0.07
+
+
+def test_estimated_inflation_is_its_formula_over_what_was_seen(rng):
+    """One step of the running mean from 1, by loops over replicates and values; without values the estimate stays."""
+    size, horizon = 5, 8
+    Y, d = 0.7 * centred(draw(rng, 3, size, 6)), 2 * draw(rng, 3, 6)
+    seen = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 0, 0, 1, 0, 1], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    memory, expected = Memory(), torch.ones(3, dtype=DOUBLE)
+    estimated = Inflation(adaptive=True, horizon=horizon).estimate(
+        Y * seen.unsqueeze(-2), d * seen, seen, memory
+    )
+    for k in range(2):
+        values = [j for j in range(6) if seen[k, j]]
+        excess = sum(float(d[k, j]) ** 2 - 1 for j in values)
+        ratio = excess / sum(float(Y[k, :, j].var()) for j in values)
+        assert 0.25 < ratio < 25  # else the clamp is tested
+        expected[k] += (ratio - 1) / horizon
+    torch.testing.assert_close(estimated, expected.sqrt(), **CLOSE)
+    torch.testing.assert_close(memory.carry["inflation"], expected, **CLOSE)
+    alone = Memory()
+    one = Inflation(adaptive=True, horizon=horizon).estimate(Y[0], d[0], None, alone)
+    torch.testing.assert_close(one, estimated[0], **CLOSE)
+
+
+@pytest.mark.parametrize("ratio, single, limit", [(100.0, 25.0, 9.0), (-0.9, 0.25, 0.81)])
+def test_estimated_inflation_is_kept_within_its_limits(ratio, single, limit):
+    """A single estimate in [0.25, 25], the factor squared in [0.81, 9]; what is remembered is not cut off."""
+    Y = torch.tensor([[-1.0], [1.0]], dtype=DOUBLE)  # variance 2
+    d, memory = torch.tensor([(1 + 2 * ratio if ratio > 0 else 0.1) ** 0.5], dtype=DOUBLE), Memory()
+    inflation = Inflation(adaptive=True, horizon=4)
+    first = inflation.estimate(Y, d, None, memory)
+    expected = 1 + (single - 1) / 4
+    assert float(first) == pytest.approx(expected**0.5 if expected > 0.81 else 0.9)
+    for _ in range(60):
+        last = inflation.estimate(Y, d, None, memory)
+    assert float(last) == pytest.approx(limit**0.5)
+    assert float(memory.carry["inflation"]) == pytest.approx(single, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [5, 8])
+@pytest.mark.parametrize("error", [0.1, 1.0])
+def test_innovations_of_a_small_calibrated_ensemble_have_the_ratio_of_quadrature(rng, size, error):
+    """E[d^2 / (1 + (N + 1)/N s^2)], d ~ N(0, R + (N + 1)/N) and (N - 1) s^2 chi-square, by the trapezoid rule.
+
+    60 000 cases of 4 values, half of them missing; 6 standard errors: one false alarm in 5e8.
+    """
+    x = draw(rng, 60_000, size + 1, 4)
+    noise = Diagonal(torch.full((4,), error**2, dtype=DOUBLE))
+    value = x[:, 0] + noise.sample(60_000, rng=rng)
+    value[:, 2:] = torch.nan
+    ratio = Departures.of(x[:, 1:], Observation(value, torch.nn.Identity(), noise)).chi2()
+    s, k = torch.linspace(0, 60, 200_001, dtype=DOUBLE)[1:], size - 1  # chi-square of k degrees of freedom
+    density = torch.exp((k / 2 - 1) * s.log() - s / 2 - k / 2 * math.log(2) - math.lgamma(k / 2))
+    factor = (size + 1) / size
+    expected = torch.trapezoid(density * (error**2 + factor) / (error**2 + factor * s / k), s)
+    assert abs(ratio.mean() - expected) < 6 * ratio.std() / 60_000**0.5
 
 
 @pytest.mark.parametrize("settings", [{"inflation": 0.0}, {"rtps": 1.5}, {"rtpp": -0.1}])
