@@ -7,6 +7,7 @@ from .assimilation import SSLS as SSLS
 from .assimilation import Assimilator as Assimilator
 from .assimilation import AuxiliaryPF as AuxiliaryPF
 from .assimilation import BackwardSimulation as BackwardSimulation
+from .assimilation import BiasAwareLETKF as BiasAwareLETKF
 from .assimilation import BootstrapPF as BootstrapPF
 from .assimilation import Climatology as Climatology
 from .assimilation import DampedEnSF as DampedEnSF

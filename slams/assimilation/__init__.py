@@ -2,6 +2,7 @@
 
 from slams.assimilation.base import Assimilator, Explanation, Posterior
 from slams.assimilation.baseline.filters import Climatology, FreeRun, Nudging, OptInterp, Persistence
+from slams.assimilation.ensemble.bias_aware import BiasAwareLETKF
 from slams.assimilation.ensemble.finite import EnKFN
 from slams.assimilation.ensemble.generative import GenerativeEnKF
 from slams.assimilation.ensemble.kalman import ETKF, DEnKF, EnKF, EnsembleKalman
@@ -30,6 +31,7 @@ __all__ = [
     "Assimilator",
     "AuxiliaryPF",
     "BackwardSimulation",
+    "BiasAwareLETKF",
     "BootstrapPF",
     "Climatology",
     "DEnKF",

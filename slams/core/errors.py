@@ -81,18 +81,22 @@ def warn_diverged(diverged: "Tensor", who: str, *, first: int = 0, stacklevel: i
     lost = diverged_fraction(flags, before) > DIVERGED_FRACTION
     if not bool(lost.any()):
         return
-    starts = []
-    for row in flags[lost]:
-        k = start = _settled(flags, before)
-        start += int(row[k:].int().argmax())
-        while start > 0 and bool(row[start - 1]):
+    spans = []
+    for row in flags[lost].tolist():
+        start = row.index(True, _settled(flags, before))
+        while start > 0 and row[start - 1]:
             start -= 1
-        starts.append(int(steps[start]))
-    among = f" in {int(lost.sum())} of {len(lost)} replicates, first" if len(lost) > 1 else ""
+        spans.append(
+            (int(steps[start]), None if row[-1] else int(steps[len(row) - 1 - row[::-1].index(True)]))
+        )
+    among = f" in {len(spans)} of {len(lost)} replicates, first" if len(lost) > 1 else ""
+    ends = [end for _, end in spans if end is not None]
+    until = f"to step {max(ends)}, where it recovered" if len(ends) == len(spans) else "on"
     warnings.warn(
-        f"{who} has diverged{among} from step {min(starts)} on: its innovations are more than twice as large, in "
-        "variance, as its spread and the observation errors allow, or its mean is not finite. Do not use results from "
-        "there on; inflate more, localize, take more members, or check the model and the observation errors.",
+        f"{who} has diverged{among} from step {min(start for start, _ in spans)} {until}: its innovations are more than "
+        "twice as large, in variance, as its spread and the observation errors allow, or its mean is not finite. Do not "
+        "use its results there; inflate more, localize, take more members, start nearer to the truth, or check the model "
+        "and the observation errors.",
         DivergenceWarning,
         stacklevel=stacklevel + 1,
     )

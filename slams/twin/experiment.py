@@ -18,6 +18,7 @@ from slams.core.random import Rng, fork
 from slams.core.renamed import old_keywords, renamed
 from slams.observation.observation import Observations
 from slams.observation.survey import Survey
+from slams.systems.augmented import AugmentedParameters
 from slams.systems.base import Dynamics
 from slams.twin.scores import Calls, TwinScores, summary
 
@@ -156,7 +157,10 @@ class TwinExperiment:
             )
         begun = time.perf_counter()
         with counted(method) as calls, divergence_counted():
-            monitor = TwinScores(truth, event=event, calls=calls, detail=detail)
+            model = getattr(method, "dynamics", None)
+            monitor = TwinScores(truth, event=event, calls=calls, detail=detail, model=model)
+            if isinstance(model, AugmentedParameters):
+                observations = observations.pullback(dict.fromkeys(observations, model.state))
             if isinstance(method, Filter):
                 posterior = method.assimilate(
                     observations,

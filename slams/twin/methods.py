@@ -1,6 +1,7 @@
 """Methods by name: class, initial settings and search space."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from slams.observation.operators import (
     Select,
     Stride,
 )
+from slams.systems.augmented import AugmentedParameters
 from slams.systems.base import Dynamics
 from slams.systems.lorenz import Lorenz96
 from slams.twin.experiment import TwinExperiment
@@ -74,6 +76,10 @@ METHODS: dict[str, MethodEntry] = {
     "DEnKF": MethodEntry(settings={"inflation": 1.02}, space=_INFLATION),
     "EnKFN": MethodEntry(settings={"rotate": True}, space={"prior_factor": Range(0.5, 4.0, "log")}),
     "LETKF": MethodEntry(settings={"inflation": 1.02, "radius": 4.0, "rotate": True}, space=_LOCAL),
+    "BiasAwareLETKF": MethodEntry(
+        settings={"inflation": 1.05, "radius": 4.0, "closure": 10},
+        space={**_LOCAL, "closure": Range(4, 60, "integer")},
+    ),
     "EAKF": MethodEntry(settings={"inflation": 1.02, "radius": 6.0, "rotate": True}, space=_LOCAL),
     "EnSF": MethodEntry(settings={"inflation": 1.02, "steps": 8}, space=_INFLATION),
     "DampedEnSF": MethodEntry(members=100, settings={"rtps": 0.5}, space={"rtps": Range(0.0, 1.0)}),
@@ -178,7 +184,9 @@ def build(
         experiment: Experiment with the model and the positions of observations.
         settings: Keywords of the class; `radius` is a published localization radius in grid points of a circle, `reach`
             the distance within which variables are in one `patch`; `members` is left out. Of methods with a generator
-            `sampler` holds settings of its draws, `weights` a file other than that which is shipped.
+            `sampler` holds settings of its draws, `weights` a file other than that which is shipped. `estimate` names
+            coefficients of the model that become a part of the state (`AugmentedParameters`), with the standard deviation
+            of their first values about the model's own, and `walk` that of their random walk.
         climate: Mean and covariance of the truth's long run for methods that need them, an oracle.
         cls: Class or factory of a method of the user's, which takes the model first.
 
@@ -191,9 +199,12 @@ def build(
     known = inspect.signature(cls).parameters
     kinds = parameters(cls)
     given = {key: value for key, value in settings.items() if key != "members"}
+    model = _augmented(experiment.model, given.pop("estimate", None), given.pop("walk", 0.0))
     extra: Settings = {"failure": "replace", "bound": climate.bound}
     if "radius" in given and "localization" in kinds:
-        extra["localization"] = _localization(experiment, float(given.pop("radius")))
+        near = _localization(experiment, float(given.pop("radius")))
+        # a parameter is at no place: it is near every observation
+        extra["localization"] = near.extended(math.prod(model.state_shape) - len(near.index))
     if "reach" in given and "patch" in kinds:
         size = experiment.model.state_shape[0]
         reach = float(given.pop("reach"))
@@ -203,7 +214,7 @@ def build(
             name, experiment, given.pop("weights", None), given.pop("sampler", {})
         )
     names = [key for key in kinds if key not in ("localization", "patch", "generator")][1:]
-    more = ["members", "radius"] if "localization" in kinds else ["members"]
+    more = ["members", "estimate", "walk"] + (["radius"] if "localization" in kinds else [])
     known_settings(given, [*names, *more], kind=f"setting of {name}")
     mean = climate.mean.reshape(experiment.model.state_shape)
     for key, value in (("mean", mean), ("covariance", climate.covariance)):
@@ -211,9 +222,7 @@ def build(
         if key in known and known[key].default is inspect.Parameter.empty:
             extra[key] = value
     converted = {key: convert(kinds[key], value, key) for key, value in given.items()}
-    return cls(
-        experiment.model, **{k: v for k, v in extra.items() if k in kinds and k not in given}, **converted
-    )
+    return cls(model, **{k: v for k, v in extra.items() if k in kinds and k not in given}, **converted)
 
 
 @dataclass(frozen=True)
@@ -241,6 +250,14 @@ class ClimateStatistics:
         mean, centred = x.mean(0), x - x.mean(0)
         covariance = centred.mT @ centred / (len(x) - 1)
         return cls(mean, covariance, float(10 * x.abs().max()))
+
+
+def _augmented(model: Dynamics, estimate: Mapping[str, float] | None, walk: float) -> Dynamics:
+    """The model, or the model with parameters in its state that start about its own values."""
+    if estimate is None:
+        return model
+    start = {name: (float(getattr(model, name, math.nan)), float(std)) for name, std in estimate.items()}
+    return AugmentedParameters(model, start, walk=float(walk))  # type: ignore[arg-type]  # checked there
 
 
 def _localization(experiment: TwinExperiment, radius: float) -> Localization:

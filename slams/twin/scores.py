@@ -11,6 +11,8 @@ from slams.assimilation.filter import FilterState
 from slams.core.errors import DIVERGED_FRACTION, diverged_fraction
 from slams.core.renamed import RENAMED
 from slams.evaluation.metrics import metrics_of
+from slams.systems.augmented import AugmentedParameters
+from slams.systems.base import Dynamics
 
 MOMENTS = {"squared_error", "predictive_variance"}  # statistics that mean and variance give
 
@@ -44,9 +46,20 @@ class TwinScores:
         event: Number of axes of *S.
         calls: Counter of the model's calls.
         detail: Whether to score the members, too.
+        model: The method's model; of one with parameters in its state (`AugmentedParameters`) the system's variables are
+            scored, and the means of the parameters are numbers by their names.
     """
 
-    def __init__(self, truth: Tensor, *, event: int, calls: Calls | None = None, detail: bool = True) -> None:
+    def __init__(
+        self,
+        truth: Tensor,
+        *,
+        event: int,
+        calls: Calls | None = None,
+        detail: bool = True,
+        model: Dynamics | None = None,
+    ) -> None:
+        self._parameters = model if isinstance(model, AugmentedParameters) else None
         self._truth = truth.movedim(truth.ndim - 1 - event, 0)  # (L, *B, *S)
         self._event, self._detail = event, detail
         self._calls = calls or Calls()
@@ -58,14 +71,19 @@ class TwinScores:
         spent = time.process_time() - self._clock
         called, self._counted = self._calls.model - self._counted, self._calls.model
         mean, variance = state.moments()
-        numbers = self._moments(k, mean, variance, state.x.shape[-1 - self._event])
+        found = {} if self._parameters is None else self._parameters.parameters_of(mean)
+        mean, variance = self._scored(mean), self._scored(variance)
+        numbers = found | self._moments(k, mean, variance, state.x.shape[-1 - self._event])
         numbers |= wrong_sign(mean, self._truth[k])
         share = torch.full_like(numbers["variance"], 1 / max(numbers["variance"].numel(), 1))
         numbers |= {"model_calls": called * share, "cpu_seconds": spent * share}
         if self._detail:
-            numbers |= self._compare(k, state.members())
+            numbers |= self._compare(k, self._scored(state.members()))
         self._clock = time.process_time()
         return numbers
+
+    def _scored(self, x: Tensor) -> Tensor:
+        return x if self._parameters is None else self._parameters.state(x)
 
     def afterwards(self, samples: Tensor) -> dict[str, Tensor]:
         """Diagnostics of all steps, (*B, L) each, of a method without steps.

@@ -49,6 +49,11 @@ METHODS: dict[str, tuple[Callable[[], Filter], bool]] = {
     "DEnKF": (lambda: methods.DEnKF(SYSTEM, rtps=0.3), False),
     "EnKFN": (lambda: methods.EnKFN(SYSTEM), False),
     "LETKF": (lambda: methods.LETKF(SYSTEM, localization=NEAR, inflation=1.05), False),
+    "LETKF iterated": (lambda: methods.LETKF(SYSTEM, localization=NEAR, iterations=2), False),
+    "BiasAwareLETKF": (
+        lambda: methods.BiasAwareLETKF(SYSTEM, localization=NEAR, inflation=1.05, closure=5),
+        False,
+    ),
     "EAKF": (lambda: methods.EAKF(SYSTEM, localization=NEAR, inflation=1.05), False),
     "EnSF": (lambda: methods.EnSF(SYSTEM, inflation=1.05, steps=6), False),
     "EnSF local": (lambda: methods.EnSF(SYSTEM, localization=NEAR, patch=PATCH, steps=6), False),

@@ -161,7 +161,11 @@ def test_the_shipped_plan_tunes_every_rival_in_every_cell():
     plan = read_plan(SHIPPED)
     tuned = {line.tuned for line in plan.lines.values() if line.tuned}
     assert all(set(cell.tuned) == tuned for cell in plan.cells)
-    assert {line.method for line in plan.lines.values() if line.rival} == {"LETKF", "Nudging"}
+    assert {line.method for line in plan.lines.values() if line.rival} == {
+        "LETKF",
+        "Nudging",
+        "BiasAwareLETKF",
+    }
     assert plan.setup_of(plan.cells[0]).cycles >= 500
     everything = read_plan(SHIPPED, ["size=full"])
     assert everything.chosen == list(plan.cells) and set(everything.methods) == set(plan.lines)

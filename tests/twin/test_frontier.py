@@ -339,3 +339,38 @@ def test_network_calls_that_a_method_reports_are_counted_like_model_calls():
     assert summary(plain, [1, 2, 3])["network_calls"].tolist() == [0, 0]
     calls = torch.tensor([[float("nan"), 8.0, float("nan"), 8.0], [float("nan"), 8.0, 4.0, 8.0]])
     assert summary({**plain, "network_calls": calls}, [1, 2, 3])["network_calls"].tolist() == [4, 5]
+
+
+def test_methods_that_are_given_more_are_stated_apart(tmp_path):
+    """The most accurate is told which coefficient is wrong: not advised, but compared; by its settings alone."""
+    informed = {
+        "LETKF, F estimated N=20": (0.05, 1e-4, 20),
+        "BiasAwareLETKF N=20": (0.3, 1e-4, 20),
+        "BiasAwareLETKF N=40": (0.19, 2e-3, 40),
+    }
+    folder = bench_folder(
+        tmp_path / "a", {**PLAIN, **informed}, truth={"forcing": 11.0}, model={"forcing": 8.0}
+    )
+    (folder / "runs").mkdir()
+    settings = {
+        "LETKF, F estimated N=20": {"method": "LETKF", "members": 20, "estimate": {"forcing": 2.0}},
+        "BiasAwareLETKF N=20": {"method": "BiasAwareLETKF", "members": 20, "uniform": True},
+        "BiasAwareLETKF N=40": {"method": "BiasAwareLETKF", "members": 40, "uniform": False},
+    }
+    for label, given in settings.items():
+        (folder / "runs" / f"{label}.json").write_text(json.dumps(given))
+    (case,) = cases(folder)
+    assert [p.label for p in case.role("informed")] == ["LETKF, F estimated N=20", "BiasAwareLETKF N=20"]
+    advice = advise(case)
+    assert advice.best.label == "BiasAwareLETKF N=40" and "estimate" in RULES
+    told = " ".join(advice.sentences)
+    use = advice.use
+    less, more = 1 - (0.05 + 0.035) / use.rmse, (0.3 + 0.035) / use.rmse - 1
+    assert (
+        f"wrong: LETKF, F estimated N=20, rmse 0.0850 [0.0850, 0.0850], {less:.0%} less than {use.label}."
+        in told
+    )
+    assert (
+        f"same at all sites: BiasAwareLETKF N=20, rmse 0.335 [0.335, 0.335], {more:.0%} more than {use.label}."
+        in told
+    )

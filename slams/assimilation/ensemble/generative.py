@@ -5,12 +5,12 @@ own members shows. A generative model of the state given the last observations c
 are a second opinion, and what the forecasts of these members miss is a sample of the model's error.
 """
 
-from dataclasses import dataclass
 from typing import Unpack
 
 import torch
 from torch import Tensor
 
+from slams.assimilation.ensemble.bias_aware import Mean, begin_increments, evened, note_increment
 from slams.assimilation.ensemble.local import LocalizationKeywords
 from slams.assimilation.ensemble.pseudo import Generator, ObservationConditioned
 from slams.assimilation.filter import Memory
@@ -18,8 +18,6 @@ from slams.core.errors import InvalidValueError
 from slams.core.random import Rng
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics
-
-_SETTLED = 10  # analyses before an estimate of the model's error is used
 
 
 class GenerativeEnKF(ObservationConditioned):
@@ -46,11 +44,11 @@ class GenerativeEnKF(ObservationConditioned):
     u is independent of the filter's accuracy. In the long run it is the mean of g - M(g): 0 if the draws follow the law
     of the model's own states, and the whole error if they follow that of the truth. The fewer observations, the more they
     follow the former, for which `gain` compensates. v, the mean increment, needs no generator. Site by site
-    both are shrunk towards their mean over the sites by the factor of Efron and Morris (see
-    `shrunk`): a homogeneous error is averaged over all sites, a heterogeneous one is kept.
+    both are shrunk towards their mean over the sites as in `BiasAwareLETKF`: a homogeneous error is averaged over all
+    sites, a heterogeneous one is kept.
 
     With trust, horizon and closure 0 nothing is drawn and the filter is the `LETKF`; with trust and horizon 0 it is a
-    `LETKF` with a corrected model, without draws. A draw that is not finite leaves the pseudo-members the forecast that
+    `BiasAwareLETKF`, without draws. A draw that is not finite leaves the pseudo-members the forecast that
     they were (diagnostic "draws_lost", 1 at such steps); an observation without a value leaves them, too. "model_error"
     is the mean of e over the sites, "trusted" the mean of r / (1 + r).
 
@@ -111,9 +109,8 @@ class GenerativeEnKF(ObservationConditioned):
 
     def start(self, x: Tensor, memory: Memory) -> Tensor:
         """See `Filter.start`."""
-        memory.carry["age"] = torch.zeros_like(x[..., 0, 0])  # steps since the last analysis
-        for name in ("draws", "increments"):
-            Mean.blank(x[..., 0, :]).put(name, memory)
+        begin_increments(x, memory)
+        Mean.blank(x[..., 0, :]).put("draws", memory)
         if not self.asks:
             return x
         memory.carry["pseudo"] = x[..., torch.arange(self.draws, device=x.device) % x.shape[-2], :].clone()
@@ -153,30 +150,25 @@ class GenerativeEnKF(ObservationConditioned):
             trust = self.trust * memory.carry["conditioned"]
             merged, memory.diagnostics["trusted"] = merge(forecast, memory.carry["pseudo"], trust)
         analysis = super().analyse(merged, observation, rng=rng, memory=memory)
-        seen = observation.seen.any(-1).expand(forecast.shape[:-2])
-        if self.closure:
-            mean = Mean.get("increments", memory)
-            increment = (analysis - merged).mean(-2) / memory.carry["age"].clamp(min=1).unsqueeze(-1)
-            # one NaN would stay in the mean for good, also after the member was replaced
-            credible = (analysis.abs() < self.bound).all(-1).all(-1)
-            known = seen & credible & (memory.carry["age"] > 0)
-            mean.updated(mean.mean + increment, known, self.closure).put("increments", memory)
+        age = memory.carry["age"]
+        note_increment(merged, analysis, observation, memory, self.closure, self.bound)
         if self.asks:
-            self._draw_anew(analysis, observation, memory, rng)
+            self._draw_anew(analysis, observation, age, memory, rng)
         if self.horizon or self.closure:
             memory.diagnostics["model_error"] = self._error(memory).mean(-1)
-        memory.carry["age"] = memory.carry["age"] * ~seen
         return analysis
 
-    def _draw_anew(self, analysis: Tensor, observation: Observation, memory: Memory, rng: Rng) -> None:
-        """New pseudo-members, and what the forecast of the old ones missed."""
+    def _draw_anew(
+        self, analysis: Tensor, observation: Observation, age: Tensor, memory: Memory, rng: Rng
+    ) -> None:
+        """New pseudo-members, and what the forecast of the old ones missed in the `age` steps since the last, (*B)."""
         carry = memory.carry
         seen = self._note(observation, memory)
         members, sound = self._drawn(analysis, memory, rng)
         fresh = sound & seen
         if self.horizon:
-            missed = (members - carry["pseudo"]).mean(-2) / carry["age"].clamp(min=1).unsqueeze(-1)
-            known = fresh & (carry["conditioned"] > 0) & (carry["age"] > 0)
+            missed = (members - carry["pseudo"]).mean(-2) / age.clamp(min=1).unsqueeze(-1)
+            known = fresh & (carry["conditioned"] > 0) & (age > 0)
             sample = missed + self._error(memory)
             Mean.get("draws", memory).updated(sample, known, self.horizon).put("draws", memory)
         carry["pseudo"] = torch.where(fresh[..., None, None], members, carry["pseudo"])
@@ -186,52 +178,7 @@ class GenerativeEnKF(ObservationConditioned):
         """Estimate of the model's error in one step, (*B, d)."""
         missed = Mean.get("draws", memory).estimate(self.horizon)
         error = self.gain * missed + Mean.get("increments", memory).estimate(self.closure)
-        return error.mean(-1, keepdim=True).expand_as(error) if self.uniform else error
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A running mean of samples at d sites.
-
-    Attributes:
-        mean: Mean, (*B, d).
-        square: Mean of squares, (*B, d).
-        count: Number of samples, (*B).
-    """
-
-    mean: Tensor
-    square: Tensor
-    count: Tensor
-
-    @classmethod
-    def blank(cls, like: Tensor) -> "Mean":
-        """A mean without samples, of shape (*B, d)."""
-        return cls(torch.zeros_like(like), torch.zeros_like(like), torch.zeros_like(like[..., 0]))
-
-    @classmethod
-    def get(cls, name: str, memory: Memory) -> "Mean":
-        """Read from the variables of a filter."""
-        return cls(*(memory.carry[f"{name}_{part}"] for part in ("mean", "square", "count")))
-
-    def put(self, name: str, memory: Memory) -> None:
-        """Write to the variables of a filter."""
-        memory.carry |= {f"{name}_{part}": value for part, value in vars(self).items()}
-
-    def updated(self, sample: Tensor, known: Tensor, horizon: int) -> "Mean":
-        """Update by a sample (*B, d) where `known` (*B), approximately the mean of the last `horizon`."""
-        count = self.count + known
-        rate = (known / count.clamp(1, horizon)).unsqueeze(-1)
-        sample = torch.where(known.unsqueeze(-1), sample, 0.0)
-        return Mean(
-            self.mean + rate * (sample - self.mean),
-            self.square + rate * (sample.square() - self.square),
-            count,
-        )
-
-    def estimate(self, horizon: int) -> Tensor:
-        """The mean, shrunk over the sites, (*B, d); 0 as long as the samples are few."""
-        enough = (self.count >= _SETTLED).to(self.mean).unsqueeze(-1)
-        return enough * shrunk(self.mean, self.square, self.count.clamp(1, max(horizon, 1)))
+        return evened(error, self.uniform)
 
 
 def merge(x: Tensor, pseudo: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,31 +205,3 @@ def merge(x: Tensor, pseudo: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
     share = ratio / (1 + ratio)
     merged = mean + share * (pseudo.mean(-2, keepdim=True) - mean) + (x - mean) * (1 + ratio).rsqrt()
     return merged, share.mean((-2, -1))
-
-
-def shrunk(mean: Tensor, square: Tensor, count: Tensor) -> Tensor:
-    """Means of noisy samples at d sites, drawn towards their common mean as far as chance explains their differences.
-
-    m + B (mean_i - m),   B = max(0, 1 - v / s^2),  v = mean over sites of (square - mean^2) / count,
-
-    m and s^2 mean and variance of the means over the sites.
-
-    Args:
-        mean: Running means, (*B, d).
-        square: Running means of squares, (*B, d).
-        count: Effective number of samples, (*B).
-
-    Returns:
-        (*B, d).
-
-    Source:
-        Efron & Morris (1975), doi:10.1080/01621459.1975.10479864, with d - 1 in place of d - 3.
-
-    >>> shrunk(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 9.0]), torch.tensor(5.0))
-    tensor([1., 3.])
-    """
-    common = mean.mean(-1, keepdim=True)
-    chance = (square - mean.square()).mean(-1).clamp(min=0) / count
-    between = mean.var(-1) if mean.shape[-1] > 1 else torch.zeros_like(chance)
-    kept = (1 - chance / between.clamp(min=torch.finfo(mean.dtype).tiny)).clamp(0, 1)
-    return common + kept.unsqueeze(-1) * (mean - common)

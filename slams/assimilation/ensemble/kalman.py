@@ -6,6 +6,7 @@ errors then are N(0, I), units are gone, and missing values drop out as columns 
 """
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -60,6 +61,37 @@ class Departures:
         size = self.Y.shape[-2]
         ratio = self.d.square() / (1 + self.Y.square().sum(-2) * ((size + 1) / (size * (size - 1))))
         return ratio.mean(-1) if self.seen is None else ratio.sum(-1) / self.seen.sum(-1)
+
+
+def relinearized(
+    E: Tensor, after: Tensor, observation: Observation, state_shape: Sequence[int]
+) -> Departures:
+    """Departures of a forecast with the operator's slopes about the mean of an analysis.
+
+    With forecast m, A, analysis mean m_a, and c the ratio of the spreads of analysis and forecast,
+
+        Y = W (h(m_a + c A) - mean) / c,    d = W (y - mean h(m_a + c A)) + G (m_a - m),
+
+    G (m_a - m) the difference of mean h(m_a + c A +- c (m_a - m)) over 2 c; for a linear operator those of the forecast.
+
+    Args:
+        E: Forecast members, (*B, N, d).
+        after: Analysed members, (*B, N, d).
+        observation: Observation.
+        state_shape: *S, of d elements.
+    """
+    mean, reached = E.mean(-2, keepdim=True), after.mean(-2, keepdim=True)
+    A, moved = E - mean, reached - mean
+    spread = A.square().sum((-2, -1), keepdim=True).clamp(min=torch.finfo(E.dtype).tiny)
+    c = ((after - reached).square().sum((-2, -1), keepdim=True) / spread).sqrt()
+    c = torch.where(c > 0, c.clamp(1e-3, 1.0), 1.0)
+
+    def at(shift: Tensor) -> Departures:
+        return Departures.of((reached + c * A + shift).unflatten(-1, tuple(state_shape)), observation)
+
+    here = at(torch.zeros_like(mean))
+    slope = (at(-c * moved).d - at(c * moved).d) / (2 * c.squeeze(-1))
+    return Departures(here.Y / c, here.d + slope, here.seen)
 
 
 class EnsembleKalman(Filter):

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.ensemble.inflation import InflationKeywords
-from slams.assimilation.ensemble.kalman import Departures, EnsembleKalman, square_root_update
+from slams.assimilation.ensemble.kalman import (
+    Departures,
+    EnsembleKalman,
+    relinearized,
+    square_root_update,
+)
 from slams.assimilation.filter import Memory
 from slams.core.covariance import Diagonal
 from slams.core.errors import InvalidValueError
@@ -187,19 +192,45 @@ class LETKF(_Localized):
     keeps the transforms of neighbours alike. Variables with the same neighbours share one analysis; without
     localization, or with an infinite radius, the analysis is that of the `ETKF`.
 
+    With `iterations` above 1 each further analysis of the same forecast takes the operator's slopes about the mean of the
+    one before, see `relinearized`: Gauss-Newton steps for an operator that bends between the two.
+
+    Args:
+        dynamics: The model.
+        iterations: Linearized analyses in turn; of a linear operator all are the same.
+        common: Keywords of `LocalizationKeywords`.
+
+    Raises:
+        ValueError: If `iterations` is below 1.
+
     Source:
-        Hunt, Kostelich & Szunyogh (2007), doi:10.1016/j.physd.2006.11.008, section 2.3, eqs. 20-24, with R^-1 tapered.
+        Hunt, Kostelich & Szunyogh (2007), doi:10.1016/j.physd.2006.11.008, section 2.3, eqs. 20-24, with R^-1 tapered;
+        iterations: Bell & Cathey (1993), doi:10.1109/9.250476, with ensemble slopes as in Sakov, Oliver & Bertino (2012),
+        doi:10.1175/MWR-D-11-00176.1.
     """
+
+    def __init__(
+        self, dynamics: Dynamics, *, iterations: int = 1, **common: Unpack[LocalizationKeywords]
+    ) -> None:
+        super().__init__(dynamics, **common)
+        if iterations < 1:
+            raise InvalidValueError(f"needs at least one analysis in turn, got iterations={iterations}.")
+        self.iterations = iterations
 
     def update(
         self, E: Tensor, departures: Departures, *, observation: Observation, memory: Memory, rng: Rng = None
     ) -> Tensor:
         """See `EnsembleKalman.update`."""
-        if not self._localizes:
-            return square_root_update(E, departures.Y, departures.d)
-        domains = self._lists(observation, E)
-        assert isinstance(domains, list)
-        return local_update(E, departures.Y, departures.d, domains)
+        domains = self._lists(observation, E) if self._localizes else None
+        assert domains is None or isinstance(domains, list)
+        out = E
+        for turn in range(self.iterations):
+            given = relinearized(E, out, observation, self.dynamics.state_shape) if turn else departures
+            if domains is None:
+                out = square_root_update(E, given.Y, given.d)
+            else:
+                out = local_update(E, given.Y, given.d, domains)
+        return out
 
     def _prepare(self, near: Localization, lasting: bool) -> object:
         return Domains.of(near, shared=lasting)

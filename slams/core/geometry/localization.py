@@ -275,6 +275,20 @@ class Localization:
         index, weight = self.index.repeat(count, 1), self.weight.repeat(count, 1)
         return self._made(index, weight, self.observations, self._among)
 
+    def extended(self, count: int) -> "Localization":
+        """Localization for `count` further variables that are near every observation, such as parameters of a model."""
+        rows, slots = (self.weight > 0).nonzero(as_tuple=True)
+        more = torch.cartesian_prod(torch.arange(count) + len(self.index), torch.arange(self.observations))
+        more = more.to(self.index.device).reshape(-1, 2)
+        made = object.__new__(Localization)
+        weights = torch.cat([self.weight[rows, slots], self.weight.new_ones(len(more))])
+        columns = torch.cat([self.index[rows, slots], more[:, 1]])
+        made._set(
+            torch.cat([rows, more[:, 0]]), columns, weights, (len(self.index) + count, self.observations)
+        )
+        made._among = self._among
+        return made
+
     def layered(self, factors: Tensor) -> "Localization":
         """Localization for stacked fields, each with these variables and these observations.
 

@@ -21,7 +21,9 @@ RULES = (
     f"in truth is at most {ALARM:.0%} in each set-up (Student's t with Bonferroni's correction over its methods). To "
     f"be used is the cheapest, in CPU seconds, of the tied whose rmse is at most {CLOSE:.0%} above the smallest, since "
     "few truths tie what more would separate; where the model is what costs, that of these with the fewest model "
-    "calls. A method that is not better than every trivial row is never advised nor on a frontier. A spread counts as "
+    "calls. A method that is not better than every trivial row is never advised nor on a frontier. A method that is "
+    "given what the others are not, which coefficient of the model is wrong (`estimate`) or that the model's error is "
+    "the same at all sites (`uniform`), is stated apart and compared with the advised one. A spread counts as "
     f"calibrated where it is {CALIBRATED[0]:g} to {CALIBRATED[1]:g} times the error. Which sentence stands is decided "
     "by these rules alone."
 )
@@ -72,6 +74,7 @@ def advise(case: CaseResults) -> Advice:
         )
     for exact in case.role("exact"):
         sentences.append(f"The {exact.label}, exact for the model: rmse {text(exact.rmse)}.")
+    sentences += [_informed(each, use) for each in case.role("informed")]
     sentences += [*_calibration(use, tied), *_score_filters(case), *_warnings(case)]
     return Advice(case, best, use, sentences)
 
@@ -107,6 +110,18 @@ def _choice(
         f"{first}. Not significantly worse at {milliseconds(use)}, {text(times)} times less: use {use.label} "
         f"(rmse {_interval(use)}), the cheapest of {among}."
     )
+
+
+def _informed(point: MethodResult, use: MethodResult) -> str:
+    """A method that is given more, against the advised one, truth by truth."""
+    ratio = point.rmse / use.rmse
+    if worse(use.errors, point.errors, ALARM / 2):
+        how = f"{1 - ratio:.0%} less than {use.label}"
+    elif worse(point.errors, use.errors, ALARM / 2):
+        how = f"{ratio - 1:.0%} more than {use.label}"
+    else:
+        how = f"not significantly different from {use.label}"
+    return f"{point.given[0].upper()}{point.given[1:]}: {point.label}, rmse {_interval(point)}, {how}."
 
 
 def _calibration(use: MethodResult, tied: Sequence[MethodResult]) -> list[str]:

@@ -22,6 +22,10 @@ from slams.twin.setup import DEFAULTS, SYSTEMS
 
 COSTS = ("cpu_seconds", "model_calls", "network_calls")
 FACTORS = ("density", "sensor", "model")
+INFORMED = {
+    "estimate": "given which coefficient of the model is wrong",
+    "uniform": "given that the model's error is the same at all sites",
+}
 
 Interval = tuple[float, float, float]
 
@@ -37,7 +41,8 @@ class MethodResult:
         settings: Settings in the folder; may be incomplete.
         scores: Mean and 95 % interval by metric; costs are per analysis.
         errors: RMSE by seed of the truth.
-        role: Role: "trivial" rows and the "exact" filter are references, not candidates.
+        role: Role: "trivial" rows, the "exact" filter and "informed" methods, whose settings state what is wrong with the
+            model, are references, not candidates.
     """
 
     label: str
@@ -46,7 +51,7 @@ class MethodResult:
     settings: Mapping[str, Any]
     scores: Mapping[str, Interval]
     errors: Errors
-    role: Literal["method", "trivial", "exact"] = "method"
+    role: Literal["method", "trivial", "exact", "informed"] = "method"
 
     def value(self, metric: str) -> float:
         """Mean of a metric, NaN if it was not scored."""
@@ -56,6 +61,11 @@ class MethodResult:
     def rmse(self) -> float:
         """Mean over truths, infinite if one of them is not finite."""
         return mean_error(self.errors)
+
+    @property
+    def given(self) -> str:
+        """What it is given about the model's error, empty for nothing."""
+        return " and ".join(what for key, what in INFORMED.items() if self.settings.get(key))
 
     @property
     def family(self) -> str:
@@ -272,8 +282,9 @@ def _point(
     if "rmse" not in scores or not errors:
         raise InvalidValueError(f"{folder / 'metrics.csv'} has no rmse of {label}; run slams bench again.")
     trivial = method in METHODS and METHODS[method].kind == "trivial"
-    role: Literal["method", "trivial", "exact"] = (
-        "exact" if origin == "exact" else "trivial" if trivial else "method"
+    informed = any(settings.get(key) for key in INFORMED)
+    role: Literal["method", "trivial", "exact", "informed"] = (
+        "exact" if origin == "exact" else "trivial" if trivial else "informed" if informed else "method"
     )
     return MethodResult(label, method, origin, settings, scores, errors, role)
 

@@ -121,7 +121,7 @@ def write_csv(path: Path, advices: Sequence[Advice]) -> None:
         for case in (advice.case for advice in advices):
             tied = {p.label for p in case.tied}
             fronts = {cost: {p.label for p in case.frontier(cost)} for cost in COSTS}
-            for point in (p for role in ("method", "trivial", "exact") for p in case.role(role)):
+            for point in (p for role in ("method", "informed", "trivial", "exact") for p in case.role(role)):
                 _, lower, upper = point.scores["rmse"]
                 numbers = {name: point.value(name) for name in COLUMNS[6:-2]}
                 numbers |= {"rmse": point.rmse, "lower": lower, "upper": upper}
@@ -171,7 +171,9 @@ def _mark(case: CaseResults, point: MethodResult, x: float, *, front: bool = Fal
 
 def _lines(case: CaseResults) -> dict[str, float]:
     unit = case.climate if math.isfinite(case.climate) else 1.0
-    points = sorted([*case.role("trivial"), *case.role("exact")], key=lambda p: p.label)
+    points = sorted(
+        [p for role in ("trivial", "exact", "informed") for p in case.role(role)], key=lambda p: p.label
+    )
     return {p.label: p.rmse / unit for p in points if math.isfinite(p.rmse)}
 
 

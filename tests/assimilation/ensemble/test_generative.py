@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from slams.assimilation import LETKF, GenerativeEnKF, PseudoEnKF
-from slams.assimilation.ensemble.generative import merge, shrunk
+from slams.assimilation.ensemble.bias_aware import shrunk
+from slams.assimilation.ensemble.generative import merge
 from slams.assimilation.ensemble.pseudo import sites_of
 from slams.assimilation.filter import Memory
 from slams.core.covariance import Isotropic

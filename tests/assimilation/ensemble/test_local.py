@@ -313,3 +313,58 @@ def test_settings_of_a_filter_are_its_own_and_those_it_hands_on():
     assert "dynamics" not in found and "common" not in found
     with pytest.raises(TypeError, match="inflatoin"):
         LETKF(Lorenz96(8), inflatoin=1.1)
+
+
+@pytest.mark.parametrize("radius", [None, 3.0])
+def test_iterations_change_nothing_where_the_operator_is_linear(radius, rng):
+    """Slopes about any mean are the same; missing values included."""
+    E, o, near = case(rng, 9)
+    value = o.value.clone()
+    value[0, 2] = value[1, 5:] = torch.nan
+    o = Observation(3 - value, lambda x: 3 - x[..., ::2], o.noise)
+    localization = None if radius is None else near
+    once, thrice = (
+        LETKF(Lorenz96(SIZE), localization=localization, iterations=n, inflation=1.1).analyse(E, o)
+        for n in (1, 3)
+    )
+    torch.testing.assert_close(thrice, once, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("radius", [None, 2.0])
+@pytest.mark.parametrize("function", ["arctan", "exp"])
+def test_iterations_reach_the_posterior_s_mode_for_an_operator_that_bends(radius, function, rng):
+    """Sites apart, prior N(0.2, 0.5^2) each, errors of 1 %: the mean is the minimum of both misfits, by bisection.
+
+    One analysis is off by a tenth of the prior's deviation and more, six by a hundredth at most: the members' sampling
+    error enters the prior of both, so that only what the slopes average over the analysis's spread is left.
+    """
+    size, sites = 4, torch.arange(4)
+    A = normal((1, 400, size), dtype=torch.float64, rng=rng)
+    A = A - A.mean(1, keepdim=True)
+    A = A @ torch.linalg.inv(torch.linalg.cholesky(A.mT @ A / 399)).mT
+    E = 0.2 + 0.5 * A
+    operator = Pointwise(function)
+    y = operator(torch.tensor([[1.2, -0.9, 0.8, -0.6]], dtype=torch.float64))
+    o = Observation(y, operator, Diagonal(torch.full((size,), 1e-4, dtype=torch.float64)))
+    low, high = torch.full_like(y, -3.0), torch.full_like(y, 3.0)
+    for _ in range(60):
+        middle = ((low + high) / 2).requires_grad_()
+        cost = ((middle - 0.2) / 0.5).square() / 2 + (y - operator(middle)).square() / 2e-4
+        (slope,) = torch.autograd.grad(cost.sum(), middle)
+        low, high = (
+            torch.where(slope < 0, middle, low).detach(),
+            torch.where(slope < 0, high, middle).detach(),
+        )
+    near = None if radius is None else ring(sites, 0.4, size)
+    model = Lorenz96(size)
+
+    def error(n):
+        mean = LETKF(model, localization=near, iterations=n).analyse(E, o).mean(1)
+        return float((mean - low).abs().max())
+
+    assert error(6) < 5e-3 < 0.05 < error(1)
+
+
+def test_no_iteration_is_refused():
+    with pytest.raises(ValueError, match="at least one analysis in turn, got iterations=0"):
+        LETKF(Lorenz96(SIZE), iterations=0)
