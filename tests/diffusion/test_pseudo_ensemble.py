@@ -238,7 +238,15 @@ def test_second_order_with_noise_is_nearer_than_first_with_the_same_steps():
 
 
 def test_bad_settings_and_shapes_are_named():
-    for wrong in ({"mode": "other"}, {"depth": 0.0}, {"scale": -1.0}, {"eta": 2.0}, {"source": "both"}):
+    assert PseudoEnsemble(Family(), memory=1, depth=1.0, eta=0.0).memory == 1
+    for wrong in (
+        {"mode": "other"},
+        {"depth": 0.0},
+        {"scale": 0.0},
+        {"eta": 2.0},
+        {"source": "both"},
+        {"memory": 0},
+    ):
         with pytest.raises(ValueError, match="got"):
             PseudoEnsemble(Family(), **({"memory": MEMORY, "steps": 4} | wrong))
     pseudo = ensemble()

@@ -58,6 +58,19 @@ def dense(moments: FlowMoments, length: int, size: int = N) -> torch.Tensor:
     return full.reshape(length * 2 * size**2, -1)
 
 
+def curl(velocity: torch.Tensor) -> torch.Tensor:
+    """dv/dx - du/dy on a square of side 2 pi, by complex transforms."""
+    k = torch.fft.fftfreq(velocity.shape[-1], 1 / velocity.shape[-1], dtype=torch.float64)
+    waves = torch.fft.fft2(velocity)
+    return torch.fft.ifft2(1j * (k[:, None] * waves[..., 1, :, :] - k * waves[..., 0, :, :])).real
+
+
+def gradient(field: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    k = torch.fft.fftfreq(field.shape[-1], 1 / field.shape[-1], dtype=torch.float64)
+    waves = torch.fft.fft2(field)
+    return torch.fft.ifft2(1j * k[:, None] * waves).real, torch.fft.ifft2(1j * k * waves).real
+
+
 @pytest.fixture
 def case():
     rng = torch.Generator().manual_seed(0)
@@ -173,6 +186,27 @@ class Spy(nn.Module):
         return self.value * x[..., :L, :, :]
 
 
+def test_the_network_sees_velocity_vorticity_and_advection_of_the_gaussians_answer(case):
+    """-w and -u . grad w in units of the prior's deviation of w, which is taken over cells, steps and the mean."""
+    moments, rng = case
+    spy = Spy()
+    covariance = FlowCovariance(moments, L, torch.float64)
+    denoiser = SolenoidalDenoiser(spy, moments.mean, covariance, VPCosine(), interval=0.3)
+    time = torch.tensor(0.3, dtype=torch.float64)
+    x_t = torch.randn(2, L, 2, N, N, generator=rng, dtype=torch.float64)
+    fields = torch.stack([field for *_, field in directions()])
+    flat = fields.flatten(1)
+    velocity = (denoiser(x_t, time).flatten(-3) @ flat.mT @ flat).reshape(2, L, 2, N, N)
+    spread = torch.stack([moments.quarter[kx, ky].diagonal().mean() for kx, ky, _ in directions()])
+    square = (spread[:, None, None] * curl(fields).square()).sum(0) + curl(moments.mean).square()
+    w = -curl(velocity) / square.mean().sqrt()
+    u, v = velocity.unbind(-3)
+    wx, wy = gradient(w)
+    expected = torch.cat([u, v, w, 0.3 * (u * wx + v * wy)], -3)
+    assert expected.abs().max() < denoiser.bound
+    torch.testing.assert_close(spy.x[:, L:], expected, rtol=0, atol=1e-10)
+
+
 def test_the_network_sees_and_answers_in_units_of_what_is_known(case):
     """Shown unit variance; what it answers moves each direction in units of its standard deviation given x_t."""
     moments, rng = case
@@ -197,6 +231,9 @@ def test_the_network_sees_and_answers_in_units_of_what_is_known(case):
     expected = sigma * (x_t - alpha * moments.mean).flatten(1) @ torch.linalg.inv(noisy) @ root @ carried
     torch.testing.assert_close(moved, expected, rtol=0, atol=1e-10)
     shown = spy.x[:, :L].flatten(1)
+    # the network's time is that of log sigma / alpha in the range of training
+    low, high = (math.log(end) for end in denoiser.trained)
+    assert float(spy.s) == pytest.approx((math.log(float(sigma / alpha)) - low) / (high - low))
     square = ((x_t - alpha * moments.mean).flatten(1) @ torch.linalg.inv(noisy) @ carried) * (
         (x_t - alpha * moments.mean).flatten(1)
     )

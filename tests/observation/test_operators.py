@@ -87,6 +87,11 @@ def test_select_takes_components_of_the_flattened_event(rng):
     assert torch.equal(OPERATORS["select"](x), expected)
 
 
+def test_a_ring_is_open_at_both_radii():
+    """Places -1, -1/2, 0, 1/2, 1 of squares 1, 1/4, 0, 1/4, 1, which are exact."""
+    assert Mask.ring((5,), 0.0, 1.0)(torch.arange(5.0)).tolist() == [1.0, 3.0]
+
+
 def test_stride_takes_every_third_point_from_the_offset_on(rng):
     x = torch.randn(C, H, W, generator=rng)
     rows = torch.stack([torch.stack([x[:, i, j] for j in (1, 4, 7)], -1) for i in (1, 4)], -2)
@@ -332,6 +337,10 @@ def test_operators_that_cannot_be_are_refused():
         Box((3, 3))
     with pytest.raises(ValueError, match="reaches beyond a grid of 4 x 4"):
         Box((1, 5))(torch.zeros(4, 4))
+    with pytest.raises(ValueError, match="reaches beyond a grid of 4 x 8"):
+        Box((1, 5), (2, 8))(torch.zeros(4, 8))
+    with pytest.raises(ValueError, match="reaches beyond a grid of 5 x 7"):
+        Box((1, 5), (2, 8))(torch.zeros(5, 7))
     with pytest.raises(ValueError, match="L > 1"):
         FirstMinusLast()(torch.zeros(1, 2, 4, 4))
     with pytest.raises(ValueError, match="needs operators and one `events` each"):

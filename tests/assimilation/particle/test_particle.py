@@ -68,6 +68,15 @@ def test_systematic_counts_are_within_one_of_their_expectation(seed, size, u, dr
     assert ((n - draws * log_weights.exp()).abs() < 1 + 1e-9).all()
 
 
+@pytest.mark.parametrize("size", [2, 3, 50])
+def test_no_member_without_weight_is_drawn_at_the_end_of_the_range(size):
+    """The largest uniform below 1, for which the last position, (N - 1 + u) / N, is rounded to 1."""
+    weights = torch.zeros(size, dtype=torch.float64)
+    weights[0] = 1.0
+    u = torch.tensor([1 - 2.0**-53], dtype=torch.float64)
+    assert systematic(weights.log()[None], u).max() == 0
+
+
 def test_systematic_is_unbiased_over_its_uniform():
     """With u on a fine midpoint grid the mean of n_i is the integral over u, which is N w_i; error <= 1/grid."""
     grid, size = 2000, 7

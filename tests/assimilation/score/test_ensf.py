@@ -40,6 +40,12 @@ def test_with_one_wide_kernel_it_is_the_etkf():
     torch.testing.assert_close(wide, ETKF(still(9)).analyse(E, observation), rtol=0, atol=1e-6)
 
 
+def test_two_levels_of_noise_are_enough_where_there_is_one_gaussian():
+    E, observation = normal(2, 6, 3), seen(3, normal(2, 3, seed=1), 0.3)
+    wide = EnSF(still(3), kernel=1 - 1e-12, steps=2).analyse(E, observation)
+    torch.testing.assert_close(wide, ETKF(still(3)).analyse(E, observation), rtol=0, atol=1e-6)
+
+
 def test_local_analyses_with_one_wide_kernel_are_the_letkf():
     size = 12
     near = Localization.periodic(size, torch.arange(size, dtype=DOUBLE), 1.4)

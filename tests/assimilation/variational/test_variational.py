@@ -151,6 +151,16 @@ def test_the_incremental_minimum_is_that_of_the_full_cost(solver, rng):
     assert g.abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("solver", ["direct", "cg"])
+def test_a_linear_residual_needs_one_step(solver, rng):
+    """Known by the residual at its end, not by a second step that does not move."""
+    G, y = torch.randn(5, 3, generator=rng, dtype=DOUBLE), torch.randn(2, 1, 5, generator=rng, dtype=DOUBLE)
+    done = gauss_newton(lambda c: y - c @ G.mT, torch.zeros(2, 3, dtype=DOUBLE), solver=solver)
+    exact = torch.linalg.solve(G.mT @ G + torch.eye(3, dtype=DOUBLE), G.mT @ y.mT)[..., 0]
+    torch.testing.assert_close(done.control, exact, rtol=0, atol=1e-10)
+    assert done.iterations == 1
+
+
 def test_steps_only_go_downhill():
     """From the far side of a steep valley the full step overshoots; each replicate still ends in its minimum."""
     start = torch.tensor([[-3.0], [3.0], [0.1]], dtype=DOUBLE)
