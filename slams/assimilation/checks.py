@@ -1,12 +1,21 @@
 """Objects of the user, checked where they enter a method: what came, what was expected, and the remedy."""
 
+import math
+import warnings
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from slams.core.errors import InvalidTypeError, InvalidValueError
+from slams.core.errors import DivergenceWarning, InvalidTypeError, InvalidValueError
 from slams.core.random import Rng
 from slams.observation.observation import Observation, Observations
 from slams.systems.base import Dynamics
+
+if TYPE_CHECKING:
+    from slams.assimilation.filter import Filter, Memory
+
+FAR = 100.0  # standard deviations: no forecast that follows the truth is as far from an observation
 
 
 def check_observations(observations: object) -> None:
@@ -97,3 +106,63 @@ def check_operator(observation: Observation, x: Tensor, event: int) -> None:
             f"the operator {observation.operator} makes {tuple(predicted.shape)} of states {tuple(x.shape)}; it must "
             "keep all leading axes, which are replicates and members: index the state from the right, as in x[..., ::2]."
         )
+
+
+def check_spread(x: Tensor, method: "Filter", step: int) -> None:
+    """Warns of members that are all equal at the first analysis, which observations then can't change.
+
+    Args:
+        x: Forecast ensemble, (*B, N, *S).
+        method: The method; one that needs no spread of its members is left alone.
+        step: Number of the step.
+    """
+    event = len(method.dynamics.state_shape)
+    members = x.flatten(-event) if event else x.unsqueeze(-1)
+    if method.least < 2 or not method.follows or members.shape[-2] < 2:
+        return
+    equal = (members == members[..., :1, :]).all(-1).all(-1)
+    if not bool(equal.any()):
+        return
+    among = f" in {int(equal.sum())} of {equal.numel()} replicates" if equal.numel() > 1 else ""
+    warnings.warn(
+        f"{type(method).__name__}: all members are equal at the first analysis, step {step}{among}, so that observations "
+        "change nothing there; start from members that differ as much as the first state is uncertain (x0, or "
+        "`initial` of the model).",
+        DivergenceWarning,
+        stacklevel=5,
+    )
+
+
+def far_value(method: "Filter", forecast: Tensor, observation: Observation, memory: "Memory") -> str:
+    """What to say of the observed value that is furthest from the forecast, by its error alone.
+
+    Args:
+        method: The method.
+        forecast: Its ensemble before the analysis, (*B, N, *S).
+        observation: All values of the step, (*B, O).
+        memory: Variables of the method.
+
+    Returns:
+        A clause with the remedy; empty if the distance is below FAR standard deviations or not finite, or the method
+        does not follow the truth.
+    """
+    mean = method.moments(forecast, memory)[0]
+    d = observation.whiten(observation.innovation(mean, members=False), members=False).abs()
+    if not method.follows or not FAR < float(d.max()) < math.inf:
+        return ""
+    at = int(d.argmax())
+    replicate, column = divmod(at, d.shape[-1])
+    place = column if observation.columns is None else int(observation.columns[column])
+    of = f"value {place}"
+    for name, one in (memory.observations or {}).items():
+        size = math.prod(one.value.shape[-one.event :])
+        if place < size:
+            of = f"value {place} of {name!r}"
+            break
+        place -= size
+    among = f" of replicate {replicate}" if d.numel() > d.shape[-1] else ""
+    return (
+        f"{of} at step {memory.step}{among}, {observation.value.flatten()[at]:.3g}, lies {d.max():.2g} standard "
+        "deviations of its error from the forecast: make it NaN if it is a gross error, else enlarge the spread of the "
+        "members or the error variance"
+    )

@@ -2,6 +2,7 @@
 
 import abc
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slams.assimilation.base import Assimilator, Explanation, Labels, Posterior
+from slams.assimilation import checks
+from slams.assimilation.base import Assimilator, Labels, Posterior
 from slams.assimilation.checkpoint import Checkpoint
-from slams.assimilation.checks import advanced, check_dynamics, check_observations, check_operator
 from slams.assimilation.keywords import Failure, signature_of
-from slams.assimilation.records import Keep, Records, aside
-from slams.core.errors import InvalidValueError, NonFiniteError
+from slams.assimilation.records import Keep, Records, aside, explanation
+from slams.core.errors import DivergenceWarning, InvalidValueError, NonFiniteError
 from slams.core.random import Rng, generator, settled
 from slams.core.renamed import old_keywords
 from slams.observation.observation import Observation, Observations
@@ -114,7 +115,7 @@ class Filter(Assimilator):
     def __init__(self, dynamics: Dynamics, *, failure: Failure = "stop", bound: float = float("inf")) -> None:
         if failure not in ("stop", "replace"):
             raise InvalidValueError(f'failure must be "stop" or "replace", got {failure!r}.')
-        check_dynamics(dynamics)
+        checks.check_dynamics(dynamics)
         self.dynamics = dynamics
         self.failure = failure
         self.bound = bound
@@ -137,7 +138,7 @@ class Filter(Assimilator):
 
     def forecast(self, x: Tensor, memory: Memory, *, rng: Rng = None) -> Tensor:
         """Advance the ensemble by one step of the model; overridden by methods with further variables."""
-        return advanced(self.dynamics, x, memory.step - 1, rng)
+        return checks.advanced(self.dynamics, x, memory.step - 1, rng)
 
     def cycle(
         self,
@@ -220,7 +221,7 @@ class Filter(Assimilator):
             ValueError: If the size, first ensemble or checkpoint does not fit.
             FloatingPointError: If members are not finite or exceed `bound` and `failure` is "stop".
         """
-        check_observations(observations)
+        checks.check_observations(observations)
         if checkpoint is not None and rng is None:
             raise InvalidValueError(
                 "a run with a checkpoint needs a seed or a generator of its own; pass rng=0."
@@ -280,6 +281,7 @@ class _State:
     size: int
     analyses: int = 0
     done: int = 0
+    far: str = ""
 
     @classmethod
     def begin(
@@ -301,24 +303,39 @@ class _State:
             self.replace_invalid_members(k, rng)  # before one spoilt member spoils the analysis of all
         if observation is not None:
             if not self.analyses:
-                check_operator(observation, self.x, len(method.dynamics.state_shape))
+                checks.check_operator(observation, self.x, len(method.dynamics.state_shape))
+                checks.check_spread(self.x, method, k)
+            forecast = self.x
             before = method.moments(self.x, memory)[0] if explained else None
-            self.x = method.analyse(self.x, observation, rng=rng, memory=memory)
-            self._follow(observation)
+            try:
+                self.x = method.analyse(self.x, observation, rng=rng, memory=memory)
+            except (torch.linalg.LinAlgError, FloatingPointError) as error:
+                self.far = self.far or checks.far_value(method, forecast, observation, memory)
+                where = (
+                    "" if isinstance(error, FloatingPointError) else f"{type(method).__name__} at step {k}: "
+                )
+                raise NonFiniteError(
+                    f"{where}{str(error).rstrip('.')}{self.far and '; '}{self.far}."
+                ) from error
+            self._follow(observation, forecast)
             if before is not None:
-                records.explanations[k] = _explanation(method, self.x, memory, observation, before)
+                records.explanations[k] = explanation(method, self.x, memory, observation, before)
         self.replace_invalid_members(k, rng)
         for index, x in method.emit(k, records.steps - 1, self.x, memory):
             records.write(index, FilterState(method, x, memory, self.size, aside(rng, index)))
         records.note(k, memory.diagnostics)
         self.done = k + 1
 
-    def _follow(self, observation: Observation) -> None:
+    def _follow(self, observation: Observation, forecast: Tensor) -> None:
         """Running mean of the innovations' size; a replicate that saw nothing keeps its own."""
         now = self.memory.diagnostics.get("innovation")
         if now is None:
             return
         self.analyses += 1
+        if not self.far and bool((now * observation.value.shape[-1] > checks.FAR**2).any()):
+            self.far = checks.far_value(self.method, forecast, observation, self.memory)
+            if self.far:
+                warnings.warn(f"{type(self.method).__name__}: {self.far}.", DivergenceWarning, stacklevel=5)
         ratio = self.memory.carry["innovation_ratio"]
         moved = ratio + (now - ratio) / min(self.analyses, _AVERAGED)
         ratio = torch.where(torch.isfinite(now), moved, ratio)
@@ -347,7 +364,8 @@ class _State:
             beyond = f"not finite or larger than {bound:g} " if math.isfinite(bound) else "not finite "
             raise NonFiniteError(
                 f"{int((~sound).sum())} members of {type(self.method).__name__} are {beyond}"
-                f"at step {k} (replicates: {where}); shorten the model step, localize, adjust the inflation, or pass "
+                f"at step {k} (replicates: {where}); "
+                f"{self.far or 'shorten the model step, localize, adjust the inflation'}, or pass "
                 'failure="replace".'
             )
         fresh = self.method.dynamics.initial(*sound.shape, rng=rng).to(self.x)
@@ -380,20 +398,3 @@ class _State:
         carry = {name.removeprefix("carry/"): v for name, v in saved.items() if name.startswith("carry/")}
         self.memory.carry = carry
         records.restore(saved)
-
-
-def _explanation(
-    method: Filter, x: Tensor, memory: Memory, observation: Observation, before: Tensor
-) -> Explanation:
-    """Compare the analysis with the forecast mean `before`, (*B, *S)."""
-    after = method.moments(x, memory)[0]
-    members = method.members(x, memory, max(x.shape[method._axis], 64), rng=torch.Generator().manual_seed(0))
-    predicted = observation.predict(members)
-    spread = observation.whiten(predicted - predicted.mean(-2, keepdim=True), members=True)
-    size = torch.full(observation.value.shape[:-1], float(x.shape[method._axis])).to(x)
-    return Explanation(
-        innovation=observation.whiten(observation.innovation(before, members=False), members=False),
-        increment=after - before,
-        effective_size=memory.diagnostics.get("effective_size", size),
-        influence=spread.square().sum(-2) / (members.shape[method._axis] - 1),
-    )

@@ -10,7 +10,7 @@ import torch
 import slams
 from slams.assimilation.baseline.filters import FreeRun
 from slams.assimilation.ensemble.kalman import ETKF, DEnKF, EnKF
-from slams.assimilation.ensemble.smoother import EnKS
+from slams.assimilation.ensemble.smoother import EnKS, IEnKS
 from slams.assimilation.filter import Filter
 from slams.assimilation.particle.bootstrap import AuxiliaryPF, BootstrapPF
 from slams.core.covariance import Isotropic
@@ -18,7 +18,7 @@ from slams.core.errors import DIVERGED_FRACTION, DivergenceWarning, diverged_fra
 from slams.core.random import normal
 from slams.evaluation.evaluate import evaluate
 from slams.observation import Survey, operators
-from slams.observation.observation import Observations
+from slams.observation.observation import Observation, Observations
 from slams.systems import LinearGaussian, Lorenz96
 from tests.assimilation.twin import DOUBLE, Linear, stable
 
@@ -338,3 +338,48 @@ def test_tables_count_divergence_without_a_warning(recwarn):
     (etkf,) = (each for each in table.results if each.method == "ETKF")
     assert float(etkf.scores["divergence_rate"].mean()) == 1
     assert not of_divergence(recwarn)
+
+
+def rivers_and_lakes(dtype=torch.float64):
+    """Two modalities on Lorenz-96, the first absent at odd steps; their errors have standard deviations 1 and 2."""
+    system = Lorenz96(size=8, forcing=8.0, dt=0.05)
+    truth = system.trajectory(system.initial(1, rng=generator(1)), 5)[0].to(dtype)
+    rivers = truth[:, :3] + torch.randn(6, 3, generator=generator(2), dtype=dtype)
+    rivers[1::2] = torch.nan
+    lakes = truth[:, 3:] + 2 * torch.randn(6, 5, generator=generator(3), dtype=dtype)
+    start = truth[0] + torch.randn(20, 8, generator=generator(4), dtype=dtype)
+    return system, {"rivers": rivers, "lakes": lakes}, start
+
+
+def observed(values):
+    """Values by name as observations of the first three and the last five variables."""
+    parts = {"rivers": (slice(0, 3), 1.0), "lakes": (slice(3, 8), 4.0)}
+    return Observations(
+        {
+            name: Observation(values[name], operators.Select(torch.arange(8)[at], 1), Isotropic(variance))
+            for name, (at, variance) in parts.items()
+        }
+    )
+
+
+@pytest.mark.parametrize("method", [EnKF, ETKF, BootstrapPF, IEnKS])
+def test_a_gross_error_is_named_with_its_modality_and_step_before_members_overflow(method, recwarn):
+    system, values, start = rivers_and_lakes()
+    make = method(system)
+    make.assimilate(observed(values), 20, x0=start, rng=0)
+    assert not [w for w in recwarn if "standard deviations of its error" in str(w.message)]
+    values["lakes"][3, 1] = 1e8
+    said = ""
+    try:
+        make.assimilate(observed(values), 20, x0=start, rng=0)
+    except FloatingPointError as error:
+        said = str(error)
+    said += " ".join(str(w.message) for w in recwarn if issubclass(w.category, DivergenceWarning))
+    assert "value 1 of 'lakes' at step 3, 1e+08, lies 5e+07 standard deviations of its error" in said
+
+
+def test_members_that_are_all_equal_are_told_at_the_first_analysis():
+    system, values, start = rivers_and_lakes()
+    values["lakes"][0] = values["rivers"][0] = torch.nan
+    with pytest.warns(DivergenceWarning, match="ETKF: all members are equal at the first analysis, step 1,"):
+        ETKF(system).assimilate(observed(values), 20, x0=start[:1].expand(20, 8), rng=0)
