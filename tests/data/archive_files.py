@@ -5,6 +5,7 @@ archive's own marker of missing values.
 """
 
 import gzip
+import re
 import struct
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def _psl_axes(lat, lon):
     }
 
 
-def cpc_psl(path, days, rain, lat=CPC_LAT, lon=CPC_LON, units="mm"):
+def cpc_psl(path, days, rain, lat=CPC_LAT, lon=CPC_LON, units="mm", titled=True):
     """PSL's `precip.YYYY.nc`; rain (time, lat, lon) [mm], an unfinished year ends in days of NaN."""
     rain = np.asarray(rain, "f4")
     time = {
@@ -124,6 +125,9 @@ def cpc_psl(path, days, rain, lat=CPC_LAT, lon=CPC_LON, units="mm"):
         "Source": "ftp://ftp.cpc.ncep.noaa.gov/precip/CPC_UNI_PRCP/",
         "References": "https://www.psl.noaa.gov/data/gridded/data.cpc.globalprecip.html",
     }
+    if not titled:
+        del precip["dataset"]
+        attrs = {"Conventions": "CF-1.6", "title": "daily rain", "history": "cut with another tool"}
     raw = np.where(np.isnan(rain), _CPC_MISSING, rain)
     variables = {
         **_psl_axes(lat, lon),
@@ -384,6 +388,28 @@ def isd_line(
 
 def isd(path, lines):
     Path(path).write_bytes(gzip.compress(("\n".join(lines) + "\n").encode("latin-1"), mtime=0))
+    return Path(path)
+
+
+def global_hourly(path, lines):
+    """NCEI's table of lines of ISD: the same digits, section by section, in quoted fields."""
+    columns = ["STATION", "DATE", "SOURCE", "LATITUDE", "LONGITUDE", "ELEVATION", "NAME", "REPORT_TYPE"]
+    columns += ["CALL_SIGN", "QUALITY_CONTROL", "WND", "CIG", "VIS", "TMP", "DEW", "SLP", "AA1", "AA2"]
+    rows = [columns]
+    for line in lines:
+        stamp, added = line[15:27], re.findall(r"AA\d(\d\d)(\d{4})(.)(.)", line[105:])
+        rain = [",".join(part) for part in added] + ["", ""]
+        place = [f"{int(line[28:34]) / 1000:.7g}", f"{int(line[34:41]) / 1000:.7g}", "205.0", "MORA A, SW"]
+        wind = ",".join([line[60:63], line[63], line[64], line[65:69], line[69]])
+        moments = [f"{line[a:b]},{line[b]}" for a, b in ((87, 92), (93, 98), (99, 104))]
+        when = f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]}T{stamp[8:10]}:{stamp[10:]}:00"
+        kind = [line[41:46], "99999", "V020"]
+        rows.append(
+            [line[4:15], when, "4", *place, *kind, wind, "99999,9,9,N", "999999,9,9,9", *moments, *rain[:2]]
+        )
+    text = "".join(",".join(f'"{field}"' for field in row) + "\n" for row in rows)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text)
     return Path(path)
 
 

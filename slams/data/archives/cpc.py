@@ -7,7 +7,7 @@ no header: the date is in the name and nowhere else.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from slams.data.files.convention import Quantity
 from slams.data.files.periods import RAIN_DAY
 from slams.data.safety import read_packed
 
+_CELL = 0.5  # degrees
 _GLOBAL_CELLS = 10_000  # somewhere on a field of so many it rains
 _LEAST_MAXIMUM = 0.05  # mm/day of the wettest such cell; a rate in kg m-2 s-1 stays below 0.03
 _SHAPE = (2, 360, 720)  # rain and gauges, rows from 89.75 S, columns from 0.25 E
@@ -54,16 +55,24 @@ class CPCRain(Archive):
     delay = 31  # days: a year is complete some weeks after its end
 
     def recognises(self, dataset: xr.Dataset, variable: str) -> bool:
-        """By the name of the variable, and that of the data set in its attributes or the file's."""
+        """By the name of the variable with that of the data set in an attribute, or with unit and cells."""
+        if variable != "precip":
+            return False
         titles = (dataset.attrs.get("title", ""), dataset.attrs.get("dataset_title", ""))
         names = (dataset[variable].attrs.get("dataset", ""), *titles)
-        return variable == "precip" and any("CPC" in str(name) for name in names)
+        if any("CPC" in str(name) for name in names):  # PSL's own wording, which other tools may drop
+            return True
+        unit = str(dataset[variable].attrs.get("units", ""))
+        return units.same(unit, "mm/day") and all(
+            any(_on_cells(dataset, dim) for dim in dataset[variable].dims if str(dim).startswith(name))
+            for name in ("lat", "lon")
+        )
 
     def layout(self, dataset: xr.Dataset) -> str | None:
         """The binary has the number of gauges beside the rain; see `Convention.layout`."""
         if "precip" not in dataset.variables or not self.recognises(dataset, "precip"):
             return None
-        if set(map(str, dataset["precip"].dims)) != {"time", "lat", "lon"}:
+        if {str(dim)[:3] for dim in dataset["precip"].dims} != {"tim", "lat", "lon"}:
             return None
         return "CPC binary" if "gauges" in dataset.variables else "PSL netCDF"
 
@@ -92,6 +101,14 @@ class CPCRain(Archive):
         while keep and days[keep - 1] == last and not _any_rain(array[keep - 1].values):
             keep, last = keep - 1, last - np.timedelta64(1, "D")
         return array.isel(time=slice(0, keep))
+
+
+def _on_cells(dataset: xr.Dataset, dim: Hashable) -> bool:
+    """Whether an axis has the centres of the archive's cells, all or those of a region."""
+    if dim not in dataset.variables or dataset.sizes[dim] < 2 or dataset[dim].dtype.kind not in "iuf":
+        return False
+    cells = (dataset[dim].values.astype(float) - _CELL / 2) / _CELL
+    return bool(np.abs(cells - np.rint(cells)).max() < 1e-3 and (np.abs(np.diff(cells)) < 1.001).all())
 
 
 def _any_rain(field: np.ndarray) -> bool:

@@ -35,7 +35,8 @@ class Stations:
 
         Args:
             years: The years wanted.
-            source: Base address of ISD, or a local folder of ISD and METAR files; None takes slams/config.py's.
+            source: Base address of ISD, or of NCEI's tables (https://www.ncei.noaa.gov/data/global-hourly/access), or
+                a local folder of files of both and of METAR; None takes slams/config.py's.
             stations: Names such as "024130-99999"; needed for an address, where nothing can be listed.
 
         Returns:
@@ -52,17 +53,22 @@ class Stations:
                 raise InvalidValueError(
                     f"{local} holds no file of ISD or METAR reports; give the folder that does."
                 )
-            return [Item(str(path), path.name, check=self.check) for path in found]
+            return [Item(str(path), path.name, check=self.check) for path in found]  # used where they lie
         if not stations:
             raise InvalidValueError(
                 "name the stations wanted, such as 024130-99999 (USAF and WBAN number of "
                 "https://www.ncei.noaa.gov/pub/data/noaa/isd-history.csv), or give a folder with their files."
             )
         running = int(str(np.datetime64("today"))[:4])
+        tables = "global-hourly" in str(base)
+
+        def name(station: str, year: int) -> str:
+            return f"{year}/{station.replace('-', '')}.csv" if tables else f"{station}-{year}.gz"
+
         return [
             Item(
-                f"{str(base).rstrip('/')}/{year}/{station}-{year}.gz",
-                f"{station}-{year}.gz",
+                f"{str(base).rstrip('/')}/{'' if tables else f'{year}/'}{name(station, year)}",
+                name(station, year),
                 check=self.check,
                 grows=year == running,
             )
@@ -96,7 +102,7 @@ class Stations:
         """
         if not isd.is_isd(path) and not metar.is_metar(path):
             raise InvalidValueError(
-                f"{path} holds neither lines of ISD nor a METAR table with the columns of MADIS."
+                f"{path} holds neither lines of ISD, nor a table of NCEI, nor a METAR table with the columns of MADIS."
             )
 
     def open(self, path: str | Path) -> pd.DataFrame:

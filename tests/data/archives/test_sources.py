@@ -104,6 +104,20 @@ def test_rain_as_a_rate_is_converted_and_a_rate_called_a_depth_is_refused(tmp_pa
         CPC.open(files.cpc_psl(tmp_path / "lie2.nc", day, values, units="kg m-2 s-1"), "precip").load()
 
 
+def test_rain_of_the_archive_is_known_without_its_title_by_variable_unit_and_cells(tmp_path, draw):
+    values, day = rain(draw, 3), files.days_from("2001-01-01", 3)
+    values[2] = np.nan  # the padding of a running year
+    path = files.cpc_psl(tmp_path / "precip.nc", day, values, titled=False)
+    CPC.check(path)
+    np.testing.assert_array_equal(CPC.open(path, "precip").values, values[:2])
+    plain = Modality("rain", (str(path),), "precip", "observation", units="mm/day")
+    np.testing.assert_array_equal(read(plain).values, values[:2])
+    for change in ({"lat": files.CPC_LAT + 0.25}, {"units": "degC"}):
+        other = files.cpc_psl(tmp_path / "other.nc", day, values, titled=False, **change)
+        with pytest.raises(ValueError, match="isn't a file of the archive 'cpc'"):
+            CPC.check(other)
+
+
 def test_a_binary_of_another_length_byte_order_or_name_is_refused(tmp_path, draw):
     path = files.cpc_binary(tmp_path, "2017-01-15", rain(draw, 1)[0])
     raw = path.read_bytes()

@@ -232,6 +232,54 @@ def test_files_are_joined_to_one_table_once(tmp_path):
         STATIONS.process(sources, tmp_path / "c.nc", [1999])
 
 
+LINES = [
+    files.isd_line("2016-01-01T00:00", -2.2, -3.7, 1013.2, (3.0, 90), [(6, 1.2), (24, 5.0)]),
+    files.isd_line("2016-01-01T01:00", wind=(0.0, None), lat=-60.75, lon=-12.767),
+    files.isd_line("2016-01-01T02:00", 10.0, kind="FM-15"),
+    files.isd_line("2016-01-01T23:59", 99.0, kind="SOD"),
+    files.isd_line("2016-01-01T03:00", -2.0, qc="3"),
+    files.isd_line("2016-01-01T04:00", -2.0, 1.5, qc="2", rain=[(12, 0.0)]),
+]
+
+
+def test_the_table_of_ncei_is_the_same_observations_as_the_lines(tmp_path):
+    table = STATIONS.open(files.global_hourly(tmp_path / "2016" / "02413099999.csv", LINES))
+    pd.testing.assert_frame_equal(table, STATIONS.open(files.isd(tmp_path / "a.gz", LINES)))
+    first = table[table["time"] == np.datetime64("2016-01-01T00:00")].set_index("variable")["value"]
+    assert first["temperature"] == np.float32(273.15 - 2.2) and first["sea_level_pressure"] == 101320
+    assert first["precipitation_6h"] == np.float32(1.2) and first["u_wind"] == -3.0
+    grades = table[table["variable"] == "temperature"].set_index("time")["qc"]
+    assert grades[np.datetime64("2016-01-01T03:00")] == 2 and grades[np.datetime64("2016-01-01T04:00")] == 1
+
+
+def test_tables_of_two_years_under_one_name_are_found_and_a_cut_or_foreign_one_is_named(tmp_path):
+    for year in (2015, 2016):
+        lines = [files.isd_line(f"{year}-12-31T{hour:02d}:00", hour / 2) for hour in range(24)]
+        path = files.global_hourly(tmp_path / f"{year}" / "02413099999.csv", lines)
+    sources = [item.url for item in STATIONS.items([], tmp_path)]
+    assert len(read_table(STATIONS.process(sources, tmp_path / "out" / "o.nc"))) == 48
+    whole = path.read_text()
+    path.write_text(whole.rsplit(',"', 3)[0] + "\n")  # the last report without its last fields
+    with pytest.raises(ValueError, match=f"line 25 of {path}"):
+        isd.read(path)
+    path.write_text(whole.replace('"+0115,1"', '"warm,1"'))
+    with pytest.raises(ValueError, match=f"{path} holds what .*'warm'"):
+        isd.read(path)
+    path.write_text(whole.replace("LATITUDE", "Y"))
+    with pytest.raises(ValueError, match="no column LATITUDE.*includeStationLocation=1"):
+        isd.read(path)
+    path.write_text('"STATION","DATE","LATITUDE","LONGITUDE","TEMP","SLP"\n')  # a summary of days
+    assert not isd.is_isd(path)
+
+
+def test_addresses_of_tables_keep_years_apart():
+    items = STATIONS.items(
+        [2015, 2016], "https://www.ncei.noaa.gov/data/global-hourly/access", ["024130-99999"]
+    )
+    assert [item.url.split("access/")[1] for item in items] == [item.name for item in items]
+    assert [item.name for item in items] == ["2015/02413099999.csv", "2016/02413099999.csv"]
+
+
 def test_addresses_need_stations_and_other_files_are_refused(tmp_path):
     items = STATIONS.items([2016], "https://mirror.example/noaa", ["024130-99999"])
     assert items[0].url == "https://mirror.example/noaa/2016/024130-99999-2016.gz"
@@ -240,7 +288,7 @@ def test_addresses_need_stations_and_other_files_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no reports")
     with pytest.raises(ValueError, match="no file of ISD or METAR"):
         STATIONS.items([2016], tmp_path)
-    with pytest.raises(ValueError, match="neither lines of ISD nor"):
+    with pytest.raises(ValueError, match="neither lines of ISD, nor"):
         STATIONS.check(tmp_path / "notes.txt")
 
 
