@@ -7,7 +7,7 @@ import pytest
 from slams.data.archives import REGISTRY
 from slams.data.archives.local import is_local
 from slams.data.download.fetch import FetchError, Item, fetch
-from slams.data.files.canonical import open_dataset
+from slams.data.files.opening import open_dataset
 from slams.data.safety import contained, is_address, refuse_pickles
 from slams.data.store.store import FieldStore
 from tests.data.download.test_unpack import as_zip, evil_files

@@ -10,8 +10,9 @@ from slams.core.errors import InvalidValueError
 from slams.data.archives.local import fields_under, is_local, years_in
 from slams.data.download.fetch import Item, fetch
 from slams.data.files import axes, units
-from slams.data.files.canonical import calendar_days, canonical, find_variable, open_dataset
+from slams.data.files.canonical import calendar_days, canonical, find_variable
 from slams.data.files.convention import Convention, Quantity
+from slams.data.files.opening import open_dataset, refuse_absent_chunks
 from slams.data.files.periods import Period, standard_times
 from slams.data.processing.plan import PIECE_BYTES
 
@@ -126,6 +127,10 @@ class Archive(Convention):
         """
         with self.opened(path) as dataset:
             self.known(dataset, path)
+            for name in {name for one in self.quantities for name in one.names} & set(
+                map(str, dataset.data_vars)
+            ):
+                refuse_absent_chunks(path, dataset, name, f"{self.name} {name} in {path}", torn=True)
 
     def has(self, path: Path, variable: str) -> bool:
         """Whether a file has a variable under one of its names."""
@@ -174,6 +179,7 @@ class Archive(Convention):
         try:
             layout = self.known(dataset, path)
             name = find_variable(dataset, quantity.names, path, f"archive {self.name!r}")
+            refuse_absent_chunks(path, dataset, name, subject, torn=True)
             array = canonical(_in_chunks(dataset, name), name, "grid", variable, subject)
             array = array.assign_coords(time=_stamps(array.time, subject))
             array = self.select(array, subject)

@@ -8,7 +8,7 @@ import xarray as xr
 
 from slams.core.errors import InvalidValueError
 from slams.core.files import atomic
-from slams.data.files.canonical import open_dataset
+from slams.data.files.opening import open_dataset
 
 _DIMS = {"lat": "latitude", "lon": "longitude"}
 _LAYOUT = {  # folder, name of the daily stores, and whether ERA5's long names of dimensions are used

@@ -1,16 +1,18 @@
-"""Files opened lazily, and a variable of them with canonical names, order and direction of axes."""
+"""A variable of an open file with canonical names, order and direction of axes, and the days of its stamps."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from datetime import timedelta
 from pathlib import Path
 
+import cftime
 import numpy as np
 import xarray as xr
 
 from slams.core.errors import InvalidValueError
-from slams.data.files import axes, station_days, stations
-from slams.data.files.convention import Convention
-from slams.data.safety import refuse_pickles
+from slams.data.files import axes
+
+_DAY = np.timedelta64(86400, "s")
 
 # short names of the variables that weather files call by a long name as well
 _LONG_NAMES = {
@@ -33,41 +35,6 @@ def aliases(variable: str) -> tuple[str, ...]:
     (('temperature',), ('t',), ())
     """
     return tuple(b for pair in _LONG_NAMES.items() for a, b in (pair, pair[::-1]) if a == variable)
-
-
-def open_dataset(path: Path, conventions: Iterable[Convention] = ()) -> xr.Dataset:
-    """Open a file or folder lazily: netCDF, zarr, a format of an archive's own, or a table of observations.
-
-    Args:
-        path: File or folder.
-        conventions: Archives whose own formats it may have.
-
-    Returns:
-        What it holds; only the header and the coordinates have been read (a table is read whole).
-
-    Raises:
-        ValueError: If it can't be opened, or asks for a pickle to be loaded.
-    """
-    try:
-        if path.is_dir():
-            refuse_pickles(path)
-            dataset: xr.Dataset = xr.open_zarr(path, chunks=None, consolidated=(path / ".zmetadata").exists())
-            return dataset
-        for convention in conventions:
-            if (opener := convention.raw(path)) is not None:
-                return opener(path)
-        if path.suffix == ".parquet":
-            return station_days.daily_dataset(stations.read_table(path))
-        dataset = xr.open_dataset(path)
-        if stations.is_table(dataset):
-            dataset.close()
-            return station_days.daily_dataset(stations.read_table(path))
-        return dataset
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InvalidValueError(
-            f"{path} can't be opened ({error}); it may be cut short or of a format xarray has no engine for: "
-            "write or fetch it again, or convert it to netCDF."
-        ) from error
 
 
 def find_variable(dataset: xr.Dataset, names: tuple[str, ...], path: Path, owner: str) -> str:
@@ -109,9 +76,15 @@ def canonical(dataset: xr.Dataset, name: str, kind: str, label: str, subject: st
         hPa in the file's order; attributes source_name, units, long_name, standard_name.
 
     Raises:
-        ValueError: If there is no time, a dimension means nothing here, or latitudes are impossible.
+        ValueError: If there is no time or it counts months, a dimension means nothing here, values or coordinates are
+            text, or latitudes are impossible.
     """
     source = dataset[name]
+    if source.dtype.kind not in "iuf":
+        raise InvalidValueError(
+            f"{subject} holds values of type {source.dtype}; expected numbers: convert the variable, and write missing "
+            "values as NaN."
+        )
     if "expver" in source.dims:
         source = join_expver(source)
     extra = [dim for dim in source.dims if source.sizes[dim] == 1 and _is_extra(dataset, str(dim), kind)]
@@ -119,6 +92,7 @@ def canonical(dataset: xr.Dataset, name: str, kind: str, label: str, subject: st
     array = source.squeeze(extra).reset_coords(drop=True)
     array = array.drop_vars([str(coord) for coord in array.coords])
     array = _label(array, found, kind, subject, source.dims)
+    refuse_long_periods(calendar_days(array.time, subject), subject, dataset, found["time"][1])
     if np.abs(array.lat.values).max() > 90.001:
         raise InvalidValueError(
             f"{subject}: latitudes reach {np.abs(array.lat.values).max():g}; expected -90 to 90 degrees "
@@ -176,7 +150,12 @@ def _label(
             and (variable.ndim != 1 or variable.dtype.kind not in "iufOUST")
         ):
             continue
-        values = variable.values
+        values = rounded_stamps(variable) if role == "time" else variable.values
+        if role in ("lat", "lon", "level") and variable.dtype.kind not in "iuf":
+            raise InvalidValueError(
+                f"{subject}: the {role} of its points is of type {variable.dtype}; expected numbers: convert it, e.g. "
+                "with xarray's astype(float), and write the file again."
+            )
         if role == "level":
             in_pascal = str(variable.attrs.get("units", "")).lower() == "pa"
             values = np.asarray(values, dtype=float) / (100.0 if in_pascal else 1.0)
@@ -219,7 +198,7 @@ def calendar_days(stamps: xr.DataArray, subject: str) -> np.ndarray:
     Raises:
         ValueError: If stamps are missing or no dates, or a day doesn't exist in the standard calendar.
     """
-    values = np.atleast_1d(stamps.values)
+    values = np.atleast_1d(rounded_stamps(stamps.variable))
     if np.issubdtype(values.dtype, np.datetime64):
         if np.isnat(values).any():
             raise InvalidValueError(
@@ -238,3 +217,94 @@ def calendar_days(stamps: xr.DataArray, subject: str) -> np.ndarray:
             f"{subject}: calendar {values[0].calendar!r} has days that don't exist ({error}); convert it, "
             "e.g. with xarray's convert_calendar('standard', align_on='year')."
         ) from error
+
+
+def rounded_stamps(variable: xr.Variable) -> np.ndarray:
+    """Time stamps without errors of rounding, such as 23:59:59.99 for the midnight after it.
+
+    Stamps are rounded to whole seconds, and to midnight where that is nearer than the resolution of the file's 32 bits,
+    or where all stamps lie within a minute of midnight on both sides of it.
+
+    Args:
+        variable: datetime64 or cftime values; others are returned as they are.
+    """
+    values = variable.values
+    dated = np.issubdtype(values.dtype, np.datetime64)
+    if not values.size or not (dated or isinstance(values.flat[0], cftime.datetime)):
+        return values
+    if dated:
+        days = values.astype("datetime64[D]")
+        seconds = (values - days) / np.timedelta64(1, "s")
+    else:
+        days = np.vectorize(lambda s: s.replace(hour=0, minute=0, second=0, microsecond=0), otypes=[object])(
+            values
+        )
+        seconds = np.vectorize(lambda s, day: (s - day).total_seconds(), otypes=[float])(values, days)
+    whole = np.rint(seconds)
+    past = np.where(seconds > 43200, seconds - 86400, seconds)  # NaN of a missing stamp compares false
+    scattered = (np.abs(past) <= 60).all() and (past < 0).any() and (past >= 0).any()
+    whole = np.where(
+        np.abs(past) <= (60 if scattered else _resolution(variable)), np.where(past < 0, 86400, 0), whole
+    )
+    if dated:
+        shift = np.where(np.isnan(whole), 0, whole).astype("timedelta64[s]")
+        return (days.astype("datetime64[s]") + shift).astype(values.dtype)
+    return np.asarray(days + np.vectorize(lambda s: timedelta(seconds=s), otypes=[object])(whole))
+
+
+def _resolution(variable: xr.Variable) -> float:
+    """Seconds between neighbouring stamps of the file's type, where that is 32 bits wide; else half a second."""
+    kind = variable.encoding.get("dtype")
+    if kind is None or np.dtype(kind) != np.float32:
+        return 0.5
+    numbers = np.asarray(xr.conventions.encode_cf_variable(variable).values, dtype=np.float32)
+    unit = str(variable.encoding.get("units", "")).split(" ")[0].rstrip("s").lower()
+    seconds = {
+        "second": 1.0,
+        "sec": 1.0,
+        "minute": 60.0,
+        "min": 60.0,
+        "hour": 3600.0,
+        "hr": 3600.0,
+        "h": 3600.0,
+    }
+    return max(0.5, float(np.spacing(np.abs(numbers).max())) * seconds.get(unit, 86400.0))
+
+
+def refuse_long_periods(
+    days: np.ndarray, subject: str, dataset: xr.Dataset | None = None, time: xr.Variable | None = None
+) -> None:
+    """Check that values stand for days, and not for months or years.
+
+    Args:
+        days: Days of the stamps, datetime64[D].
+        subject: Name of the variable in messages.
+        dataset: The file, whose bounds of time and attributes say how long the periods are.
+        time: Its time coordinate.
+
+    Raises:
+        ValueError: If bounds are further apart than a day and a half, or all steps are those of months or years.
+    """
+    steps = np.diff(np.unique(days)).astype(int)
+    regular = all(28 <= step <= 31 for step in steps) or all(step in (365, 366) for step in steps)
+    alike = len({str(day)[8:] for day in days}) == 1
+    found = (
+        f"steps of {steps.min()} to {steps.max()} days"
+        if steps.size and regular and (alike or steps.size > 1)
+        else ""
+    )
+    if dataset is not None and time is not None:
+        attributes = {**time.encoding, **time.attrs}
+        bounds = dataset.variables.get(attributes.get("bounds"))
+        if bounds is not None and bounds.size and bounds.shape[-1] == 2 and bounds.dtype.kind in "MO":
+            length = np.timedelta64((bounds.values[..., 1] - bounds.values[..., 0]).ravel()[0], "s") / _DAY
+            found = f"bounds of time {length:g} days apart" if length > 1.5 else found
+        frequency = str(dataset.attrs.get("frequency", ""))
+        if frequency in ("mon", "yr", "monC") or re.match(
+            r"\d{4}-0[1-9]|000[1-9]-", str(attributes.get("delta_t", ""))
+        ):
+            found = f"the attribute {'frequency' if frequency else 'delta_t'} of longer means"
+    if found:
+        raise InvalidValueError(
+            f"{subject} holds means of months or other long periods ({found}), which aren't days; give daily fields."
+        )

@@ -15,10 +15,17 @@ from slams.core.errors import DataWarning, InvalidValueError, MissingFileError
 from slams.core.files import atomic
 from slams.data.archives import ARCHIVES
 from slams.data.files import units
-from slams.data.files.canonical import aliases, calendar_days, canonical, find_variable, open_dataset
+from slams.data.files.canonical import (
+    aliases,
+    calendar_days,
+    canonical,
+    find_variable,
+    refuse_long_periods,
+)
 from slams.data.files.convention import Convention
 from slams.data.files.grids import align, describe
 from slams.data.files.modality import Modality
+from slams.data.files.opening import open_dataset, reading, refuse_absent_chunks
 
 __all__ = ["align", "describe", "find", "read", "write_netcdf"]
 
@@ -55,14 +62,16 @@ def read(
     """
     paths = find(modality.files)
     wanted = None if dates is None else np.unique(np.asarray(dates, dtype="datetime64[D]"))
-    parts, spans = [], []
+    parts, held = [], []
     for path in paths:
-        part, span = _read_file(path, modality, wanted, trained)
-        spans.append(span)
+        part, days = _read_file(path, modality, wanted, trained)
+        held.append(days)
         if part.sizes["time"]:
             parts.append((path, part))
+    held_days = np.concatenate(held)
+    refuse_long_periods(held_days, f"modality {modality.name!r} in {paths[0]} and the files after it")
     if not parts:
-        first, last = min(span[0] for span in spans), max(span[1] for span in spans)
+        first, last = (held_days.min(), held_days.max()) if held_days.size else ("nothing", "nothing")
         asked = "at least one" if wanted is None or not wanted.size else f"{wanted[0]} to {wanted[-1]}"
         raise InvalidValueError(
             f"modality {modality.name!r} has no day in common with the dates asked for: its files hold "
@@ -137,13 +146,15 @@ def _not_found(path: Path) -> str:
 
 def _read_file(
     path: Path, modality: Modality, wanted: np.ndarray | None, trained: str | None
-) -> tuple[xr.DataArray, tuple[str, str]]:
-    """The requested part of one file in canonical form, and the first and last day of the file."""
+) -> tuple[xr.DataArray, np.ndarray]:
+    """The requested part of one file in canonical form, and all days of the file."""
     subject = f"modality {modality.name!r}, variable {modality.variable!r} in {path}"
     with open_dataset(path, ARCHIVES.values()) as dataset:
         names = (modality.variable, *aliases(modality.variable))
         name = find_variable(dataset, names, path, f"modality {modality.name!r}")
         convention = _convention(dataset, name, modality)
+        if absent := refuse_absent_chunks(path, dataset, name, subject):
+            warnings.warn(f"{absent}.", DataWarning, stacklevel=3)
         array = canonical(dataset, name, modality.kind, modality.name, subject)
         days = calendar_days(array.time, subject)
         backwards = np.flatnonzero(np.diff(days) < np.timedelta64(0))
@@ -153,10 +164,10 @@ def _read_file(
                 f"{subject}: times aren't sorted, {days[first + 1]} follows {days[first]} ({backwards.size} "
                 "such steps); sort the file, e.g. with xarray's dataset.sortby('time')."
             )
-        span = (str(days[0]), str(days[-1])) if days.size else ("nothing", "nothing")
         if wanted is not None:
             array = array.isel(time=np.flatnonzero(np.isin(days, wanted)))
-        array = _select_levels(array, modality, subject).load()
+        with reading(subject):
+            array = _select_levels(array, modality, subject).load()
     values = array.values.astype(np.float64) if array.dtype.kind in "iu" else array.values
     if np.isposinf(values).any() or np.isneginf(values).any():
         raise InvalidValueError(
@@ -170,7 +181,7 @@ def _read_file(
         array = convention.daily(convention.decode(array, days[-1]))
     array = array.assign_coords(time=calendar_days(array.time, subject))
     _refuse_repeated_days(array.time.values, [path] * array.sizes["time"], modality)
-    return _convert(array, modality, trained, subject).astype(np.float32), span
+    return _convert(array, modality, trained, subject).astype(np.float32), days
 
 
 def _convention(dataset: xr.Dataset, name: str, modality: Modality) -> Convention | None:

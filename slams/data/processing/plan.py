@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from slams.core.errors import InvalidValueError
+from slams.data.files.opening import reading
 from slams.data.files.periods import average, records_per, years_of
 from slams.data.processing.regrid import Grid, Regridder
 
@@ -206,7 +207,8 @@ def _regridded(
     part = array.isel(time=slice(first, last))
     if held.records > 1:
         part = average(part, records=held.records)
-    part = part.compute(**_ONE_THREAD)
+    with reading(f"{array.name!r} in {held.path}"):
+        part = part.compute(**_ONE_THREAD)
     days = held.days[run.start : run.stop]
     wanted = np.isin(part.time.values.astype("datetime64[D]"), days)
     part = part if wanted.all() else part.isel(time=np.flatnonzero(wanted))  # a selection would be a copy

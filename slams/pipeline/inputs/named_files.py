@@ -5,10 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import xarray as xr
-
 from slams.core.errors import InvalidValueError
 from slams.data.files.canonical import aliases
+from slams.data.files.opening import open_dataset
 from slams.data.files.read import find
 
 
@@ -82,17 +81,8 @@ def contents(path: Path) -> set[str]:
     Raises:
         ValueError: If it can't be opened.
     """
-    try:
-        if path.is_dir():
-            opened = xr.open_zarr(path, chunks=None, consolidated=(path / ".zmetadata").exists())
-        else:
-            opened = xr.open_dataset(path)
-        with opened as dataset:
-            return {str(name) for name in dataset.data_vars}
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InvalidValueError(
-            f"{path} can't be opened ({error}); it may be cut short or of a format xarray has no engine for."
-        ) from error
+    with open_dataset(path) as dataset:
+        return {str(name) for name in dataset.data_vars}
 
 
 def _split(argument: str, variables: Mapping[str, str]) -> tuple[str | None, str]:

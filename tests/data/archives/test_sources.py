@@ -488,12 +488,16 @@ def test_real_era5_is_read_to_the_rounding_of_its_packing(real, name, variables)
         np.testing.assert_array_equal(array.lat, np.sort(latitude)[::-1])
 
 
+def test_a_real_file_of_monthly_means_is_refused(real):
+    with pytest.raises(ValueError, match="means of months.*aren't days"):
+        read(Modality("m", (str(real("wws_air.mon.mean.nc")),), "air", "observation"))
+
+
 @pytest.mark.parametrize(
     "name, variable, kind",
     [
         ("earthkit_test4.nc", "t", "grid"),
         ("earthkit_test4.nc", "z", "grid"),
-        ("wws_air.mon.mean.nc", "air", "grid"),
         ("model_olr_tropics_daily_noleap.nc", "rlut", "grid"),
         ("falwa-2005-01-23-0000-t.nc", "t", "grid"),
         ("era5_tl31_19590102T00.nc", "sea_surface_temperature", "grid"),
