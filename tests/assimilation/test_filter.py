@@ -11,7 +11,7 @@ import slams
 from slams.assimilation.baseline.filters import FreeRun
 from slams.assimilation.ensemble.kalman import ETKF, DEnKF, EnKF
 from slams.assimilation.ensemble.smoother import EnKS, IEnKS
-from slams.assimilation.filter import Filter
+from slams.assimilation.filter import Filter, Memory
 from slams.assimilation.particle.bootstrap import AuxiliaryPF, BootstrapPF
 from slams.core.covariance import Isotropic
 from slams.core.errors import DIVERGED_FRACTION, DivergenceWarning, diverged_fraction
@@ -178,6 +178,30 @@ class Broken(EnKF):
 def test_spoilt_members_stop_the_run(twin):
     with pytest.raises(FloatingPointError, match=r"step 4 \(replicates: \[1\]\)"):
         Broken(twin.system).assimilate(twin.observations, 6, rng=generator())
+
+
+class Infinite(Broken):
+    """An infinite value where `Broken` has none at all."""
+
+    def analyse(self, forecast, observation, *, rng=None, memory=None):
+        x = super().analyse(forecast, observation, rng=rng, memory=memory)
+        return x.nan_to_num(nan=torch.inf)
+
+
+def test_infinite_members_are_spoilt_without_a_bound(twin):
+    with pytest.raises(FloatingPointError, match=r"not finite at step 4 \(replicates: \[1\]\)"):
+        Infinite(twin.system).assimilate(twin.observations, 6, rng=generator())
+    post = Infinite(twin.system, failure="replace").assimilate(twin.observations, 6, rng=generator())
+    assert torch.isfinite(post.samples).all() and post.diagnostics["replaced"][1, 4] == 2
+
+
+def test_moments_are_unbiased_and_a_single_member_has_no_variance(twin, rng):
+    x, method = normal((2, 4, 3), dtype=DOUBLE, rng=rng), EnKF(twin.system)
+    mean, variance = method.moments(x, Memory())
+    by_hand = sum((x[:, i] - x.mean(1)).square() for i in range(4)) / 3
+    torch.testing.assert_close(variance, by_hand)
+    mean, variance = method.moments(x[:, :1], Memory())
+    assert torch.equal(mean, x[:, 0]) and torch.equal(variance, torch.zeros_like(mean))
 
 
 def test_spoilt_members_are_replaced_by_sound_ones(twin):

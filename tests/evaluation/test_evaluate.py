@@ -1,6 +1,7 @@
 """Laws of scores: closed forms, another implementation, intervals that cover."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,6 +37,14 @@ def test_scores_equal_those_of_the_window_statistics(size):
     )
     assert got["crps"].value == pytest.approx(float(total["crps"] / total["weight"]), abs=1e-12)
     assert got["coverage90"].value == pytest.approx(float(total["covered"] / total["weight"]), abs=1e-12)
+
+
+def test_moments_without_diagnostics_are_of_one_series():
+    """The axes of truth and mean are time and state; the first step is left out."""
+    mean, truth = ensemble(5, 4), ensemble(5, 4, seed=1)
+    posterior = SimpleNamespace(samples=None, mean=mean, variance=torch.ones(5, 4, dtype=torch.float64))
+    expected = (mean - truth)[1:].square().mean().sqrt()
+    assert evaluate(posterior, truth, burn_in=1)["rmse"].value == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize("size", [2, 5, 40])

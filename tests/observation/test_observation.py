@@ -235,6 +235,11 @@ def test_values_that_do_not_match_the_operator_are_refused_at_the_first_innovati
         Observations({"a": apart[1], "b": apart[2]}).step(0)
 
 
+def test_missing_values_are_filled_with_zero():
+    seen = Observation(torch.tensor([[1.0, torch.nan], [torch.nan, 2.0]]), lambda x: x, Isotropic(1.0))
+    assert torch.equal(seen.filled, torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+
+
 def test_infinite_values_are_refused_and_nan_is_missing():
     """An infinite value is a fault, not a gap."""
     with pytest.raises(ValueError, match="2 observed values are infinite; NaN marks a missing value"):

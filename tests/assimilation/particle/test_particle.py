@@ -309,6 +309,8 @@ def test_settings_that_cannot_be_are_refused():
     system = rotation_system()
     with pytest.raises(ValueError, match="share of the members"):
         BootstrapPF(system, threshold=2.0)
+    with pytest.raises(ValueError, match="jitter"):
+        BootstrapPF(system, jitter=-0.1)
     with pytest.raises(ValueError, match="systematic"):
         BootstrapPF(system, resampling="sistematic")  # type: ignore[arg-type]
 

@@ -151,6 +151,13 @@ def test_the_incremental_minimum_is_that_of_the_full_cost(solver, rng):
     assert g.abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("variance, controls", [(0.0, 1), (1.0, 3), (2.0, 3)])
+def test_a_model_error_is_a_control_of_every_step_unless_it_is_zero(variance, controls):
+    model = LinearGaussian(torch.eye(1), torch.eye(1), torch.zeros(1), torch.eye(1))
+    error = torch.full((1, 1), variance)
+    assert WindowProblem(model, [None] * 3, torch.zeros(1, 1), torch.eye(1), error).size == controls
+
+
 @pytest.mark.parametrize("solver", ["direct", "cg"])
 def test_a_linear_residual_needs_one_step(solver, rng):
     """Known by the residual at its end, not by a second step that does not move."""

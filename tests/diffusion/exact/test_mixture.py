@@ -179,6 +179,15 @@ def test_given_observations_the_gaussian_is_the_posterior(members, rng):
         torch.testing.assert_close(found[:, w].flatten(1), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_rounding_of_an_exact_observation_is_no_bend(sign):
+    """Single precision, a third of each variable seen with an error of 1e-4: rounding is 1e-3 standard errors."""
+    prior = GaussianDenoiser(torch.full((3,), 7.0), Isotropic(1.0), VPCosine())
+    h, y = torch.tensor([[0.0, 0.0, sign / 3]]), torch.tensor([sign * 2.5])
+    after, _ = prior.given(Observation(y, Matrix(h), Isotropic(1e-8)))
+    torch.testing.assert_close(after.mean, torch.tensor([7.0, 7.0, 7.5]), rtol=0, atol=1e-4)
+
+
 def test_a_mixture_given_observations_agrees_with_a_grid(rng):
     """Two modes on a line, y = x + N(0, 0.3): weights, mean and variance of the posterior, and E[x | x_t, y], by
     integration on 40001 points (trapezoid of a smooth density: 1e-9)."""
