@@ -96,6 +96,7 @@ def test_stride_takes_every_third_point_from_the_offset_on(rng):
     x = torch.randn(C, H, W, generator=rng)
     rows = torch.stack([torch.stack([x[:, i, j] for j in (1, 4, 7)], -1) for i in (1, 4)], -2)
     assert torch.equal(Stride(3, 1, axes=2)(x), rows)
+    assert torch.equal(Stride(1, axes=2)(x), x)
 
 
 def test_block_means_are_weighted_by_area(rng):

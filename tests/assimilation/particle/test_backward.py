@@ -47,7 +47,8 @@ def exact(system: Rotation, value: torch.Tensor, std: float):
 def case():
     rng = torch.Generator().manual_seed(1)
     value = torch.full((L,), torch.nan, dtype=torch.float64)
-    value[::3] = 1.5 * torch.randn(len(value[::3]), generator=rng, dtype=torch.float64)
+    seen = [0, *range(1, L, 3)]  # the first and the last step with them
+    value[seen] = 1.5 * torch.randn(len(seen), generator=rng, dtype=torch.float64)
     observation = Observation(value[:, None], Select(torch.tensor([0]), event=1), Isotropic(0.3**2))
     return Rotation(), Observations({"a": observation}), exact(Rotation(), value, 0.3)
 

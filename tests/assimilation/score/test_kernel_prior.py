@@ -48,8 +48,19 @@ def test_the_fit_of_joint_kernels_is_the_likelihood_of_each_member_given_the_oth
         others = torch.tensor([j for j in range(len(E)) if j != i])
         terms = MultivariateNormal(centres[others], b**2 * P).log_prob(E[i])
         total += float(terms.logsumexp(0)) - math.log(len(others))
-    found = float(joint_prior(E[None], b).fit) - len(E) * size / 2 * math.log(2 * math.pi)
+    prior = joint_prior(E[None], b)
+    found = float(prior.fit) - len(E) * size / 2 * math.log(2 * math.pi)
     assert found == pytest.approx(total, rel=1e-9)
+    W = prior.frame.W[0]
+    torch.testing.assert_close(mean + prior.centres[0] @ W, centres, rtol=0, atol=1e-9)
+    at = peaks(size, 5, seed=1).requires_grad_()
+    density = MultivariateNormal(centres, b**2 * P).log_prob(at[:, None]).logsumexp(-1)
+    (slope,) = torch.autograd.grad(density.sum(), at)
+    z = (at.detach() - mean) @ torch.linalg.pinv(W)
+    torch.testing.assert_close(prior.score.score(z[None])[0], slope @ W.mT, rtol=0, atol=1e-8)
+    assert prior.score.log_prob is not None
+    level = prior.score.log_prob(z[None])[0] - density.detach()
+    torch.testing.assert_close(level, level[:1].expand(5), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("size, seed", [(1, 0), (2, 1), (4, 2)])
