@@ -1,5 +1,6 @@
 """`slams assimilate`: a moved run on files that training never saw."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 import xarray as xr
 
 from slams.core.console import Console
+from slams.core.errors import DataWarning
 from slams.pipeline.assimilate import assimilate
 from slams.pipeline.baselines.file import FILE_NAME, load_baselines, save_baselines
 from slams.pipeline.baselines.members import ClosedForm
@@ -15,6 +17,19 @@ from slams.pipeline.inputs.segments import segments_of
 from slams.pipeline.model.model import Model
 
 QUIET = Console(quiet=True)
+NAMES = ["a", "b", "c", "d", "e"]
+
+
+@pytest.fixture(scope="module")
+def named(world, tmp_path_factory):
+    """The run as if its stations had had names, and the new file with them."""
+    folder = tmp_path_factory.mktemp("named")
+    model = Model.load(world.run)
+    model.codec.layouts["stn"] = replace(model.layouts["stn"], names=tuple(NAMES))
+    model.save(folder)
+    with xr.open_dataset(world.new) as dataset:
+        dataset.load().assign_coords(station=NAMES).to_netcdf(folder / "new.nc")
+    return replace(world, run=folder, new=folder / "new.nc")
 
 
 def root(path: Path) -> xr.Dataset:
@@ -271,3 +286,48 @@ def test_observations_in_another_unit_give_the_same_analysis(world, tmp_path):
     wrong = changed(world, tmp_path / "wrong.nc", lambda d: in_unit(d, "coarse", "hPa"))
     with pytest.raises(ValueError, match="'coarse'.*in 'hPa', from which 'degC' can't be reached"):
         assimilate(world.run, [str(wrong)], tmp_path / "c.nc", members=2, console=QUIET)
+
+
+def test_stations_are_known_by_name_and_place_and_any_subset_will_do(named, tmp_path):
+    """Shuffled, re-surveyed by 0.01 degrees, joined by one without a place: the same analysis; one absent is missing."""
+    before = assimilate(
+        named.run, [str(named.new)], tmp_path / "a.nc", members=4, modalities=["stn"], console=QUIET
+    )
+    assert group(before, "stn")["station"].values.tolist() == NAMES
+    with xr.open_dataset(named.new) as file:
+        whole = file.load()[["stn"]]
+    order = [4, 2, 0, 3, 1]
+    other = whole.isel(station=order)
+    other = other.assign_coords(stn_lat=other.stn_lat + 0.01)
+    nowhere = other.isel(station=[0]).assign_coords(
+        station=["X"], stn_lat=("station", [np.nan]), stn_lon=("station", [np.nan])
+    )
+    joined = xr.concat([nowhere, other], "station")
+    joined.to_netcdf(tmp_path / "other.nc")
+    with pytest.warns(DataWarning) as warned:
+        after = assimilate(
+            named.run,
+            [str(tmp_path / "other.nc")],
+            tmp_path / "b.nc",
+            members=4,
+            modalities=["stn"],
+            console=QUIET,
+        )
+    told = " ".join(str(each.message) for each in warned)
+    assert "X at nan N nan E" in told and "5 stations have moved" in told
+    xr.testing.assert_equal(root(after), root(before))
+    whole.isel(station=order[1:]).to_netcdf(tmp_path / "less.nc")
+    with pytest.warns(DataWarning, match="1 of 5 stations aren't in the file and are missing: e "):
+        less = assimilate(named.run, [str(tmp_path / "less.nc")], tmp_path / "c.nc", members=4, console=QUIET)
+    observed = group(less, "stn")["observed"]
+    np.testing.assert_array_equal(observed.sum("time") > 0, [True, True, True, True, False])
+
+
+def test_stations_without_names_are_known_by_place(world, tmp_path):
+    before = assimilate(
+        world.run, [str(world.new)], tmp_path / "a.nc", members=4, modalities=["stn"], console=QUIET
+    )
+    assert "station" not in group(before, "stn").coords
+    shuffled = changed(world, tmp_path / "other.nc", lambda d: d[["stn"]].isel(station=[4, 2, 0, 3, 1]))
+    after = assimilate(world.run, [str(shuffled)], tmp_path / "b.nc", members=4, console=QUIET)
+    xr.testing.assert_equal(root(after), root(before))

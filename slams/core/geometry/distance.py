@@ -9,6 +9,8 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from slams.core.errors import InvalidValueError
+
 EARTH_RADIUS = 6371.0  # km
 CHUNK = 8192  # points whose neighbours are looked up at once
 
@@ -65,6 +67,28 @@ def great_circle(a: Tensor, b: Tensor) -> Tensor:
     """
     chord = (unit_vector(a)[:, None] - unit_vector(b)[None]).norm(dim=-1)
     return (2 * EARTH_RADIUS * torch.asin((chord / 2).clamp(max=1))).to(a.dtype)
+
+
+def check_degrees(points: Tensor, what: str) -> None:
+    """Check that points are (latitude, longitude) in degrees.
+
+    Args:
+        points: (P, 2).
+        what: Name of the points in the message.
+
+    Raises:
+        ValueError: If a latitude is beyond the poles, or a longitude beyond a turn either way.
+    """
+    if points.ndim != 2 or points.shape[-1] != 2:
+        raise InvalidValueError(
+            f"{what} must be (latitude, longitude), shape (P, 2), got {tuple(points.shape)}."
+        )
+    reach = points.double().abs().amax(0) if len(points) else points.new_zeros(2)
+    if not (bool(points.isfinite().all()) and float(reach[0]) <= 90.001 and float(reach[1]) <= 360.001):
+        raise InvalidValueError(
+            f"{what} reach latitude {float(reach[0]):g} and longitude {float(reach[1]):g}; expected (latitude, "
+            "longitude) in degrees, in this order: are they swapped, missing, or in metres?"
+        )
 
 
 def unit_vector(points: Tensor) -> Tensor:

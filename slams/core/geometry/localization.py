@@ -1,5 +1,6 @@
 """Localization of ensemble covariances: taper, distances and neighbour lists of observations."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -7,8 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slams.core.errors import InvalidValueError
-from slams.core.geometry.distance import EARTH_RADIUS, Space, great_circle, line_distance, torus_distance
+from slams.core.errors import DataWarning, InvalidValueError
+from slams.core.geometry.distance import (
+    EARTH_RADIUS,
+    Space,
+    check_degrees,
+    great_circle,
+    line_distance,
+    torus_distance,
+)
 from slams.core.geometry.places import Geometry
 
 __all__ = [
@@ -196,8 +204,22 @@ class Localization:
             positions: (latitude, longitude) of the observations, (O, 2) [degrees].
             radius: Half-width of the taper [km].
             cutoff: Pairs with a smaller taper are dropped.
+
+        Raises:
+            ValueError: If a latitude is beyond the poles, as of swapped pairs, or a longitude beyond a turn. Where no
+                observation is near any variable, a DataWarning asks whether pairs are swapped.
         """
-        return cls._near(Space(sphere=EARTH_RADIUS), state, positions, radius, cutoff)
+        check_degrees(state, "the variables")
+        check_degrees(positions, "the observations")
+        made = cls._near(Space(sphere=EARTH_RADIUS), state, positions, radius, cutoff)
+        if len(positions) and not bool((made.weight > 0).any()):
+            warnings.warn(
+                f"no observation lies within {2 * radius:g} km of a variable, so that none has an influence; pairs are "
+                "(latitude, longitude) in degrees: are those of one of both swapped?",
+                DataWarning,
+                stacklevel=2,
+            )
+        return made
 
     @classmethod
     def between(
@@ -211,6 +233,8 @@ class Localization:
             radius: Half-width of the taper, in the geometry's unit.
             cutoff: Pairs with a smaller taper are dropped.
         """
+        if geometry.space.sphere:
+            check_degrees(positions, "the observations")
         return cls._near(geometry.space, geometry.points, positions, radius, cutoff)
 
     @cached_property

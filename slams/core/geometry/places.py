@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slams.core.errors import InvalidValueError
-from slams.core.geometry.distance import EARTH_RADIUS, Space, unit_vector
+from slams.core.geometry.distance import EARTH_RADIUS, Space, check_degrees, unit_vector
 
 _AT_ONCE = 256  # values whose derivatives are taken together
 
@@ -62,8 +62,12 @@ class Geometry:
             lon: Longitudes (W) [degrees].
             channels: C, one for fields without an axis of channels.
             dims: Names of the axes of a state.
+
+        Raises:
+            ValueError: If a latitude is beyond the poles, or a longitude beyond a turn.
         """
         points = torch.cartesian_prod(lat.double(), lon.double()).repeat(channels, 1)
+        check_degrees(points, "the grid's points")
         return cls(points, Space(sphere=EARTH_RADIUS), tuple(dims), "km")
 
     def centre(self, weights: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ _NAMES = {
 }
 _STANDARD_NAMES = {"time": "time", "air_pressure": "level", "latitude": "lat", "longitude": "lon"}
 _AXES = {"T": "time", "Z": "level", "Y": "lat", "X": "lon"}
+_PROJECTED = {"x", "y", "xc", "yc", "rlat", "rlon", "easting", "northing"}
+_NAMING = {"station", "stn", "site", "name", "id", "identifier", "wmo", "icao", "ghcn", "code", "platform"}
 _PRESSURE = {"hpa", "millibar", "millibars", "mb", "mbar", "pa"}
 
 
@@ -49,9 +51,9 @@ def role_of(name: Hashable, variable: xr.Variable) -> str | None:
         return _STANDARD_NAMES[standard]
     if standard.startswith(("projection", "grid_")):
         return None  # metres of a map, degrees of a rotated pole: neither latitude nor longitude
-    if re.fullmatch(r"degrees?_?(north|n)", units):
+    if re.fullmatch(r"degrees?_?(north|n|south|s)", units):
         return "lat"
-    if re.fullmatch(r"degrees?_?(east|e)", units):
+    if re.fullmatch(r"degrees?_?(east|e|west|w)", units):
         return "lon"
     if units in _PRESSURE:
         return "level"
@@ -108,7 +110,7 @@ def recognise(dataset: xr.Dataset, array: xr.DataArray, kind: str, subject: str)
         if role not in found:
             scalar = _scalar(dataset, array, role)
             if scalar is not None:
-                found[role] = None, scalar
+                found[role] = None, dataset.variables[scalar]
     return found
 
 
@@ -141,6 +143,13 @@ def _find_stations(
     dim = found["station"][0]
     for role in ("lat", "lon"):
         candidates = [v for n, v in dataset.variables.items() if v.dims == (dim,) and role_of(n, v) == role]
+        if not candidates and any(
+            dim in v.dims and role_of(n, v) == role for n, v in dataset.variables.items()
+        ):
+            raise InvalidValueError(
+                f"{subject}: the {role} of each station changes along another dimension; a moving platform is no "
+                "station: write a table of reports (docs/observations.md), or select the times at one place."
+            )
         if len(candidates) != 1:
             raise InvalidValueError(
                 f"{subject}: expected one variable with the {role} of each station on dimension {dim!r}, "
@@ -153,7 +162,11 @@ def _find_by_values(dataset: xr.Dataset, found: Found, unknown: list[str]) -> No
     """Add latitude and longitude to `found` by monotone values: only a longitude goes beyond 90."""
     missing = [role for role in ("lat", "lon") if role not in found]
     candidates = [
-        dim for dim in unknown if dim in dataset.variables and _monotone(dataset.variables[dim].values)
+        dim
+        for dim in unknown
+        if dim in dataset.variables
+        and _monotone(dataset.variables[dim].values)
+        and not _projected(dim, dataset.variables[dim])
     ]
     if len(candidates) != len(missing) or not missing:
         return
@@ -182,6 +195,16 @@ def _require_grid(array: xr.DataArray, found: Found, subject: str) -> None:
             )
 
 
+def _projected(name: str, variable: xr.Variable) -> bool:
+    """Whether a dimension may be one of a map projection, whose values are no degrees."""
+    standard, unit = (str(variable.attrs.get(key, "")).lower() for key in ("standard_name", "units"))
+    return (
+        name.lower() in _PROJECTED
+        or standard.startswith(("projection", "grid_"))
+        or not re.fullmatch(r"|1|deg\w*", unit)
+    )
+
+
 def _monotone(values: np.ndarray) -> bool:
     """Whether values are numbers that only rise or only fall."""
     if values.ndim != 1 or values.size < 2 or not np.issubdtype(values.dtype, np.number):
@@ -190,11 +213,78 @@ def _monotone(values: np.ndarray) -> bool:
     return bool((steps > 0).all() or (steps < 0).all())
 
 
-def _scalar(dataset: xr.Dataset, array: xr.DataArray, role: str) -> xr.Variable | None:
-    """A scalar coordinate of the given role, as in stores of one day each."""
+def _scalar(dataset: xr.Dataset, array: xr.DataArray, role: str) -> Hashable | None:
+    """Name of a scalar coordinate of the given role, as in stores of one day each."""
     names: Iterable[Hashable] = [*array.coords, *dataset.variables]
     for name in names:
         variable = dataset.variables[name]
         if variable.ndim == 0 and role_of(name, variable) == role:
-            return variable
+            return name
     return None
+
+
+def name_of(dataset: xr.Dataset, variable: xr.Variable) -> str:
+    """Name of one of a dataset's own variables."""
+    return next((str(name) for name, each in dataset.variables.items() if each is variable), "")
+
+
+def with_lone_station(dataset: xr.Dataset, name: str) -> xr.Dataset:
+    """A file of one station with a station dimension, where its place is a scalar or a grid of one point.
+
+    Args:
+        dataset: The file.
+        name: Name of the variable in it.
+    """
+    array = dataset[name]
+    roles = {str(dim): _role_of_dim(dataset, str(dim))[0] for dim in array.dims}
+    point = [dim for dim, role in roles.items() if role in ("lat", "lon") and array.sizes[dim] == 1]
+    if len(point) == 2:
+        dataset = dataset.isel(dict.fromkeys(point, 0))
+        array = dataset[name]
+    places = [_scalar(dataset, array, role) for role in ("lat", "lon")]
+    others = [dim for dim, role in roles.items() if dim in array.dims and role not in ("time", "level")]
+    if None in places or any(array.sizes[dim] > 1 or roles[dim] == "station" for dim in others):
+        return dataset
+    along = {n: ("station", [dataset[n].item()], dataset[n].attrs) for n in places if n is not None}
+    series = dataset[name].reset_coords(drop=True).expand_dims(station=1, axis=-1).variable
+    return dataset.drop_vars(list(along)).assign({name: series} | along)
+
+
+def station_names(dataset: xr.Dataset, dim: str) -> np.ndarray | None:
+    """Names of the stations along a dimension: its timeseries_id, a variable called so, or the dimension's own values.
+
+    Numbers that only count the stations are no names.
+
+    Args:
+        dataset: The file.
+        dim: The dimension.
+
+    Returns:
+        Text, None if there are none.
+    """
+    known = {
+        str(n): v for n, v in dataset.variables.items() if v.dims == (dim,) and v.dtype.kind in "iufOUST"
+    }
+    ranked = sorted(
+        (n for n in known if n == dim or _names_stations(n, known[n])),
+        key=lambda n: (known[n].attrs.get("cf_role") != "timeseries_id", n == dim),
+    )
+    for name in ranked:
+        names = np.array([_as_text(value) for value in known[name].values.tolist()], dtype=str)
+        counted = [list(map(str, range(first, first + names.size))) for first in (0, 1)]
+        if any(names) and names.tolist() not in counted:
+            return names
+    return None
+
+
+def _names_stations(name: str, variable: xr.Variable) -> bool:
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    text = variable.dtype.kind in "OUST"
+    return variable.attrs.get("cf_role") == "timeseries_id" or bool(text and words & _NAMING)
+
+
+def _as_text(value: object) -> str:
+    """A name as text; a number without a fraction."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace").strip()
+    return f"{value:.12g}" if isinstance(value, float) else str(value).strip()

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from slams.core.errors import InvalidValueError
-from slams.data.files import axes
+from slams.data.files import axes, coordinates
 
 _DAY = np.timedelta64(86400, "s")
 
@@ -79,6 +79,7 @@ def canonical(dataset: xr.Dataset, name: str, kind: str, label: str, subject: st
         ValueError: If there is no time or it counts months, a dimension means nothing here, values or coordinates are
             text, or latitudes are impossible.
     """
+    dataset = axes.with_lone_station(dataset, name) if kind == "stations" else dataset
     source = dataset[name]
     if source.dtype.kind not in "iuf":
         raise InvalidValueError(
@@ -91,15 +92,12 @@ def canonical(dataset: xr.Dataset, name: str, kind: str, label: str, subject: st
     found = axes.recognise(dataset, source.squeeze(extra, drop=True), kind, subject)
     array = source.squeeze(extra).reset_coords(drop=True)
     array = array.drop_vars([str(coord) for coord in array.coords])
-    array = _label(array, found, kind, subject, source.dims)
+    array = _label(array, found, kind, subject, dataset, source.dims)
     refuse_long_periods(calendar_days(array.time, subject), subject, dataset, found["time"][1])
-    if np.abs(array.lat.values).max() > 90.001:
-        raise InvalidValueError(
-            f"{subject}: latitudes reach {np.abs(array.lat.values).max():g}; expected -90 to 90 degrees "
-            "north."
-        )
     if kind == "grid":
-        array = _sort(_sort(array, "lat", -1), "lon", 1)
+        array = _on_grid(array, subject)
+    else:
+        array = _at_stations(array, axes.station_names(dataset, str(found["station"][0])), subject)
     array = array.transpose("time", *(("level",) if "level" in array.dims else ()), ...)
     if kind == "grid":
         array = array.transpose(..., "lat", "lon")
@@ -127,7 +125,12 @@ def join_expver(array: xr.DataArray) -> xr.DataArray:
 
 
 def _label(
-    array: xr.DataArray, found: axes.Found, kind: str, subject: str, all_dims: tuple[object, ...]
+    array: xr.DataArray,
+    found: axes.Found,
+    kind: str,
+    subject: str,
+    dataset: xr.Dataset,
+    all_dims: tuple[object, ...],
 ) -> xr.DataArray:
     """Rename the dimensions after their roles and give them their coordinates."""
     dims = {
@@ -144,11 +147,7 @@ def _label(
         )
     array = array.rename(dims)
     for role, (dim, variable) in found.items():
-        if (
-            variable is None
-            or role == "station"
-            and (variable.ndim != 1 or variable.dtype.kind not in "iufOUST")
-        ):
+        if variable is None or role == "station":
             continue
         values = rounded_stamps(variable) if role == "time" else variable.values
         if role in ("lat", "lon", "level") and variable.dtype.kind not in "iuf":
@@ -156,9 +155,14 @@ def _label(
                 f"{subject}: the {role} of its points is of type {variable.dtype}; expected numbers: convert it, e.g. "
                 "with xarray's astype(float), and write the file again."
             )
-        if role == "level":
-            in_pascal = str(variable.attrs.get("units", "")).lower() == "pa"
-            values = np.asarray(values, dtype=float) / (100.0 if in_pascal else 1.0)
+        if role in ("lat", "lon"):
+            values = coordinates.degrees(variable, role, subject)
+        elif role == "level":
+            pressure = coordinates.pressure(variable, axes.name_of(dataset, variable), subject)
+            if pressure is None:
+                array = array if dim is None else array.isel({role: 0}, drop=True)
+                continue
+            values = pressure
         if dim is None:
             array = array.expand_dims({role: np.atleast_1d(values)})
         else:
@@ -166,10 +170,25 @@ def _label(
     return array
 
 
-def _sort(array: xr.DataArray, axis: str, direction: int) -> xr.DataArray:
-    """Sort along an axis; as a slice where that does, which reads a file in one piece."""
-    order = np.argsort(direction * array[axis].values, kind="stable")
-    ahead = np.arange(order.size)
+def _on_grid(array: xr.DataArray, subject: str) -> xr.DataArray:
+    """Latitudes from north to south, longitudes from west to east without a seam."""
+    for role in ("lat", "lon"):
+        coordinates.check_line(array[role].values, role, subject)
+    array = _taken(array, "lat", np.argsort(-array.lat.values, kind="stable"))
+    order, line = coordinates.region(array.lon.values, subject)
+    return _taken(array, "lon", order).assign_coords(lon=line)
+
+
+def _at_stations(array: xr.DataArray, names: np.ndarray | None, subject: str) -> xr.DataArray:
+    """Stations with a place, under their names if the file has them."""
+    kept = coordinates.placed(array.lat.values, array.lon.values, names, subject)
+    array = array if names is None else array.assign_coords(station=("station", names))
+    return _taken(array, "station", kept)
+
+
+def _taken(array: xr.DataArray, axis: str, order: np.ndarray) -> xr.DataArray:
+    """Entries of an axis; as a slice where that does, which reads a file in one piece."""
+    ahead = np.arange(array.sizes[axis])
     if np.array_equal(order, ahead):
         return array
     if np.array_equal(order, ahead[::-1]):

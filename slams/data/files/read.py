@@ -23,11 +23,13 @@ from slams.data.files.canonical import (
     refuse_long_periods,
 )
 from slams.data.files.convention import Convention
-from slams.data.files.grids import align, describe
+from slams.data.files.grids import align, all_stations, describe
 from slams.data.files.modality import Modality
 from slams.data.files.opening import open_dataset, reading, refuse_absent_chunks
 
-__all__ = ["align", "describe", "find", "read", "write_netcdf"]
+__all__ = ["VERSION", "align", "describe", "find", "read", "write_netcdf"]
+
+VERSION = 2  # of what files are read as: stores made by an earlier one are made again
 
 
 def read(
@@ -243,11 +245,12 @@ def _join(parts: list[tuple[Path, xr.DataArray]], modality: Modality) -> xr.Data
     """Files one after the other in time, all on the grid of the first."""
     parts.sort(key=lambda part: part[1].time.values[0])
     _, first = parts[0]
-    aligned = [first]
+    stations = "station" in first.dims and all("station" in part.dims for _, part in parts) and len(parts) > 1
+    reference = all_stations([part for _, part in parts]) if stations else first
+    aligned = [align(first, reference) if stations else first]
     for path, part in parts[1:]:
-        same = all(
-            part.sizes[dim] == first.sizes[dim] for dim in first.dims if dim != "time" and dim in part.dims
-        )
+        fixed = [dim for dim in first.dims if dim not in ("time", "station") and dim in part.dims]
+        same = all(part.sizes[dim] == first.sizes[dim] for dim in fixed)
         alike = units.same(part.attrs["units"], first.attrs["units"])
         if part.dims != first.dims or not same or not alike:
             raise InvalidValueError(
@@ -255,7 +258,7 @@ def _join(parts: list[tuple[Path, xr.DataArray]], modality: Modality) -> xr.Data
                 f"{part.attrs['units']!r}, but {parts[0][0]} holds {describe(first)} {dict(first.sizes)} in "
                 f"{first.attrs['units']!r}; give them to two modalities, or regrid one."
             )
-        aligned.append(align(part, first))
+        aligned.append(align(part, reference if stations else first))
     joined = (
         aligned[0]
         if len(aligned) == 1

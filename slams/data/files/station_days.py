@@ -2,13 +2,16 @@
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 
 from slams.core.errors import InvalidValueError
-from slams.data.files.stations import GOOD, PLACE, VARIABLES
+from slams.core.geometry.distance import EARTH_RADIUS, unit_vector
+from slams.data.files.coordinates import told
+from slams.data.files.stations import GOOD, PLACE, VARIABLES, nowhere, unplaced
 
 _QUARTERS = 4  # of a UTC day, each of which must have a report: noon alone isn't the mean of a day
-_MOVE = 0.05  # degrees; networks round one place in several ways
+_MOVE = 5.6  # km, 0.05 degrees of latitude; networks round one place in several ways
 
 
 def daily(table: pd.DataFrame, variable: str) -> xr.DataArray:
@@ -16,7 +19,8 @@ def daily(table: pd.DataFrame, variable: str) -> xr.DataArray:
 
     A mean is that of the four quarters of the UTC day, each of which must have a report. A total adds reports
     whose hours don't overlap and cover the day. Any other day is missing. A station that moved by more
-    than 0.05 degrees counts as two.
+    than 5.6 km counts as two. Reports without a place, or at 0 N 0 E, are left out; stations that have no others are
+    named in a DataWarning.
 
     Args:
         table: Observations.
@@ -27,14 +31,14 @@ def daily(table: pd.DataFrame, variable: str) -> xr.DataArray:
         coordinates lat, lon, station; attribute units.
 
     Raises:
-        ValueError: If the variable isn't known or the table is empty.
+        ValueError: If the variable isn't known, the table is empty, or no report has a place.
     """
     if variable not in VARIABLES:
         raise InvalidValueError(f"no observation is called {variable!r}; expected {', '.join(VARIABLES)}.")
     if table.empty:
         raise InvalidValueError("the table of observations is empty; there is no day to read.")
     kind = VARIABLES[variable]
-    table = _settled(table)
+    table = _settled(_placed(table))
     rows = table[(table["variable"] == variable) & (table["qc"] == GOOD)]
     places = table[PLACE].drop_duplicates().sort_values(PLACE)
     place = pd.MultiIndex.from_frame(places).get_indexer(pd.MultiIndex.from_frame(rows[PLACE]))
@@ -59,12 +63,30 @@ def daily(table: pd.DataFrame, variable: str) -> xr.DataArray:
     )
 
 
+def _placed(table: pd.DataFrame) -> pd.DataFrame:
+    """The reports that state where they were made."""
+    there = ~nowhere(table) & ~unplaced(table)
+    lost = sorted(set(table["station"]) - set(table.loc[there, "station"]))
+    if not there.any():
+        raise InvalidValueError(
+            "no report of the table has a place; write latitude and longitude in degrees."
+        )
+    if lost:
+        named = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
+        told("table of observations", f"{len(lost)} stations have no place and are left out: {named}.")
+    return table[there]
+
+
 def _settled(table: pd.DataFrame) -> pd.DataFrame:
     """Assign every station its most frequent position; reports from other positions keep theirs."""
     count = table.groupby(PLACE).size().rename("count").reset_index().sort_values("count", kind="stable")
     usual = count.drop_duplicates("station", keep="last").set_index("station")
     lat, lon = (usual[name].reindex(table["station"]).to_numpy() for name in ("lat", "lon"))
-    near = (np.abs(table["lat"].to_numpy() - lat) < _MOVE) & (np.abs(table["lon"].to_numpy() - lon) < _MOVE)
+    here, there = (
+        torch.from_numpy(np.stack(one, -1)) for one in ((lat, lon), table[["lat", "lon"]].to_numpy().T)
+    )
+    chord = (unit_vector(here) - unit_vector(there)).norm(dim=-1).numpy()
+    near = 2 * EARTH_RADIUS * np.arcsin(np.minimum(chord / 2, 1.0)) < _MOVE
     return table.assign(lat=np.where(near, lat, table["lat"]), lon=np.where(near, lon, table["lon"]))
 
 

@@ -139,8 +139,8 @@ def quality(table: pd.DataFrame) -> pd.DataFrame:
     """Gross error checks, which only lower the quality given by the source.
 
     Bad: out of the possible range, or at an impossible place. Suspect: a spike against both neighbours in
-    time, a dew point above the temperature of the same report. Of several reports of one station, variable
-    and moment the best, and among equals the last, is kept.
+    time, a dew point above the temperature of the same report, the place 0 N 0 E, which stands for a missing
+    one. Of several reports of one station, variable and moment the best, and among equals the last, is kept.
 
     Args:
         table: Observations.
@@ -154,11 +154,20 @@ def quality(table: pd.DataFrame) -> pd.DataFrame:
     value, qc = table["value"].to_numpy(), table["qc"].to_numpy().copy()
     low = table["variable"].map({name: kind.valid_range[0] for name, kind in VARIABLES.items()}).to_numpy()
     high = table["variable"].map({name: kind.valid_range[1] for name, kind in VARIABLES.items()}).to_numpy()
-    nowhere = ~(table["lat"].abs() <= 90).to_numpy() | ~(table["lon"].abs() <= 180).to_numpy()
-    doubtful = _spikes(table) | _moister_than_saturated(table)
+    doubtful = _spikes(table) | _moister_than_saturated(table) | unplaced(table)
     qc[doubtful] = np.maximum(qc[doubtful], SUSPECT)
-    qc[(value < low) | (value > high) | nowhere] = BAD
+    qc[(value < low) | (value > high) | nowhere(table)] = BAD
     return table.assign(qc=qc.astype("i1"))
+
+
+def nowhere(table: pd.DataFrame) -> np.ndarray:
+    """Reports without a place on the sphere."""
+    return ~(table["lat"].abs() <= 90).to_numpy() | ~(table["lon"].abs() <= 180).to_numpy()
+
+
+def unplaced(table: pd.DataFrame) -> np.ndarray:
+    """Reports at 0 N 0 E, where no land station stands."""
+    return ((table["lat"] == 0) & (table["lon"] == 0)).to_numpy()
 
 
 def _spikes(table: pd.DataFrame) -> np.ndarray:
@@ -202,9 +211,9 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
         time=typed["time"].to_numpy().astype("datetime64[s]"),
         variable=typed["variable"].astype(str),
         station=typed["station"].astype(str),
-        lon=typed["lon"].where(
-            typed["lon"].between(-180.0, 180.0, "left"), (typed["lon"] + 180.0) % 360.0 - 180.0
-        ),
+        lon=typed["lon"]
+        .where(typed["lon"].between(-180.0, 180.0, "left"), typed["lon"] - 360.0)
+        .where(typed["lon"].between(-180.0, 360.0)),  # a marker such as -9999 is no place
     )
 
 

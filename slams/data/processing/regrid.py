@@ -126,9 +126,9 @@ class Grid:
 
     @cached_property
     def periodic(self) -> bool:
-        """Whether the longitudes are periodic: the gap at the seam is no wider than 1.5 of the widest step."""
-        gap = self.lon[0] + 360.0 - self.lon[-1]
-        return bool(gap <= 1.5 * np.diff(self.lon).max())
+        """Whether the longitudes are periodic: no gap, at the seam or inside, is wider than 1.5 of the median step."""
+        steps = np.diff(self.lon, append=self.lon[0] + 360.0)
+        return bool(steps.max() <= 1.5 * np.median(steps))
 
     @cached_property
     def area(self) -> np.ndarray:

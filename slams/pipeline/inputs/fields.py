@@ -198,7 +198,9 @@ def _standing(modality: Modality) -> FieldStore | None:
 
 def _store(path: Path, modality: Modality) -> FieldStore:
     inputs: list[Any] = [[str(p), *_state_of(p)] for p in files.find(modality.files)]
-    key = json.dumps([inputs, modality.variable, modality.units, modality.levels, modality.kind])
+    key = json.dumps(
+        [inputs, modality.variable, modality.units, modality.levels, modality.kind, files.VERSION]
+    )
     key_file = path.with_suffix(".json")
     if path.exists() and key_file.exists() and key_file.read_text() == key:
         return FieldStore(path)

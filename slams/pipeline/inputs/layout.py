@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ class Layout:
         units: Unit before the transform.
         source_name: Name of the variable in its files.
         lag: Days from a date to the label of the record in the files that belongs to it.
+        names: Names of the stations; empty if they have none. Runs of versions before 0.2 keep none.
     """
 
     dims: tuple[str, ...]
@@ -28,6 +29,7 @@ class Layout:
     units: str
     source_name: str
     lag: int = 0
+    names: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(cls, array: xr.DataArray, lag: int = 0) -> "Layout":
@@ -35,14 +37,21 @@ class Layout:
         names = [name for name in ("level", "lat", "lon") if name in array.coords]
         coords = {name: tuple(np.atleast_1d(array[name].values).astype(float).tolist()) for name in names}
         dims, source = tuple(str(d) for d in array.dims[1:]), array.attrs.get("source_name", array.name)
-        return cls(dims, coords, array.attrs["units"], str(source), lag)
+        named = "station" in array.coords and array["station"].dtype.kind in "OUT"
+        stations = tuple(map(str, array["station"].values)) if named else ()
+        return cls(dims, coords, array.attrs["units"], str(source), lag, stations)
 
     def array(self) -> xr.DataArray:
         """A field of NaN with this layout, for alignment."""
         coords = {
-            name: (name if name in self.dims else self.dims[-1], list(c)) for name, c in self.coords.items()
+            name: (name if name in self.dims else self.dims[-1], list(c)) for name, c in self.labels.items()
         }
         return xr.DataArray(np.full(self._sizes, np.nan, np.float32), dims=self.dims, coords=coords)
+
+    @property
+    def labels(self) -> dict[str, tuple[Any, ...]]:
+        """Coordinates, and the names of the stations if they have any."""
+        return dict(self.coords) | ({"station": self.names} if self.names else {})
 
     @property
     def _sizes(self) -> tuple[int, ...]:
@@ -93,7 +102,9 @@ def read_layouts(tree: Mapping[str, Any]) -> dict[str, Layout]:
     """Layouts by name, from the plain values of `dataclasses.asdict`."""
     return {
         name: Layout(
-            **kept | {"dims": tuple(kept["dims"]), "coords": {k: tuple(v) for k, v in kept["coords"].items()}}
+            **kept
+            | {"dims": tuple(kept["dims"]), "coords": {k: tuple(v) for k, v in kept["coords"].items()}}
+            | {"names": tuple(kept.get("names", ()))}
         )
         for name, kept in tree.items()
     }

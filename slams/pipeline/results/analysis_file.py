@@ -20,6 +20,7 @@ _STANDARD = {
     "lat": ("latitude", "degrees_north"),
     "lon": ("longitude", "degrees_east"),
     "level": ("air_pressure", "hPa"),
+    "station": ("platform_id", None),
 }
 
 
@@ -52,10 +53,11 @@ def field_array(
     coords: dict[str, Any] = {"time": dates.astype("datetime64[ns]")}
     if member:
         coords["member"] = np.arange(data.shape[1])
-    for key, numbers in layout.coords.items():
+    for key, labels in layout.labels.items():
         standard, units = _STANDARD[key]
         dim = key if key in layout.dims else layout.dims[-1]
-        coords[key] = (dim, list(numbers), {"standard_name": standard, "units": units})
+        facts = {"standard_name": standard} | ({"units": units} if units else {"cf_role": "timeseries_id"})
+        coords[key] = (dim, list(labels), facts)
     attributes = {
         "units": layout.units,
         "long_name": name,

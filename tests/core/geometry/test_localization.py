@@ -1,10 +1,12 @@
 """Laws of the taper, of distances, and of the lists of neighbours against the dense matrices."""
 
 import math
+import warnings
 
 import pytest
 import torch
 
+from slams.core.errors import DataWarning
 from slams.core.geometry.localization import (
     Localization,
     gaspari_cohn,
@@ -181,3 +183,19 @@ def test_what_cannot_be_is_refused():
         Localization(torch.zeros(2, 3), 1.0, among=torch.zeros(2, 2))
     with pytest.raises(ValueError, match="distances among the observations are unknown"):
         _ = Localization(torch.zeros(2, 3), 1.0).rho_yy
+
+
+def test_swapped_latitude_and_longitude_on_the_sphere_are_refused_or_told():
+    """Beyond the poles it is an error; within, nothing is near a variable, which is asked about."""
+    iberia = torch.cartesian_prod(torch.linspace(36.0, 44.0, 5), torch.linspace(-9.0, 3.0, 5))
+    pacific = torch.cartesian_prod(torch.linspace(-10.0, 10.0, 3), torch.linspace(150.0, 170.0, 3))
+    for state, positions in ((pacific.flip(-1), pacific), (pacific, pacific.flip(-1))):
+        with pytest.raises(ValueError, match="reach latitude 170.*in this order"):
+            Localization.sphere(state, positions, 500.0)
+    with pytest.raises(ValueError, match="longitude 400"):
+        Localization.sphere(iberia, torch.tensor([[40.0, 400.0]]), 500.0)
+    with pytest.warns(DataWarning, match="no observation lies within 1000 km.*swapped"):
+        Localization.sphere(iberia, iberia.flip(-1), 500.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Localization.sphere(iberia, iberia, 500.0)

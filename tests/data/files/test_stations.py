@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from slams.core.errors import DataWarning
 from slams.data.archives import REGISTRY, isd, metar
 from slams.data.files.modality import Modality
 from slams.data.files.read import read
@@ -14,6 +15,7 @@ from slams.data.files.station_days import daily
 from slams.data.files.stations import (
     COLUMNS,
     VARIABLES,
+    assemble,
     error_std,
     quality,
     read_table,
@@ -366,3 +368,47 @@ def test_true_metar_reports_are_read_as_the_table_says(realdata):
     assert speed.min() >= 0 and speed.max() == pytest.approx(
         frame.loc[frame["windDir"].notna() | (frame["windSpeed"] == 0), "windSpeed"].max(), rel=1e-6
     )
+
+
+def hourly(lat, lon, station="S"):
+    """Three days of 280 K, from places by turns."""
+    moments = times("2001-01-01", 72, 60)
+    places = {
+        name: np.resize(np.asarray(values, dtype=float), 72) for name, values in (("lat", lat), ("lon", lon))
+    }
+    base = pd.DataFrame({"time": moments} | places | {"station": station})
+    return assemble(base, {"temperature": (np.full(72, 280.0), 0.1, np.zeros(72, "i1"))})
+
+
+@pytest.mark.parametrize(
+    "lat, lon",
+    [
+        ([10], [20.0, 20.02]),
+        ([-16.8], [180.0, -179.99]),
+        ([-16.8], [179.99, -179.99]),
+        ([-90.0], [0.0, -179.98]),
+        ([80.0], [20.0, 20.08]),
+        ([50.0], [350.0, -10.0]),
+    ],
+)
+def test_reports_of_one_place_are_one_station_with_whole_days(lat, lon):
+    array = daily(hourly(lat, lon), "temperature")
+    assert array.sizes["station"] == 1 and np.array_equal(array.values[:, 0], np.full(3, 280, "f4"))
+
+
+def test_a_station_that_moved_far_counts_as_two():
+    assert daily(hourly([50.0], [10.0, 10.1]), "temperature").sizes["station"] == 2  # 7.1 km
+
+
+@pytest.mark.parametrize("lat, lon", [(0.0, 0.0), (np.nan, np.nan), (50.0, -9999.0), (99.999, 999.999)])
+def test_reports_without_a_place_make_no_station(lat, lon):
+    """Some of a station's, which keeps its others; all of another's, which is named."""
+    table = pd.concat([hourly([50.0, lat], [10.0, lon]), hourly([lat], [lon], "T")])
+    assert (table["qc"] > 0)[table["station"] == "T"].all()
+    with pytest.warns(DataWarning, match="1 stations have no place and are left out: T"):
+        array = daily(quality(table), "temperature")
+    assert array.station.values.tolist() == ["S"]
+    assert array.lat.values.tolist() == [50] and array.lon.values.tolist() == [10]
+    assert np.array_equal(array.values[:, 0], np.full(3, 280, "f4"))
+    with pytest.raises(ValueError, match="no report of the table has a place"):
+        daily(hourly([lat], [lon]), "temperature")
