@@ -17,7 +17,7 @@ from slams.core.files import write_text
 from slams.data.archives import REGISTRY
 from slams.data.files import read as files
 from slams.data.files.modality import Modality
-from slams.data.files.units import conversion, same
+from slams.data.files.units import conversion, is_missing, same
 from slams.data.joining import matching_lags
 from slams.data.store.mapped import map_store
 from slams.data.store.store import FieldStore, write_manifest
@@ -129,6 +129,8 @@ def load_fields(recipe: Recipe, progress: Callable[[str], None] = lambda message
 def _check_direct(recipe: Recipe, units: Mapping[str, str]) -> None:
     """Modalities that measure one quantity directly differ by an offset at most, such as that of K and degC.
 
+    A unit that a file doesn't state is taken to be the other's.
+
     Raises:
         ValueError: If the units or transforms of two don't compare.
     """
@@ -143,7 +145,7 @@ def _check_direct(recipe: Recipe, units: Mapping[str, str]) -> None:
                 raise InvalidValueError(
                     f"{where} has the transform {one.transform!r}, but {state!r} {other.transform!r}; {remedy}"
                 )
-            if units[name] == units[state]:
+            if units[name] == units[state] or is_missing(units[name]) or is_missing(units[state]):
                 continue
             scale, _ = conversion(units[name], units[state], f"{where} is to compare with {state!r},")
             if scale != 1.0:
