@@ -209,13 +209,10 @@ class Localization:
             ValueError: If a latitude is beyond the poles, as of swapped pairs, or a longitude beyond a turn. Where no
                 observation is near any variable, a DataWarning asks whether pairs are swapped.
         """
-        check_degrees(state, "the variables")
-        check_degrees(positions, "the observations")
         made = cls._near(Space(sphere=EARTH_RADIUS), state, positions, radius, cutoff)
         if len(positions) and not bool((made.weight > 0).any()):
             warnings.warn(
-                f"no observation lies within {2 * radius:g} km of a variable, so that none has an influence; pairs are "
-                "(latitude, longitude) in degrees: are those of one of both swapped?",
+                f"no observation lies within {2 * radius:g} km of a variable: are pairs of (latitude, longitude) swapped?",
                 DataWarning,
                 stacklevel=2,
             )
@@ -233,8 +230,6 @@ class Localization:
             radius: Half-width of the taper, in the geometry's unit.
             cutoff: Pairs with a smaller taper are dropped.
         """
-        if geometry.space.sphere:
-            check_degrees(positions, "the observations")
         return cls._near(geometry.space, geometry.points, positions, radius, cutoff)
 
     @cached_property
@@ -359,6 +354,8 @@ class Localization:
                 f"positions need {axes} coordinates each, got shapes {tuple(state.shape)} of the state and "
                 f"{tuple(positions.shape)} of the observations."
             )
+        if space.sphere:
+            check_degrees(torch.cat([state, positions.to(state)]), "places")
         rows, columns, weights = [], [], []
         for i, j, distance in space.pairs(state, positions, 2 * radius):
             taper = gaspari_cohn(distance, radius)

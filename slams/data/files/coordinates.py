@@ -196,7 +196,8 @@ def pressure(variable: xr.Variable, name: str, subject: str) -> np.ndarray | Non
     raise InvalidValueError(
         f"{subject}: {name} ({values[0]:g} to {values[-1]:g}, units {unit or 'not stated'!r}, called "
         f"{' '.join(words.split())!r}) isn't known to be pressure, and levels are stored in hPa; write the attributes "
-        "units = 'hPa' (or 'Pa') and standard_name = 'air_pressure' if it is; otherwise interpolate to pressure levels, or select one entry."
+        "units = 'hPa' (or 'Pa') and standard_name = 'air_pressure' if it is; otherwise interpolate to "
+        "pressure levels, or select one entry."
     )
 
 
