@@ -192,7 +192,8 @@ class LatticeMatching(Guidance):
         for turn in range(self.iterations):
             z = self.system.solve(residual, ratio)
             now = _inner(residual, z)
-            direction = z + (now / before * direction if turn else 0.0)
+            # a sample that fits all values has no direction left
+            direction = z + (torch.where(before > 0, now / before, 0.0) * direction if turn else 0.0)
             carried = covariance_product(self.system.pulled(direction))
             moved = self.system.seen(carried) + self.system.variance * direction
             curvature = _inner(direction, moved)

@@ -96,6 +96,19 @@ def test_the_denoisers_own_derivative_is_met_by_iterations(name, covariance, rng
     torch.testing.assert_close(many, other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_a_sample_that_fits_all_values_is_left_as_it_is(iterations, covariance, rng):
+    """Without an innovation there is no direction to go, while the other samples have theirs."""
+    seen = record(AvgPool(4), None, rng)
+    system = LatticeSystem(covariance, AvgPool(4), STEPS, (L, 2, N, N), STD)
+    x_t = torch.randn(3, L, 2, N, N, dtype=torch.float64, generator=rng)
+    t = torch.tensor(0.4, dtype=torch.float64)
+    seen["flow"].value[0, STEPS] = system.seen(Shrunk()(x_t, t))[0]
+    guided = LatticeMatching(system=system, iterations=iterations)(Shrunk(), seen)(x_t, t)
+    assert torch.equal(guided[0], Shrunk()(x_t, t)[0])
+    assert torch.isfinite(guided).all() and (guided - Shrunk()(x_t, t))[1:].abs().max() > 0.1
+
+
 def test_what_is_no_lattice_is_refused(covariance, rng):
     with pytest.raises(ValueError, match="must be positive, got 0"):
         LatticeSystem(covariance, AvgPool(4), STEPS, (L, 2, N, N), 0.0)

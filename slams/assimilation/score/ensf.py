@@ -220,7 +220,7 @@ class EnSF(_Localized):
         if self.kernel is not None:
             return A.new_full(batch, self.kernel)
         widths = candidates(A)
-        scores = [_over_domains(leave_one_out(z, widths), len(batch)) for z, _, _ in parts]
+        scores = [leave_one_out(z, widths).sum(-2) for z, _, _ in parts]  # over analyses
         likelihood = torch.stack(scores).sum(0)
         best = likelihood.argmax(-1, keepdim=True)
         place = torch.arange(WIDTHS, device=A.device)
@@ -229,7 +229,7 @@ class EnSF(_Localized):
             needed = min(_COMPONENTS * z.shape[-1], size / 2)
             for k in range(int(best.min()), WIDTHS - 1):
                 count = effective(self._condition(z, Y, d, widths[k].view(1, 1), bends)[0]) - needed
-                excess[..., k] += _over_domains(count.unsqueeze(-1), len(batch))[..., 0]
+                excess[..., k] += count.sum(-1)
         fit = (place >= best) & (excess >= 0)
         return widths[torch.where(fit, place, WIDTHS - 1).amin(-1)]
 
@@ -337,11 +337,6 @@ def _likelihood(given: str | None, patch: Localization | None) -> str:
             "or no localization and patch."
         )
     return given or ("exact" if patch is None else "linearized")
-
-
-def _over_domains(value: Tensor, axes: int) -> Tensor:
-    """Sum over the analyses of one part, (*B, [G,] K) -> (*B, K)."""
-    return value.sum(-2) if value.ndim > axes + 1 else value
 
 
 def refuse_collapsed(A: Tensor, departures: Departures, name: str, step: int) -> None:

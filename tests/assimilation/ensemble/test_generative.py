@@ -308,7 +308,12 @@ def test_bad_input_is_told_with_the_remedy():
     with pytest.raises(ValueError, match="blend"):
         PseudoEnKF(SYSTEM, generator=generator, blend=0.0)
     value = torch.zeros(D, dtype=DOUBLE)
-    for operator in (torch.arctan, lambda x: x.flip(-1) + 1.0, lambda x: 2.0 * x):
+    for operator in (
+        torch.arctan,
+        lambda x: x.flip(-1) + 1.0,
+        lambda x: 2.0 * x,
+        lambda x: torch.where(x < 1.5, x + 0.3, x),
+    ):
         with pytest.raises(ValueError, match="Identity, Stride, Mask or Select"):
             sites_of(Observation(value, operator, Isotropic(1.0)), D)
     flipped = Observation(value, lambda x: x.flip(-1), Isotropic(1.0))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation import ETKF, LETKF, EnKF, EnSF
+from slams.assimilation.filter import Memory
 from slams.assimilation.score.ensemble_mixture import coordinates
 from slams.core.covariance import Diagonal, Isotropic
 from slams.core.geometry.localization import Localization
@@ -72,6 +73,29 @@ def test_gaussian_posteriors_are_met(size, members):
         ratio = after.var(1) / posterior
         assert (bias.mean(0).abs() < 0.05 + 3 * bias.std(0) / 20**0.5).all()
         assert ((ratio.mean(0) - 1).abs() < 0.1 + 3 * ratio.std(0) / 20**0.5).all()
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_each_replicate_chooses_its_own_width(local):
+    """Two peaks beside one Gaussian: the same members and widths as alone, and not the same width."""
+    size = 4 if local else 1
+    E = normal(2, 100, size)
+    E[0] += 8.0 * normal(100, size, seed=2).sign()
+    near = Localization.periodic(4, torch.arange(4, dtype=DOUBLE), 0.7) if local else None
+    method = EnSF(Lorenz96(4, dtype=DOUBLE) if local else still(1), localization=near, patch=near)
+    y = E.mean(1) + 1.0
+
+    def analysed(rows: slice) -> tuple[Tensor, Tensor]:
+        memory = Memory()
+        after = method.analyse(E[rows], seen(size, y[rows], 100.0), memory=memory)
+        return after, memory.diagnostics["kernel"]
+
+    after, widths = analysed(slice(None))
+    for i in range(2):
+        alone, width = analysed(slice(i, i + 1))
+        torch.testing.assert_close(after[i : i + 1], alone, rtol=0, atol=1e-6)
+        torch.testing.assert_close(widths[i : i + 1], width, rtol=0, atol=1e-12)
+    assert widths[0] < 0.6 < 0.8 < widths[1]
 
 
 def test_twice_the_steps_change_little():

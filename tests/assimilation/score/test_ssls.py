@@ -10,6 +10,7 @@ from torch import Tensor
 from slams.assimilation import SSLS, EnKF
 from slams.assimilation.filter import Memory
 from slams.assimilation.score.ensemble_score import Frame, GivenScore, KernelScore, NetworkScore
+from slams.assimilation.score.langevin_chains import _correlation
 from slams.assimilation.score.ssls import Ridge, Tempering
 from slams.core.covariance import Diagonal, Isotropic
 from slams.core.errors import NonFiniteError
@@ -90,6 +91,15 @@ def test_of_a_gaussian_posterior_few_members_have_the_moments_without_sampling_e
     chain = Tempering(resample=False, block=20)
     assert max(errors(chain)) < 1e-4
     assert errors(dataclasses.replace(chain, matched=False))[1] > 0.05
+
+
+def test_directions_that_do_not_vary_count_as_uncorrelated():
+    """Two of three directions, one reversed by half: the mean of 1, -0.5 and 0."""
+    u = torch.tensor([[-1.0, 0.0, 1.0], [1.0, -2.0, 1.0]], dtype=DOUBLE).mT  # orthogonal, without mean
+    u = u / u.norm(dim=0)
+    start = torch.stack([u[:, 0], u[:, 0], torch.ones(3, dtype=DOUBLE)], -1)
+    end = torch.stack([7 + 2 * u[:, 0], -0.5 * u[:, 0] + 0.75**0.5 * u[:, 1], u[:, 1]], -1)
+    torch.testing.assert_close(_correlation(start, end), torch.tensor(0.5 / 3, dtype=DOUBLE))
 
 
 def test_two_peaks_get_their_shares():

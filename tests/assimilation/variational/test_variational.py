@@ -219,6 +219,13 @@ def test_settings_that_cannot_be_are_refused():
         ThreeDVar(model, torch.eye(3), scale=-1.0)
 
 
+def test_lbfgs_learns_nothing_from_negative_curvature():
+    """cos x near its maximum: to the minimum on the same side, not to one far away by an inverse Hessian of any size."""
+    start = torch.tensor([[0.1], [-0.2], [1e-3]], dtype=DOUBLE)
+    found = lbfgs(lambda x: (x.cos()[:, 0], -x.sin()), start, iterations=60)
+    torch.testing.assert_close(found, torch.pi * start.sign(), rtol=0, atol=1e-6)
+
+
 def test_lbfgs_minimises_each_row_on_its_own():
     """Rosenbrock's valley and a quadratic, together and alone: the same bits, and the minimum at 1."""
     scale = torch.tensor([100.0, 1.0], dtype=torch.float64)
