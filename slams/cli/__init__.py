@@ -86,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--dates", metavar="A..B", help="first and last day")
     add.add_argument("--seed", type=int, default=0)
     add.add_argument("--baselines", action="store_true", help="write the baselines' analyses too")
+    add.add_argument(
+        "--overwrite", action="store_true", help="replace a file of another run or of other settings"
+    )
     add.add_argument("settings", nargs="*", default=[], metavar="key=value")
     add.add_argument("--trust", **_TRUST)
     add.set_defaults(run=_assimilate)
@@ -235,6 +238,7 @@ def _assimilate(parsed: argparse.Namespace) -> int:
             baselines=parsed.baselines,
             overrides=parsed.settings,
             console=Console(),
+            **({"overwrite": True} if parsed.overwrite else {}),
         )
     return 0
 

@@ -71,6 +71,25 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def writable(path: str | os.PathLike[str]) -> None:
+    """Check that a file or folder can be made at `path` before hours of work go into it.
+
+    Raises:
+        PermissionError: If its folder is read-only.
+        NotADirectoryError: If a file is where its folder should be.
+    """
+    target = Path(path).expanduser()
+    folder = next(each for each in target.absolute().parents if each.exists())
+    if not folder.is_dir():
+        raise OSError(
+            errno.ENOTDIR, f"{target} can't be written, {folder} is a file; let the result go elsewhere"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(  # which is a PermissionError by its number
+            errno.EACCES, f"{target} can't be written, {folder} is read-only; let the result go elsewhere"
+        )
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically.
 

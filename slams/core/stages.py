@@ -182,17 +182,21 @@ class Stages:
 
         Args:
             stage: The stage.
-            files: Names of its files, in the folder.
+            files: Names of its files, in the folder; those that were recorded are checked too.
         """
         row = self._rows().get(stage.name)
         if row is None:
             return False
-        key, sizes = (row, {}) if isinstance(row, str) else (row["key"], row["sizes"])
-        if not self._same(stage, key):
+        row = {"key": row} if isinstance(row, str) else row
+        if not self._same(stage, row["key"]):
             return False
-        for name in files:
+        for name in dict.fromkeys([*files, *row.get("sizes", {})]):
             path = self.folder / name
-            if not path.exists() or sizes.get(name, _size(path)) != _size(path):
+            whole = path.exists() and all(
+                name not in row.get(part, {}) or row[part][name] == measure(path)
+                for part, measure in _MEASURES.items()
+            )
+            if not whole:
                 self._say(
                     f"{stage.name}: done again, {path} is {'cut or changed' if path.exists() else 'gone'}"
                 )
@@ -200,9 +204,11 @@ class Stages:
         return True
 
     def finish(self, stage: Stage, files: Sequence[str] = ()) -> None:
-        """Record that a stage is finished and the sizes of its files."""
-        sizes = {name: _size(self.folder / name) for name in files}
-        rows = {**self._rows(), stage.name: {"key": stage.key, "sizes": sizes}}
+        """Record that a stage is finished, with the sizes and digests of its files."""
+        parts = {
+            part: {name: measure(self.folder / name) for name in files} for part, measure in _MEASURES.items()
+        }
+        rows = {**self._rows(), stage.name: {"key": stage.key, **parts}}
         write_text(self.folder / _LEDGER, json.dumps(rows, indent=1))
 
     def adopt(self, stage: Stage, files: Sequence[str]) -> None:
@@ -217,7 +223,11 @@ class Stages:
 
     def _rows(self) -> dict[str, Any]:
         path = self.folder / _LEDGER
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        except ValueError as error:
+            self._say(f"{path} can't be read ({error}), so that every stage is done again")
+            return {}
 
     def _same(self, stage: Stage, key: Any) -> bool:
         """Whether a stored key is the stage's; prints a line if only the version differs."""
@@ -233,3 +243,15 @@ def _size(path: Path) -> int:
     """Bytes of a file, or of all files of a folder."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)
+
+
+def _sha256(path: Path) -> str:
+    """SHA-256 of a file, or of all files of a folder."""
+    running = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
+        with file.open("rb") as stream:
+            running.update(hashlib.file_digest(stream, "sha256").digest())
+    return running.hexdigest()
+
+
+_MEASURES: dict[str, Callable[[Path], Any]] = {"sizes": _size, "sha256": _sha256}  # the quick one first

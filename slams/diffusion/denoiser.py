@@ -224,9 +224,14 @@ class NetworkDenoiser(Denoiser):
         Returns:
             A scalar.
         """
+        return self.errors(x, rng=rng).mean()
+
+    def errors(self, x: Tensor, *, rng: Rng = None, corrected: bool = True) -> Tensor:
+        """Squared errors of `loss`, of the shape of x; those of the closed form alone if not `corrected`."""
         rng = generator(rng, "training")
         t = uniform((len(x), *[1] * (x.ndim - 1)), like=x, rng=rng).to(x)
         alpha, sigma = self.schedule(t)
         x_t = alpha * x + sigma * normal(x.shape, like=x, rng=rng)
         scale = sigma / (alpha**2 + sigma**2).sqrt()
-        return ((self(x_t, t) - x) / scale).square().mean()
+        estimate = self(x_t, t) if corrected else self.gaussian(x_t, t)
+        return ((estimate - x) / scale).square()

@@ -7,7 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slams.core.errors import InvalidValueError
+from slams.core.random import fork
 from slams.networks.layers import SphereConv, zero
+
+_SAMPLE = 2000  # rows by which `complete` is cross-validated
+_AT_ONCE = 16  # rows completed together
 
 
 class GridCoder(nn.Module):
@@ -62,6 +66,11 @@ class GridCoder(nn.Module):
         patch = self.linear_in.kernel_size[0]
         return F.unfold(x, int(patch), stride=int(patch)).movedim(1, 2).flatten(0, 1)
 
+    def fold(self, rows: Tensor, like: Tensor) -> Tensor:
+        """Inverse of `unfold`, to the shape of `like`."""
+        patch = int(self.linear_in.kernel_size[0])
+        return F.fold(rows.unflatten(0, (len(like), -1)).movedim(2, 1), like.shape[-2:], patch, stride=patch)
+
 
 class VectorCoder(nn.Module):
     """Encoder and decoder of one modality to a latent vector: for small or irregular grids and for stations.
@@ -99,6 +108,10 @@ class VectorCoder(nn.Module):
         """Events as rows: (b, *S) -> (b, prod(S))."""
         return x.flatten(1)
 
+    def fold(self, rows: Tensor, like: Tensor) -> Tensor:
+        """Inverse of `unfold`, to the shape of `like`."""
+        return rows.reshape(like.shape)
+
 
 class MultimodalAutoencoder(nn.Module):
     """Any subset of modalities to one latent, and the latent to each of them.
@@ -107,7 +120,7 @@ class MultimodalAutoencoder(nn.Module):
 
     The sum makes a frame's latent independent of the order and of other items of a batch; F corrects for
     missing modalities. No layer uses batch statistics. Mean and std are those of the training
-    latents, stored.
+    latents, stored. Missing values are taken as no anomaly, unless `complete` has estimated them.
 
     Args:
         coders: Encoder and decoder of each modality.
@@ -119,6 +132,7 @@ class MultimodalAutoencoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    spectrum: Tensor  # variances of the principal components used by `complete`, and last that outside them
 
     def __init__(
         self,
@@ -148,6 +162,7 @@ class MultimodalAutoencoder(nn.Module):
         shape = (event[0], *([1] * (len(event) - 1)))
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("std", torch.ones(()))
+        self.register_buffer("spectrum", torch.zeros(event[0] + 1), persistent=False)
 
     def encode(self, fields: Mapping[str, Tensor]) -> Tensor:
         """Latent of a subset of modalities.
@@ -183,41 +198,107 @@ class MultimodalAutoencoder(nn.Module):
         return out.reshape(*z.shape[: z.ndim - len(self.event)], *out.shape[1:])
 
     @torch.no_grad()
-    def start(self, fields: Mapping[str, Tensor], weights: Tensor | None = None) -> float:
+    def start(
+        self,
+        fields: Mapping[str, Tensor],
+        weights: Tensor | None = None,
+        present: Mapping[str, Tensor] | None = None,
+    ) -> float:
         """Set the linear maps to the joint principal components of all modalities and freeze them.
 
-        They are the optimal linear maps; trained, they would drift under the noise of small batches.
+        They are the optimal linear maps; trained, they would drift under the noise of small batches. A covariance
+        is estimated from the days on which both values are known, so that gaps do not pass for days without anomaly.
 
         Args:
-            fields: Training anomalies of every modality, on the same days (b, *S_m).
+            fields: Training anomalies of every modality, on the same days (b, *S_m), NaN where missing.
             weights: Area weight of each row of the patches, shape (h w); equal if None.
+            present: Masks of the values that are known on any day, by modality (*S_m); the others are no anomaly.
 
         Returns:
             Fraction of the weighted variance kept.
         """
-        gram: Tensor | None = None
-        rows = 0
-        for chunk in range(0, len(next(iter(fields.values()))), 256):
-            parts = [
-                self.coders[m].unfold(torch.nan_to_num(fields[m][chunk : chunk + 256])) * self.scales[m]  # type: ignore[operator]
-                for m in self.names
-            ]
-            x = torch.cat(parts, 1)
+        sums, sample, rows = list[Tensor](), list[Tensor](), 0
+        total = len(next(iter(fields.values())))
+        for chunk in range(0, total, 256):
+            part = {m: fields[m][chunk : chunk + 256] for m in self.names}
+            if present is not None:
+                part = {m: torch.where(present[m], x, 0.0) for m, x in part.items()}
+            x = self._rows(part)
+            sample.append(x[:: max(1, len(x) * -(-total // 256) // _SAMPLE)])
+            seen = torch.isfinite(x).to(x.dtype)
+            x = torch.nan_to_num(x)
             if weights is not None:
                 x = x * weights.sqrt().repeat(len(x) // len(weights))[:, None]
-            gram = x.mT @ x if gram is None else gram + x.mT @ x
+            new = x.mT @ x, seen.mT @ seen
+            sums = [before + each for before, each in zip(sums, new, strict=True)] if sums else list(new)
             rows += len(x)
-        assert gram is not None
+        gram, counts = sums
+        if float(counts.min()) < rows:
+            gram = gram / counts.clamp(min=1) * rows
         values, vectors = torch.linalg.eigh(gram.double())
         loading = vectors[:, -self.event[0] :].flip(1).to(gram.dtype)
         if loading.shape[1] < self.event[0]:  # fewer components than latents: the others stay unused
             loading = F.pad(loading, (0, self.event[0] - loading.shape[1]))
         sizes = [self.coders[m].unfold(fields[m][:1]).shape[1] for m in self.names]  # type: ignore[operator]
-        for m, part in zip(self.names, loading.split(sizes), strict=True):
-            self.coders[m].start(part)  # type: ignore[operator]
+        for m, block in zip(self.names, loading.split(sizes), strict=True):
+            self.coders[m].start(block)  # type: ignore[operator]
             self.coders[m].linear_in.requires_grad_(False)
             self.coders[m].linear_out.requires_grad_(False)
-        return float(values[-self.event[0] :].sum() / values.sum())
+        self._choose_spectrum(values.flip(0).clamp(min=0) / rows, loading, torch.cat(sample))
+        return float(values[-self.event[0] :].sum() / values.clamp(min=0).sum())
+
+    def _choose_spectrum(self, variances: Tensor, loading: Tensor, rows: Tensor) -> None:
+        """Keep for `complete` the components that best predict a tenth of the known values from the others."""
+        hide = torch.rand(rows.shape, generator=fork(0, "hidden values")) < 0.1
+        hidden = hide & torch.isfinite(rows)
+        partly = torch.where(hide, torch.nan, rows)
+        trials, count = [], min(int((variances > 0).sum()) - 1, self.event[0])
+        while count > 0:
+            spectrum = torch.zeros(self.event[0] + 1, dtype=variances.dtype)
+            spectrum[:count], spectrum[-1] = variances[:count], variances[count:].mean()
+            found = _completed(partly, loading, spectrum)
+            trials.append((float((found - rows)[hidden].square().sum()), spectrum))
+            count = int(0.8 * count)
+        if trials:
+            self.spectrum.copy_(min(trials, key=lambda trial: trial[0])[1])
+
+    def _rows(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """Scaled patches or events of several modalities, side by side."""
+        return torch.cat(
+            [self.coders[m].unfold(fields[m]) * self.scales[m] for m in self.names if m in fields],  # type: ignore[operator]
+            1,
+        )
+
+    @torch.no_grad()
+    def complete(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Missing values replaced by their expectation given the known values of the same day (and patch).
+
+        For principal components V with variances Lambda and white noise of variance s outside them,
+
+            x_missing = V_missing (s Lambda^-1 + V_known^T V_known)^-1 V_known^T x_known.
+
+        Args:
+            fields: Standardized anomalies of a subset of modalities (b, *S_m), NaN where missing.
+
+        Returns:
+            The same without NaN; unchanged before `start`.
+
+        Source:
+            Tipping & Bishop (1999), doi:10.1111/1467-9868.00196, with the number of components chosen by
+            cross-validation as in Beckers & Rixen (2003), doi:10.1175/1520-0426(2003)020<1839:ECADFF>2.0.CO;2.
+        """
+        given = [m for m in self.names if m in fields]
+        gaps = any(not bool(torch.isfinite(fields[m]).all()) for m in given)
+        if not gaps or not bool(self.spectrum.any()):
+            return dict(fields)
+        loading = torch.cat([self.coders[m].linear_in.weight.flatten(1).mT for m in given])  # type: ignore[union-attr, operator]
+        whole = _completed(self._rows({m: fields[m] for m in given}), loading, self.spectrum)
+        parts = whole.split([self.coders[m].unfold(fields[m][:1]).shape[1] for m in given], 1)  # type: ignore[operator]
+        found = {
+            m: self.coders[m].fold(part / self.scales[m], fields[m])  # type: ignore[operator]
+            for m, part in zip(given, parts, strict=True)
+        }
+        return {m: torch.where(torch.isfinite(fields[m]), fields[m], found[m]) for m in given}
 
     @torch.no_grad()
     def standardize(self, z: Tensor) -> None:
@@ -232,7 +313,11 @@ class MultimodalAutoencoder(nn.Module):
         self.std.copy_(self.std * (z - mean).square().mean().sqrt().clamp(min=1e-6))
 
     def loss(
-        self, fields: Mapping[str, Tensor], given: Sequence[str], weights: Mapping[str, Tensor]
+        self,
+        fields: Mapping[str, Tensor],
+        given: Sequence[str],
+        weights: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Weighted squared error of all modalities decoded from the latent of a subset.
 
@@ -240,14 +325,32 @@ class MultimodalAutoencoder(nn.Module):
             fields: Anomalies of every modality (b, *S_m), NaN where missing.
             given: Names of the encoded modalities; the others are withheld.
             weights: Area weights, broadcastable to *S_m.
+            inputs: What is encoded in place of `fields`, without gaps.
 
         Returns:
             A scalar; 1 for a decoder that returns zero.
         """
-        z = self.encode({m: fields[m] for m in given})
+        inputs = fields if inputs is None else inputs
+        z = self.encode({m: inputs[m] for m in given})
         total = torch.zeros((), device=z.device)
         for m, x in fields.items():
             weight = torch.where(torch.isfinite(x), weights[m], 0.0)
             error = (self.decode(z, m) - torch.nan_to_num(x)).square()
             total = total + self.scales[m] ** 2 * (weight * error).sum() / weight.sum().clamp(min=1e-12)
         return total / sum(scale**2 for scale in self.scales.values())
+
+
+def _completed(rows: Tensor, loading: Tensor, spectrum: Tensor) -> Tensor:
+    """Rows (n, D) with their NaN estimated by components (D, K) of a spectrum (K + 1), see `complete`."""
+    used = spectrum[:-1] > 0
+    basis = loading[:, used].double()
+    prior = torch.diag(
+        spectrum[-1].double().clamp(min=1e-9 * float(spectrum.max())) / spectrum[:-1][used].double()
+    )
+    whole = rows.clone()
+    for index in (~torch.isfinite(rows)).any(1).nonzero().squeeze(1).split(_AT_ONCE):
+        known = torch.isfinite(rows[index])
+        outer = torch.einsum("rd,dk,dj->rkj", known.double(), basis, basis)
+        coefficients = torch.linalg.solve(outer + prior, torch.nan_to_num(rows[index]).double() @ basis)
+        whole[index] = torch.where(known, rows[index], (coefficients @ basis.mT).to(rows))
+    return whole

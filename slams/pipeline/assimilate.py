@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from slams.core.console import Console
 from slams.core.device import computing_device
 from slams.core.errors import InvalidValueError
+from slams.core.files import writable
 from slams.core.random import fork
 from slams.core.settings import override
 from slams.pipeline.baselines.file import FILE_NAME, load_baselines
@@ -26,7 +26,12 @@ from slams.pipeline.inputs.segments import Segment, seen_on, segments_of
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.posterior import decoded, posterior
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
-from slams.pipeline.results.analysis_file import analysis_tree, provenance, write_tree
+from slams.pipeline.results.analysis_file import (
+    analysis_tree,
+    attributes_of,
+    refuse_to_replace,
+    write_tree,
+)
 
 _SETTABLE = re.compile(
     r"device|assimilation\.\w+|assimilation\.operators\.[^.]+|experiment\.withhold\.[^.]+|data\.modalities\.[^.]+\.error_std"
@@ -61,6 +66,7 @@ def assimilate(
     seed: int = 0,
     baselines: bool = False,
     overrides: Sequence[str] = (),
+    overwrite: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Analyse every day of the observations.
@@ -80,6 +86,7 @@ def assimilate(
         baselines: Whether to write the baselines' analyses, too.
         overrides: Settings of a trained run: device=…, assimilation.KEY=…, withhold.NAME=[…] (stations, numbered from 0
             in the order of the training file), data.modalities.NAME.error_std=….
+        overwrite: Whether to replace any file at `out`. One of the same run and settings is always replaced.
         console: Console for the progress.
 
     Returns:
@@ -87,7 +94,7 @@ def assimilate(
 
     Raises:
         FileNotFoundError: If the run or a file isn't there.
-        ValueError: If a setting, a file, a variable or the dates are invalid.
+        ValueError: If a setting, a file, a variable or the dates are invalid, or `out` holds something else.
     """
     console = console or Console()
     target, folder = Path(out).expanduser(), Path(run).expanduser()
@@ -100,6 +107,10 @@ def assimilate(
     sources = sources_of(model.recipe, observations, modalities)
     if target.resolve() in {Path(f).resolve() for source in sources.values() for f in source.files}:
         raise InvalidValueError(f"{target} is one of the observation files; write the analysis elsewhere.")
+    if not overwrite:
+        about = attributes_of(model, folder, sources, dates=dates, seed=seed, baselines=baselines)
+        refuse_to_replace(target, about)
+    writable(target)
     tree = analyse(model, folder, sources, dates=dates, seed=seed, baselines=baselines, console=console)
     with console.bar("writing the analysis", 1) as advance:
         write_tree(tree, target)
@@ -144,24 +155,10 @@ def analyse(
         record.dates,
         {n: found[n] for n in model.states},
         {n: (found[n], torch.isfinite(x)) for n, x in shown.items()},
-        provenance(model, folder, _about(model.recipe, sources), seed),
+        attributes_of(model, folder, sources, dates=dates, seed=seed, baselines=baselines),
         groups,
         observations={n: model.codec.physical(n, x, phase) for n, x in shown.items()},
     )
-
-
-def _about(recipe: Recipe, sources: Mapping[str, FileSource]) -> dict[str, Any]:
-    """Observed modalities and files, for the attributes of the file."""
-    about: dict[str, Any] = {
-        name: {"files": [Path(f).name for f in source.files], "variable": source.variable}
-        for name, source in sources.items()
-    }
-    for name, kept in recipe.experiment.withhold.items():
-        about[name]["withheld"] = list(kept)
-    for name, operator in recipe.assimilation.operators.items():
-        if name in about:
-            about[name]["operator"] = asdict(operator)
-    return about
 
 
 def configure(recipe: Recipe, overrides: Sequence[str] = (), members: int | None = None) -> Recipe:

@@ -13,6 +13,7 @@ from torch import Tensor
 from slams.core.codec import TRANSFORMS, Transform
 from slams.core.console import Console
 from slams.core.errors import InvalidValueError
+from slams.core.files import writable
 from slams.data.files.modality import Modality
 from slams.data.files.read import find
 from slams.evaluation import Scores
@@ -117,6 +118,8 @@ def scored(
         report: Folder for metrics.csv, report.html and figures/; none is written if None.
         console: Console for the progress.
     """
+    if report is not None:
+        _refuse_run(Path(report).expanduser())
     with open_analysis(analysis) as tree:
         targets = targets_of(tree)
         dates = tree.to_dataset()["time"].values.astype("datetime64[D]")
@@ -158,6 +161,15 @@ def scored(
             console.say(f"{name}: scored in the unit of the file, not as {transform.label('x')}")
     console.say(f"report: {path.resolve()}")
     return AnalysisScores(rows, views, path)
+
+
+def _refuse_run(folder: Path) -> None:
+    """Refuse to write a report over that of a trained run, or where nothing can be written."""
+    if (folder / "codec.safetensors").exists():
+        raise InvalidValueError(
+            f"{folder} is a trained run, whose metrics.csv, report.html and figures would be lost; give another --report."
+        )
+    writable(folder / "report.html")
 
 
 def _show(view: View, console: Console) -> None:

@@ -75,7 +75,8 @@ class PriorRecipe:
 
     Attributes:
         window: Number of days of a window, odd.
-        patterns: Largest number of patterns of the closed form.
+        patterns: Largest number of patterns of the closed form. 0: at most 400; of a "vector" latent those with the best
+            closed-form posterior on validation days, and the prior is that of the latents within them.
         fraction: Fraction of variance explained by the patterns.
         shrink: Weight of the diagonal in the covariance of the patterns' coefficients, in [0, 1].
         published: Whether the network is the published U-Net.
@@ -89,7 +90,7 @@ class PriorRecipe:
     """
 
     window: int = 3
-    patterns: int = 400
+    patterns: int = 0
     fraction: float = 0.999
     shrink: float = 0.0
     published: bool = False

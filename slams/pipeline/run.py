@@ -16,6 +16,7 @@ from slams.evaluation.metrics import shown
 from slams.evaluation.tables import console_table, read_metrics, wide, write_metrics
 from slams.pipeline.baselines.file import FILE_NAME, save_baselines
 from slams.pipeline.baselines.fit import fit_gaussian
+from slams.pipeline.inputs.checks import check_fields, check_headers, check_settings
 from slams.pipeline.inputs.fields import Fields, load_fields
 from slams.pipeline.model.model import Model
 from slams.pipeline.recipe import Recipe, to_tree
@@ -40,11 +41,14 @@ def run(recipe: Recipe, *, console: Console | None = None) -> Path:
     console = console or Console()
     start = time.monotonic()
     out = Path(recipe.out) if recipe.out else config.LOG_DIR / recipe.name
+    check_settings(recipe, out, console.say)
     out.mkdir(parents=True, exist_ok=True)
     if recipe.planet.years:
         _make_planet(recipe, console)
+    check_headers(recipe)
     fields = load_fields(recipe, console.say)
     console.say(fields.report.text())
+    check_fields(recipe, fields, out, console.say)
     model = train(recipe, fields, out, console)
     write_text(out / "recipe.yaml", yaml.safe_dump(to_tree(recipe), sort_keys=False))
     if model is not None and recipe.experiment.sets:
@@ -92,7 +96,7 @@ def _test(model: Model, fields: Fields, out: Path, console: Console) -> None:
         write_metrics(out / "metrics.csv", rows)
         write_summary(model, baselines, fields, outcome, rows, out)
         advance(1, "")
-    stages.finish(stage, FILES["report"])
+    stages.finish(stage, (*FILES["report"], "report.html"))
     for part in out.glob("resume_test_*"):
         part.unlink()
 

@@ -1,6 +1,8 @@
 """From fields to a model: autoencoder, prior, observation errors. Each stage is kept and reused."""
 
+import copy
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, is_dataclass, replace
 from dataclasses import fields as fields_of
@@ -19,8 +21,6 @@ from slams.core.settings import plain
 from slams.core.stages import Stage, Stages, digest
 from slams.core.tensorfile import read_facts
 from slams.data.windows import window_starts
-from slams.diffusion.denoiser import WindowGaussian, window_moments
-from slams.diffusion.schedule import VPCosine
 from slams.networks.autoencoder import MultimodalAutoencoder
 from slams.pipeline.inputs.fields import Fields, phase_of
 from slams.pipeline.inputs.large import fit_statistics
@@ -29,6 +29,7 @@ from slams.pipeline.model import codec as codecs
 from slams.pipeline.model import prior as priors
 from slams.pipeline.model.build import build_denoiser
 from slams.pipeline.model.calibrate import calibrate, learnt_prior
+from slams.pipeline.model.closed_form import chooses, closed_form, within
 from slams.pipeline.model.codec import (
     Anomalies,
     MultimodalCodec,
@@ -37,6 +38,7 @@ from slams.pipeline.model.codec import (
     take_codec,
     trained_codec,
 )
+from slams.pipeline.model.learning import REPLACED, judged, learning_notes
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.prior import LearntPrior
 from slams.pipeline.recipe import FitSettings, Recipe, to_tree
@@ -48,6 +50,7 @@ FILES = {
     "calibration": (priors.FILE_NAME,),
     "report": ("baselines.safetensors", "analysis.nc", "truth.nc", "metrics.csv"),
 }  # of each stage; a report can be without figures
+_VERSION = 2  # of all stages, because each rests on those before it
 
 
 def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
@@ -70,7 +73,7 @@ def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
     inputs["calibration"] = [inputs["prior"], e.sets, e.share, recipe.assimilation]
     inputs["report"] = [inputs["calibration"], e, list(e.sets), data]
     earlier = _earlier_keys(recipe, content, taken, out)
-    return {name: Stage(name, each, earlier=earlier.get(name, ())) for name, each in inputs.items()}
+    return {name: Stage(name, each, _VERSION, earlier.get(name, ())) for name, each in inputs.items()}
 
 
 def _earlier_keys(recipe: Recipe, content: list[Any], taken: list[str], out: Path) -> dict[str, tuple[str]]:
@@ -141,6 +144,8 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model 
         model = Model(codec, LearntPrior.load(codec, path)).on(
             device
         )  # as a resumed run has it, to the last bit
+    for note in learning_notes(model, out):
+        console.say(note)
     _remove_resumes(out)
     return model
 
@@ -195,10 +200,12 @@ def _train_codec(
     x_validation = anomalies(codec, fields, fields.part(recipe.data.validation))
     coder, names = codec.autoencoder, codec.autoencoder.names
     if isinstance(coder, MultimodalAutoencoder):
-        kept = coder.start(x_train, _patch_weights(recipe, weights))
+        present = {name: each.present for name, each in statistics.items()}
+        kept = coder.start(x_train, _patch_weights(recipe, weights), present)
         console.say(f"principal components keep {kept:.1%} of the weighted variance in {coder.event}")
     settings = recipe.latent.fit
     coder.to(device)
+    whole, whole_validation = codec.complete(x_train), codec.complete(x_validation)
     area = {name: weight.to(device) for name, weight in weights.items()}
 
     def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
@@ -207,20 +214,35 @@ def _train_codec(
         if not isinstance(module, MultimodalAutoencoder):
             return module.loss(batch)  # type: ignore[operator]
         subset = [m for m in names if float(torch.rand((), generator=rng)) < 0.5] or list(names)
-        return module.loss(batch, names, area) + 0.25 * module.loss(batch, subset, area)
+        inputs = {m: x[days].to(device) for m, x in whole.items()}
+        return module.loss(batch, names, area, inputs) + 0.25 * module.loss(batch, subset, area, inputs)
 
     def validate(module: nn.Module) -> float:
         with torch.no_grad():
             if not isinstance(module, MultimodalAutoencoder):
                 return _in_parts(module, {m: x[::4] for m, x in x_validation.items()}, device)
             subset = {m: x[::4].to(device) for m, x in x_validation.items()}
-            total = float(module.loss(subset, names, area))
+            inputs = {m: x[::4].to(device) for m, x in whole_validation.items()}
+            total = float(module.loss(subset, names, area, inputs))
             without = [[m for m in names if m != dropped] for dropped in names]
-            drops = [float(module.loss(subset, others, area)) for others in without if others]
+            drops = [float(module.loss(subset, others, area, inputs)) for others in without if others]
             return total + 0.25 * sum(drops) / max(len(drops), 1)
 
+    def reconstruction(module: nn.Module) -> float:
+        with torch.no_grad():
+            subset, inputs = (
+                {m: x[::4].to(device) for m, x in each.items()} for each in (x_validation, whole_validation)
+            )
+            return float(module.loss(subset, names, area, inputs))  # type: ignore[operator]
+
     if any(parameter.requires_grad for parameter in coder.parameters()):
+        untrained = copy.deepcopy(coder.state_dict())
+        before = reconstruction(coder) if isinstance(coder, MultimodalAutoencoder) else math.inf
         _fit(coder, loss, validate, settings, recipe, "autoencoder", out, key, console)
+        if isinstance(coder, MultimodalAutoencoder):
+            codec.learning = {"loss": [before, reconstruction(coder)]}
+            if codec.learning["loss"][1] >= before:  # what encodes a subset better may decode the whole worse
+                coder.load_state_dict(untrained)
     coder.eval().standardize(codec.encode(x_train).to(device))
     codec.save(out / codecs.FILE_NAME)
 
@@ -276,11 +298,13 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
         window_starts(fields.dates[rows], length) for rows in (index, validation_index)
     )
     with console.bar("closed form of the prior", 1) as advance:
-        basis, covariance, remainder = window_moments(
-            z, starts, length, fraction=prior.fraction, most=prior.patterns, shrink=prior.shrink
+        gaussian, covariance, whole = closed_form(
+            codec, (z, x_train, starts), (z_validation, x_validation, validation_starts)
         )
-        gaussian = WindowGaussian(basis, covariance, remainder, z.shape[1:], VPCosine())
-        advance(1, f"{basis.shape[1]} patterns")
+        count = gaussian.basis.shape[1]
+        if chooses(codec):
+            z, z_validation = within(z, gaussian.basis), within(z_validation, gaussian.basis)
+        advance(1, f"{count} patterns" + (f" of {whole}, chosen on validation days" if count < whole else ""))
     torch.manual_seed(recipe.seed)
     device = codec.device
     denoiser = build_denoiser(recipe, gaussian, codec.periodic).to(device)
@@ -296,18 +320,31 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
         with torch.no_grad():
             return float(module.loss(sample, rng=fork(recipe.seed, "validation noise")))  # type: ignore[operator]
 
+    untrained = copy.deepcopy(denoiser.state_dict())
     _fit(denoiser, loss, validate, prior.fit, recipe, "prior", out, key, console)
+    some = starts[:: max(1, len(starts) // 64)]
+    found = judged(
+        denoiser,
+        z[some[:, None] + steps].to(device),
+        sample,
+        fields.dates[validation_index][subset.numpy()],
+        recipe.seed,
+    )
+    if (
+        found["network"] == REPLACED and not prior.network
+    ):  # another's may differ from the closed form untrained
+        denoiser.load_state_dict(untrained)
     learnt = learnt_prior(codec, denoiser, covariance, (z, x_train), (z_validation, x_validation))
+    learnt.learning = found | {"days": len(index)}
     learnt.save(recipe, out / priors.FILE_NAME)
 
 
 def latents(codec: MultimodalCodec, out: Path, x_train: Anomalies) -> Tensor:
     """Training latents, encoded once and stored beside the run; encoded again if the codec changed."""
-    path = out / "latents.npy"
-    key_file = out / "latents.json"
-    key = file_digest(out / codecs.FILE_NAME)
-    if not (path.exists() and key_file.exists() and key_file.read_text() == key):
-        key_file.unlink(missing_ok=True)  # half-written latents must not pass for those of the key
-        np.save(path, codec.encode(x_train).numpy())
-        write_text(key_file, key)
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
+    stages, file = Stages(out), "latents.npy"
+    stage = Stage("latents", file_digest(out / codecs.FILE_NAME))
+    if not stages.done(stage, (file,)):
+        stages.forget(stage)  # half-written latents must not pass for those of the codec
+        np.save(out / file, codec.encode(x_train).numpy())
+        stages.finish(stage, (file,))
+    return torch.from_numpy(np.load(out / file, mmap_mode="c"))

@@ -85,6 +85,24 @@ def read(
     return array
 
 
+def days_of(modality: Modality) -> np.ndarray:
+    """Days that the files of a modality hold, rising, from their headers alone.
+
+    Raises:
+        FileNotFoundError: If a path or glob matches nothing; similar names are listed.
+        ValueError: If a file can't be opened or lacks the variable or its times.
+    """
+    found = []
+    for path in find(modality.files):
+        subject = f"modality {modality.name!r}, variable {modality.variable!r} in {path}"
+        with open_dataset(path, ARCHIVES.values()) as dataset:
+            names = (modality.variable, *aliases(modality.variable))
+            name = find_variable(dataset, names, path, f"modality {modality.name!r}")
+            array = canonical(dataset, name, modality.kind, modality.name, subject)
+            found.append(calendar_days(array.time, subject))
+    return np.unique(np.concatenate(found))
+
+
 def find(patterns: tuple[str, ...]) -> list[Path]:
     """Files of paths and globs, each once.
 

@@ -45,6 +45,23 @@ def cut(fields: Fields, span: tuple[str, str], length: int, windows: int, spacin
                 f"a run of {len(short[0])} days from {fields.dates[short[0][0]]} is shorter than the window of {length}."
             )
         return Trajectories(segments, compose_windows=True)
+    chosen = windows_apart(dates, length, windows, spacing)
+    rows = torch.from_numpy(index[chosen[:, None] + np.arange(length)])
+    return Trajectories(list(rows), compose_windows=False)
+
+
+def windows_apart(dates: np.ndarray, length: int, windows: int, spacing: int) -> np.ndarray:
+    """Positions of the first days of windows that are spread over some days.
+
+    Args:
+        dates: Days, rising.
+        length: Days of a window.
+        windows: Number of windows.
+        spacing: Least number of days between the starts of two.
+
+    Raises:
+        ValueError: If there are fewer such windows.
+    """
     starts = window_starts(dates, length).numpy()
     apart: list[int] = []
     for start in starts:
@@ -52,9 +69,7 @@ def cut(fields: Fields, span: tuple[str, str], length: int, windows: int, spacin
             apart.append(int(start))
     if len(apart) < windows:
         raise InvalidValueError(
-            f"{dates[0]} to {dates[-1]} has {len(apart)} windows {spacing} days apart, but {windows} are wanted; "
-            "lower experiment.windows or experiment.spacing."
+            f"the test, {dates[0]} to {dates[-1]}, has {len(apart)} windows {spacing} days apart, but {windows} are "
+            "wanted; lower experiment.windows or experiment.spacing."
         )
-    chosen = np.array(apart)[np.linspace(0, len(apart) - 1, windows).round().astype(int)]
-    rows = torch.from_numpy(index[chosen[:, None] + np.arange(length)])
-    return Trajectories(list(rows), compose_windows=False)
+    return np.array(apart)[np.linspace(0, len(apart) - 1, windows).round().astype(int)]

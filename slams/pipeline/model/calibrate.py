@@ -1,7 +1,7 @@
 """Observation errors: error covariances of the decoders, calibrated on the validation part."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from slams.assimilation.baseline.gaussian import (
     residual_variance,
 )
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError
 from slams.core.random import fork
 from slams.diffusion.denoiser import NetworkDenoiser
 from slams.pipeline.inputs.observe import observe
@@ -21,7 +22,8 @@ from slams.pipeline.model.codec import Anomalies, MultimodalCodec
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.prior import LearntPrior, operators_on_patterns
 
-_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+WIDEST = 1.5  # factor on the spread
 DENSE_UP_TO = 512  # values of a modality: beyond it a full error covariance is neither estimated nor stored
 _CLASSES = 10  # of decoded rain, equally frequent
 
@@ -98,48 +100,66 @@ def calibrate(model: Model, validation: Anomalies, starts: Tensor, console: Cons
     with the best CRPS of the closed-form posterior, one modality after another over the sets it is in, corrects
     for both. The spread's factor is the square root of error variance over predicted variance.
     """
-    recipe = model.recipe
-    sets = recipe.experiment.sets
+    recipe, sets, prior = model.recipe, model.recipe.experiment.sets, model.prior
     if not sets:
         return
-    prior = model.prior
     prior.factors = dict.fromkeys(sorted(prior.errors), 1.0)  # calibrating twice changes nothing
     prior.inflation = 1.0
-    states = model.states
-    chosen = starts[:: max(1, len(starts) // 48)]
-    rows = chosen[:, None] + torch.arange(recipe.prior.window)
-    truth = {n: validation[n][rows] for n in states}
-    decode = torch.cat([prior.operators[n] for n in states])
-    target = torch.cat([truth[n].flatten(2) for n in states], -1)
-    scored = torch.isfinite(target).all((0, 1)).nonzero().squeeze(-1)
-    # a subset of the points is as informative as all of them
-    scored = scored[:: max(1, len(scored) // 2000)]
-    rest = torch.cat([prior.errors[n] for n in states])[scored]  # states have variances, no full covariance
-    closed = ClosedFormGaussian(copy.deepcopy(prior.gaussian).cpu(), decode[scored], rest)
-    target = target[..., scored]
-
-    def score(names: Sequence[str]) -> float:
-        seen = observe(model.layouts, recipe, {n: validation[n] for n in names}, names, days=rows)
-        mean, std = closed.windows(model.seen(seen, model.errors()), jacobians)
-        return float(normal_crps(target - mean, std).mean())
-
-    jacobians = model.jacobians()
+    score = closed_form_score(model, validation, starts)
     names = sorted({n for group in sets.values() for n in group})
     with console.bar("calibrating observation errors", 2 * len(names)) as advance:
         for name in names * 2:  # twice: the best factor of one depends on the others'
             users = [group for group in sets.values() if name in group][-2:]
             trials = {}
-            for factor in _FACTORS:
+            stated = name not in model.states and recipe.modalities[name].error_std is not None
+            for factor in FACTORS[1:] if stated else FACTORS:  # no error is below the instrument's
                 prior.factors[name] = factor
                 trials[factor] = sum(score(group) for group in users)
             prior.factors[name] = min(trials, key=lambda f: trials[f])
             advance(1, ", ".join(f"{n} x {f:g}" for n, f in prior.factors.items() if f != 1))
+    rows = starts[:: max(1, len(starts) // 48), None] + torch.arange(recipe.prior.window)
     _inflate(model, validation, rows[:: max(1, len(rows) // 8)], console)
+
+
+def closed_form_score(
+    model: Model, validation: Anomalies, starts: Tensor
+) -> Callable[[Sequence[str]], float]:
+    """Mean CRPS of the closed-form posterior on validation windows, as a function of the observed modalities.
+
+    Args:
+        model: Model whose factors may change between calls.
+        validation: Anomalies of validation days.
+        starts: First day of each validation window; up to about 48 of them are scored.
+    """
+    recipe, prior, states = model.recipe, model.prior, model.states
+    rows = starts[:: max(1, len(starts) // 48), None] + torch.arange(recipe.prior.window)
+    decode = torch.cat([prior.operators[n] for n in states])
+    target = torch.cat([validation[n][rows].flatten(2) for n in states], -1)
+    scored = (torch.isfinite(target).float().mean((0, 1)) > 0.5).nonzero().squeeze(-1)
+    if not len(scored):
+        raise InvalidValueError(
+            f"no point of {', '.join(states)} has values on half of the validation days, so that nothing can be "
+            "calibrated; choose another data.validation."
+        )
+    # a subset of the points is as informative as all of them
+    scored = scored[:: max(1, len(scored) // 2000)]
+    rest = torch.cat([prior.errors[n] for n in states])[scored]  # states have variances, no full covariance
+    closed = ClosedFormGaussian(copy.deepcopy(prior.gaussian).cpu(), decode[scored], rest)
+    target, jacobians = target[..., scored], model.jacobians()
+
+    def score(names: Sequence[str]) -> float:
+        seen = observe(model.layouts, recipe, {n: validation[n] for n in names}, names, days=rows)
+        mean, std = closed.windows(model.seen(seen, model.errors()), jacobians)
+        return float(normal_crps(target - mean, std).nanmean())
+
+    return score
 
 
 def _inflate(model: Model, validation: Anomalies, rows: Tensor, console: Console) -> None:
     """Factor on the deviations of the draws that makes their variance that of the error, over a few windows."""
     recipe, prior, states = model.recipe, model.prior, model.states
+    if recipe.assimilation.members == 1:  # without a spread
+        return
     sets = list(recipe.experiment.sets.values())[-3:]
     ratios = []
     rng = fork(recipe.seed, "inflation")
@@ -162,5 +182,5 @@ def _inflate(model: Model, validation: Anomalies, rows: Tensor, console: Console
                 rest += float((weight * prior.residuals[n].reshape(model.layouts[n].shape)).sum())
             ratios.append((max(error - rest, 0.1 * error) / spread) ** 0.5)
         # a few windows of one season are no evidence that the draws are too wide on days to come
-        prior.inflation = float(np.clip(np.mean(ratios), 1.0, 1.5))
+        prior.inflation = float(np.clip(np.mean(ratios), 1.0, WIDEST))
         advance(0, "x " + ", ".join(f"{r:.2f}" for r in ratios))

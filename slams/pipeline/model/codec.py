@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from slams import config
 from slams.core.codec import SeasonalStandardize
 from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.tensorfile import fill, read_tensors, write_tensors
+from slams.networks.autoencoder import MultimodalAutoencoder
 from slams.pipeline.inputs.fields import Fields, phase_of
-from slams.pipeline.inputs.large import by_days
+from slams.pipeline.inputs.large import by_days, is_large, scratch
 from slams.pipeline.inputs.layout import Layout, read_layouts
 from slams.pipeline.model.build import build_autoencoder
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
@@ -42,6 +44,9 @@ class MultimodalCodec(nn.Module):
         self.layouts = dict(layouts)
         self.statistics: Mapping[str, SeasonalStandardize] = nn.ModuleDict(statistics)  # type: ignore[assignment]
         self.autoencoder = build_autoencoder(recipe, layouts)
+        self.learning: dict[
+            str, Any
+        ] = {}  # reconstruction loss on validation days before and after the training
 
     @property
     def device(self) -> torch.device:
@@ -72,14 +77,39 @@ class MultimodalCodec(nn.Module):
         return self.masked(name, x if lower is None else x.clamp(min=lower))
 
     @torch.no_grad()
-    def encode(self, anomalies: Mapping[str, Tensor]) -> Tensor:
-        """Latents (n, *Z) of standardized anomalies of any subset of modalities."""
-        count = len(next(iter(anomalies.values())))
-        parts = [
-            self.autoencoder.encode({m: x[i : i + 128].to(self.device) for m, x in anomalies.items()}).cpu()
-            for i in range(0, count, 128)
-        ]
-        return torch.cat(parts)
+    def complete(self, anomalies: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Anomalies (n, *S) whose gaps are estimated from what is known on the same day, 0 where training had no data.
+
+        The published autoencoder and "pixel" take gaps as no anomaly, as published.
+        """
+        if not isinstance(self.autoencoder, MultimodalAutoencoder):
+            return dict(anomalies)
+        found = {
+            m: scratch(tuple(x.shape)) if is_large(len(x), x) else torch.empty_like(x)
+            for m, x in anomalies.items()
+        }
+        for i in range(0, len(next(iter(found.values()))), 128):
+            days = slice(i, i + 128)
+            part = {m: torch.where(self.statistics[m].present, x[days], 0.0) for m, x in anomalies.items()}
+            part = self.autoencoder.complete({m: x.to(self.device) for m, x in part.items()})
+            for m, x in part.items():
+                found[m][days] = x.cpu()
+        return found
+
+    @torch.no_grad()
+    def encode(self, anomalies: Mapping[str, Tensor], *, complete: bool = True) -> Tensor:
+        """Latents (n, *Z) of standardized anomalies of any subset of modalities.
+
+        Args:
+            anomalies: Anomalies by modality (n, *S), NaN where missing.
+            complete: Whether gaps are estimated (see `complete`); else they are no anomaly.
+        """
+        latents = []
+        for i in range(0, len(next(iter(anomalies.values()))), 128):
+            part = {m: x[i : i + 128] for m, x in anomalies.items()}
+            part = self.complete(part) if complete else part
+            latents.append(self.autoencoder.encode({m: x.to(self.device) for m, x in part.items()}).cpu())
+        return torch.cat(latents)
 
     @torch.no_grad()
     def decode(self, z: Tensor, name: str) -> Tensor:
@@ -93,7 +123,10 @@ class MultimodalCodec(nn.Module):
     def save(self, path: Path) -> None:
         """Write weights, statistics, recipe and layouts to one file."""
         layouts = {name: asdict(layout) for name, layout in self.layouts.items()}
-        write_tensors(path, self.state_dict(), {"recipe": to_tree(self.recipe), "places": layouts})
+        facts: dict[str, Any] = {"recipe": to_tree(self.recipe), "places": layouts, "learning": self.learning}
+        if isinstance(self.autoencoder, MultimodalAutoencoder):
+            facts["spectrum"] = self.autoencoder.spectrum.cpu().tolist()
+        write_tensors(path, self.state_dict(), facts)
 
     @classmethod
     def load(cls, path: Path) -> "MultimodalCodec":
@@ -118,6 +151,11 @@ class MultimodalCodec(nn.Module):
         }
         codec = cls(from_tree(facts["recipe"]), layouts, statistics)
         fill(codec, tensors, path)
+        if (
+            isinstance(codec.autoencoder, MultimodalAutoencoder) and "spectrum" in facts
+        ):  # not in runs of versions before 0.2, which took gaps as no anomaly
+            codec.autoencoder.spectrum.copy_(torch.tensor(facts["spectrum"]))
+        codec.learning = facts.get("learning", {})
         return codec.eval()
 
 

@@ -67,8 +67,9 @@ class Model:
 
         Args:
             anomalies: Anomalies by modality.
-            errors: Covariance (P, P) or variances (P) of the residual of an estimate, by modality; the
-                instrument's own, where stated, comes on top, independent in each cell.
+            errors: Covariance (P, P) or variances (P) of the residual of an estimate, by modality. The
+                instrument's own, where stated, is independent in each cell. It comes on top of a state variable's,
+                whose training values are exact; the residuals of an observation contain it, so that it is their least.
             device: Device of the observations.
 
         Returns:
@@ -84,6 +85,9 @@ class Model:
                 if name in self.operators:
                     each = extra.reshape(shape[0], -1)[:, 0].repeat_interleave(len(error) // shape[0])
                     extra = each * noise_gain(operator, self.layouts[name])
+                if name not in self.states:
+                    own = error.diagonal() if error.ndim == 2 else error
+                    extra = (extra - own).clamp(min=0)
                 error = error + (torch.diag(extra) if error.ndim == 2 else extra)
             error = error.to(device)
             noise: Covariance = Dense(error) if error.ndim == 2 else Diagonal(error)
@@ -158,7 +162,7 @@ class Model:
         event = len(self.layouts[next(iter(anomalies))].shape)
         shape = lead.shape[: lead.ndim - event]
         flat = {m: x.reshape(-1, *self.layouts[m].shape) for m, x in anomalies.items()}
-        z = self.codec.encode(flat).flatten(1)
+        z = self.codec.encode(flat, complete=False).flatten(1)
         seen = torch.stack([torch.isfinite(x).flatten(1).any(1) for x in flat.values()]).any(0)
         z = torch.where(seen[:, None], z, torch.nan).reshape(*shape, -1).to(self.device)
         variance = torch.full((z.shape[-1],), self.recipe.assimilation.published_std**2, device=self.device)

@@ -45,6 +45,7 @@ class LearntPrior(nn.Module):
             `coefficients` (n, K); empty in runs of versions before 0.2, whose files hold the results.
         factors: Calibrated factor on each error covariance.
         inflation: Calibrated factor on the deviations of the draws from their mean.
+        learning: Findings of `slams.pipeline.model.learning.judged`; empty in runs of versions before 0.2.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class LearntPrior(nn.Module):
         self.statistics = dict(statistics or {})
         self.factors = dict.fromkeys(errors, 1.0)
         self.inflation = 1.0
+        self.learning: dict[str, Any] = {}
 
     @property
     def gaussian(self) -> WindowGaussian:
@@ -88,7 +90,12 @@ class LearntPrior(nn.Module):
             groups["denoiser"] = {k: v for k, v in groups["denoiser"].items() if k not in _EIGEN}
             covariance = triangle(self.statistics["covariance"])
             groups["statistics"] = {**self.statistics, "covariance": covariance}
-        facts = {"recipe": to_tree(recipe), "factors": self.factors, "inflation": self.inflation}
+        facts = {
+            "recipe": to_tree(recipe),
+            "factors": self.factors,
+            "inflation": self.inflation,
+            "learning": self.learning,
+        }
         write_tensors(path, flat(groups, "."), facts)
 
     @classmethod
@@ -120,6 +127,7 @@ class LearntPrior(nn.Module):
         fill(denoiser, weights, path)
         prior = cls(denoiser, **{part: groups.get(part, {}) for part in (*_PARTS, "statistics")})
         prior.factors, prior.inflation = facts["factors"], facts["inflation"]
+        prior.learning = facts.get("learning", {})
         return prior.eval()
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import xarray as xr
 from torch import Tensor
 
 import slams
+from slams.core.errors import InvalidValueError
 from slams.core.files import atomic
+from slams.core.settings import plain
 from slams.data.files.read import write_netcdf
+from slams.pipeline.inputs.named_files import FileSource
 from slams.pipeline.model.model import Model
+from slams.pipeline.recipe import Recipe
 
 _STANDARD = {
     "lat": ("latitude", "degrees_north"),
@@ -138,6 +143,75 @@ def write_tree(tree: xr.DataTree, path: Path) -> None:
         return
     with atomic(path) as temporary:
         tree.to_zarr(temporary, consolidated=False)
+
+
+def attributes_of(
+    model: Model,
+    folder: Path,
+    sources: Mapping[str, FileSource],
+    *,
+    dates: str | None,
+    seed: int,
+    baselines: bool,
+) -> dict[str, str]:
+    """Attributes of the file: what it is made from, and every setting that its numbers depend on."""
+    a = model.recipe.assimilation
+    settings = {"dates": dates or "all", "baselines": baselines, "assimilation": plain(a)}
+    return {
+        **provenance(model, folder, _about(model.recipe, sources), seed),
+        "settings": json.dumps(settings, sort_keys=True),
+    }
+
+
+def _about(recipe: Recipe, sources: Mapping[str, FileSource]) -> dict[str, Any]:
+    """Observed modalities and files, for the attributes of the file."""
+    about: dict[str, Any] = {
+        name: {"files": [Path(f).name for f in source.files], "variable": source.variable}
+        for name, source in sources.items()
+    }
+    for name, kept in recipe.experiment.withhold.items():
+        about.setdefault(name, {})["withheld"] = list(kept)  # one that is not observed is refused by name
+    for name, operator in recipe.assimilation.operators.items():
+        if name in about:
+            about[name]["operator"] = asdict(operator)
+    for name, modality in recipe.modalities.items():
+        if name in about and modality.error_std is not None:
+            about[name]["error_std"] = modality.error_std
+    return about
+
+
+_SAME = ("sha256", "observations", "settings")  # attributes of an analysis that is repeated, with any seed
+
+
+def refuse_to_replace(path: Path, attributes: Mapping[str, str]) -> None:
+    """Refuse to write over anything but an earlier analysis by the same run with the same settings.
+
+    Raises:
+        ValueError: If there is a file that is something else, with what differs.
+    """
+    if not path.exists():
+        return
+    try:
+        if path.suffix == ".zarr":
+            tree = xr.open_datatree(path, engine="zarr", consolidated=False, chunks=None)
+        else:
+            tree = xr.open_datatree(path)
+        with tree:
+            before = {name: str(tree.attrs.get(name)) for name in _SAME}
+    except (OSError, ValueError, RuntimeError, KeyError):
+        before = {}
+    remedy = "give another --out, or --overwrite to replace it"
+    if not before:
+        raise InvalidValueError(f"{path} is there and is no analysis; {remedy}.")
+    different = [
+        "run" if name == "sha256" else f"{name} {before[name]} (now {attributes[name]})"
+        for name in _SAME
+        if before[name] != attributes[name]
+    ]
+    if different:
+        raise InvalidValueError(
+            f"{path} is an analysis with another {'; another '.join(different)}; {remedy}."
+        )
 
 
 def dataset_of(model: Model, fields: Mapping[str, Tensor], dates: np.ndarray, *, member: bool) -> xr.Dataset:

@@ -13,6 +13,7 @@ from slams.evaluation.scores import Gain
 from slams.evaluation.tables import wide
 from slams.pipeline.baselines.fit import Baselines
 from slams.pipeline.inputs.fields import Fields
+from slams.pipeline.model.learning import learning_notes
 from slams.pipeline.model.model import Model
 from slams.pipeline.recipe import to_tree
 from slams.pipeline.results.figures import Rows, View, calibration_facts, figures_of, save_figures
@@ -41,6 +42,9 @@ def write_summary(
         save_figures(out / "figures", {"training": losses})
         caption = "Training and validation loss of each network"
         sections.append(Section("Training", [Picture(losses, caption)]))
+    notes = learning_notes(model, out)
+    if notes:
+        sections.append(Section("What training did not learn", notes))
     settings = {
         "observation error factors": model.prior.factors,
         "spread factor": model.prior.inflation,
@@ -49,6 +53,8 @@ def write_summary(
             " / ".join(k): [v.length, dict(v.ratios)] for k, v in baselines.interpolators.items()
         },
     }
+    if model.prior.learning:
+        settings["network and closed form on validation days"] = model.prior.learning
     texts = {
         "days of each modality": fields.report.text(),
         "tuned on the validation part": yaml.safe_dump(settings),
