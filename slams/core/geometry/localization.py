@@ -212,7 +212,7 @@ class Localization:
         made = cls._near(Space(sphere=EARTH_RADIUS), state, positions, radius, cutoff)
         if len(positions) and not bool((made.weight > 0).any()):
             warnings.warn(
-                f"no observation lies within {2 * radius:g} km of a variable: are pairs of (latitude, longitude) swapped?",
+                f"no observation lies within {2 * radius:g} km of a variable; are (latitude, longitude) swapped?",
                 DataWarning,
                 stacklevel=2,
             )
