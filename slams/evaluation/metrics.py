@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slams.core.errors import InvalidValueError
 from slams.core.settings import unknown
-from slams.evaluation.intervals import Interval, bounded_interval, mean_interval, rate_interval
+from slams.evaluation.intervals import Interval, Law, interval
 
 Statistic = Callable[..., Tensor]
 
@@ -47,7 +47,8 @@ class Metric:
             "further" tables, or in the "file" alone.
         pooled: Whether the statistic compares samples: it takes the weights of the points (n) as third argument
             besides members (N, n) and truth (n), and returns one number.
-        interval: Values of independent replicates to their mean and its 95 % interval.
+        law: Law of the statistic, or of the score where there is none, in independent windows and replicates, from which
+            its interval follows.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Metric:
     scope: Literal["all", "fields", "twin"] = "all"
     shown: Literal["console", "report", "further", "file"] = "console"
     pooled: bool = False
-    interval: Callable[[Sequence[float]], Interval] = mean_interval
+    law: Law = "any"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", self.key or self.name)
@@ -80,6 +81,10 @@ class Metric:
         if self.of:
             return self.finish(*(each.value(means) for each in self.of))
         return self.finish(means[self.key])
+
+    def interval(self, values: Sequence[float]) -> Interval:
+        """Mean of the scores of independent replicates and its 95 % interval."""
+        return interval(values, self.law)
 
     def axis(self, units: str = "") -> str:
         """Label of an axis, with the units of the variable where the metric has them."""
@@ -232,29 +237,32 @@ def _between(samples: Tensor, truth: Tensor, positions: Sequence[float]) -> Tens
 # fmt: off
 # One entry a metric; their order is that of metrics.csv and of tables.
 RMSE = Metric("rmse", squared_error, torch.sqrt, gaussian=lambda m, s, y: (m - y).square(), key="squared_error",
-              label="RMSE", dimensional=True)
+              label="RMSE", dimensional=True, law="log-normal")
 BIAS = Metric("bias", error, gaussian=lambda m, s, y: m - y, key="error", dimensional=True, better=0.0, scope="fields")
-CRPS = Metric("crps", fair_crps, gaussian=gaussian_crps, label="CRPS", dimensional=True)
+CRPS = Metric("crps", fair_crps, gaussian=gaussian_crps, label="CRPS", dimensional=True, law="log-normal")
 SPREAD = Metric("spread", predictive_variance, torch.sqrt, gaussian=lambda m, s, y: s**2, key="predictive_variance",
-                dimensional=True, shown="report")
-SPREAD_SKILL = Metric("spread_skill", None, torch.div, of=(SPREAD, RMSE), label="spread / skill", better=1.0)
+                dimensional=True, shown="report", law="log-normal")
+SPREAD_SKILL = Metric("spread_skill", None, torch.div, of=(SPREAD, RMSE), label="spread / skill", better=1.0,
+                      law="log-normal")
 COVERAGE90 = Metric("coverage90", covered, gaussian=gaussian_covered, key="covered", better=0.9,
-                    label="coverage of the 90 % interval", interval=bounded_interval)
+                    label="coverage of the 90 % interval", law="share")
 COVERAGE90_FAIR = Metric("coverage90_fair", covered_fair, gaussian=gaussian_covered, key="covered_fair", better=0.9,
-                         label="coverage by fair quantiles", scope="fields", shown="file", interval=bounded_interval)
+                         label="coverage by fair quantiles", scope="fields", shown="file", law="share")
 W1 = Metric("w1", wasserstein, gaussian=gaussian_wasserstein, label="Wasserstein-1", dimensional=True, pooled=True,
-            scope="fields", shown="report")
+            scope="fields", shown="report", law="log-normal")
 _OF_TWINS = (  # measured by twin experiments themselves
-    Metric("rmse_time_mean", label="time mean of the RMSE", dimensional=True, scope="twin", shown="further"),
-    Metric("spread_time_mean", label="time mean of the spread", dimensional=True, scope="twin", shown="further"),
-    Metric("divergence_rate", label="diverged replicates", scope="twin", interval=rate_interval),
-    Metric("diverged_fraction", label="diverged steps", scope="twin", shown="further", interval=bounded_interval),
-    Metric("recovery", label="steps to the right sign", scope="twin", shown="further"),
+    Metric("rmse_time_mean", label="time mean of the RMSE", dimensional=True, scope="twin", shown="further",
+           law="log-normal"),
+    Metric("spread_time_mean", label="time mean of the spread", dimensional=True, scope="twin", shown="further",
+           law="log-normal"),
+    Metric("divergence_rate", label="diverged replicates", scope="twin", law="rate"),
+    Metric("diverged_fraction", label="diverged steps", scope="twin", shown="further", law="share"),
+    Metric("recovery", label="steps to the right sign", scope="twin", shown="further", law="log-normal"),
     Metric("recovered_in_2", label="recovered within 2 steps", scope="twin", shown="further", better="higher",
-           interval=bounded_interval),
-    Metric("model_calls", label="model calls per step", scope="twin"),
-    Metric("network_calls", label="network calls per step", scope="twin", shown="further"),
-    Metric("cpu_seconds", label="CPU seconds per step", scope="twin"),
+           law="share"),
+    Metric("model_calls", label="model calls per step", scope="twin", law="log-normal"),
+    Metric("network_calls", label="network calls per step", scope="twin", shown="further", law="log-normal"),
+    Metric("cpu_seconds", label="CPU seconds per step", scope="twin", law="log-normal"),
 )
 _ALL = (RMSE, BIAS, CRPS, SPREAD, SPREAD_SKILL, COVERAGE90, COVERAGE90_FAIR, W1, *_OF_TWINS)
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

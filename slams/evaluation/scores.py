@@ -1,5 +1,8 @@
 """Scores: statistics of many windows, gathered and turned into rows of metrics.csv with intervals."""
 
+import math
+import re
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,31 +13,35 @@ from torch import Tensor
 
 from slams.core.errors import InvalidValueError
 from slams.core.renamed import renamed
-from slams.evaluation.intervals import mean_interval
-from slams.evaluation.metrics import metrics_of, named
+from slams.evaluation.intervals import (
+    independent,
+    jackknife_limits,
+    log_normal_limits,
+    mean_interval,
+)
+from slams.evaluation.metrics import Metric, metrics_of, named
 from slams.evaluation.tables import COLUMNS
 from slams.evaluation.windows import Statistics, effective_count, rank_flatness
 
 Row = dict[str, str | float | int]
 
-_BOUNDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
+_LEAST = 0.01  # of the mean, as which a smaller score counts in a gain: 0 has no logarithm
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean relative gain of one method over another, paired by window, with two 95 % intervals."""
+    """Relative gain of one method over another, paired by window, its 95 % interval, and the number of windows."""
 
     mean: float
     lower: float
     upper: float
-    bootstrap_lower: float
-    bootstrap_upper: float
     n: int
 
     @property
     def significant(self) -> bool:
-        """Whether both intervals lie above zero."""
-        return self.lower > 0 and self.bootstrap_lower > 0
+        """Whether the interval lies above zero."""
+        return self.lower > 0
 
 
 @dataclass
@@ -43,6 +50,24 @@ class _Series:
 
     levels: tuple[str, ...]
     windows: dict[Hashable, Statistics]
+
+    @property
+    def dated(self) -> bool:
+        """Whether the names of all windows begin with a date, so that their order in time is known."""
+        return all(_DATE.match(str(name)) for name in self.windows)
+
+    def stretches(self, apart: int) -> list[list[int]]:
+        """Positions of windows that begin less than `apart` days after the first of them, in order of time."""
+        if not self.dated:
+            return [[k] for k in range(len(self.windows))]
+        days = np.array([str(name)[:10] for name in self.windows], "datetime64[D]")
+        found: list[list[int]] = []
+        for k in np.argsort(days, kind="stable").tolist():
+            if found and int((days[k] - days[found[-1][0]]).astype(int)) < apart:
+                found[-1].append(k)
+            else:
+                found.append([k])
+        return found
 
     def stacked(self) -> Statistics:
         """Statistics (n, 1 + C): the pool of all levels, then each; (n, 1) if there is one level."""
@@ -58,18 +83,25 @@ class _Series:
 class Scores:
     """Scores with 95 % intervals from statistics of windows.
 
-    A score is a function of sums over windows, so its interval is the percentile bootstrap of the windows
-    (which must be far enough apart to be independent): the same resamples for every method of equal n.
+    A score is a function of sums over windows; its interval follows from their scatter and the metric's law
+    (`slams.evaluation.intervals`). What counts are independent windows. Windows whose names begin with a date are in
+    order of time: those less than `apart` days after the first of them are one, and where successive scores are
+    correlated (`independent`) so are as many as that correlation lasts. Windows with other names are independent.
 
     Args:
-        resamples: Bootstrap resamples.
-        seed: Seed of the resampling, so that a table is the same each time it is made.
+        apart: Days within which windows are one.
+        resamples: No longer used.
+        seed: No longer used.
     """
 
-    def __init__(self, *, resamples: int = 1000, seed: int = 0) -> None:
-        if resamples < 1:
-            raise InvalidValueError(f"resamples must be at least 1, got {resamples}.")
-        self.resamples, self.seed = resamples, seed
+    def __init__(self, *, apart: int = 0, resamples: int | None = None, seed: int | None = None) -> None:
+        if resamples is not None or seed is not None:
+            warnings.warn(
+                "intervals are no longer resampled; `resamples` and `seed` of Scores are accepted until version 0.4.",
+                FutureWarning,
+                stacklevel=2,
+            )
+        self.apart = apart
         self._series: dict[tuple[str, str, str], _Series] = {}
 
     def add(
@@ -145,25 +177,25 @@ class Scores:
         return list(self._series)
 
     def rows(self) -> list[Row]:
-        """Rows of metrics.csv, for every key, level and metric; scores that don't exist are left out."""
+        """Rows of metrics.csv, for every key, level and metric; scores that don't exist are left out.
+
+        n is the number of independent windows of the score; with fewer than two the interval is NaN.
+        """
         rows: list[Row] = []
         for (method, variable, part), series in self._series.items():
             names = ("all", *series.levels) if len(series.levels) > 1 else ("all",)
-            sums = series.stacked()
-            windows = (sums["weight"] > 0).sum(0)
-            draws = self._draws(len(series.windows))
+            sums, stretches = series.stacked(), series.stretches(self.apart)
             whole = _means({name: each.sum(0) for name, each in sums.items()})
-            resampled = _means({name: draws @ each for name, each in sums.items()})
+            sums = {name: torch.stack([each[at].sum(0) for at in stretches]) for name, each in sums.items()}
             for metric in metrics_of("fields"):
                 if any(each.key not in sums for each in metric.parts):
                     continue
                 value = metric.value(whole)
-                bounds = torch.nanquantile(metric.value(resampled), _BOUNDS, dim=0)
-                if len(series.windows) < 2:
-                    bounds = torch.full_like(bounds, torch.nan)
                 for column, name in enumerate(names):
                     if not torch.isnan(value[column]):
-                        numbers = (float(value[column]), *bounds[:, column].tolist(), int(windows[column]))
+                        own = {key: each[sums["weight"][:, column] > 0, column] for key, each in sums.items()}
+                        own = _independent(metric, own) if series.dated else own
+                        numbers = (float(value[column]), *_limits(metric, own), len(own["weight"]))
                         place = (method, variable, name, part, metric.name)
                         rows.append(dict(zip(COLUMNS, (*place, *numbers), strict=True)))
         return rows
@@ -211,9 +243,12 @@ class Scores:
         return *rank_flatness(ranks.sum(0), independent=count), count
 
     def _ranks(self, method: str, variable: str, part: str, level: float | str) -> Tensor:
-        """Weight at each rank in each window (n, N + 1)."""
+        """Weight at each rank in each stretch of windows (n, N + 1)."""
         series, column = self._find(method, variable, part, level)
-        ranks = torch.stack([window["ranks"] for window in series.windows.values()])
+        each = [window["ranks"] for window in series.windows.values()]
+        ranks = torch.stack(
+            [torch.stack([each[k] for k in at]).sum(0) for at in series.stretches(self.apart)]
+        )
         return ranks.sum(1) if column == 0 else ranks[:, column - 1]
 
     def paired_gain(
@@ -228,8 +263,8 @@ class Scores:
     ) -> Gain:
         """Relative gain of method `a` over `b`, paired by window.
 
-        The gain of a window is 1 - score_a / score_b; its mean gets a 95 % interval by Student's t and
-        another by the bootstrap.
+        The gain is 1 - exp(mean over windows of log (score_a / score_b)), with Student's t for that mean. A score below
+        1 % of its mean over windows counts as that.
 
         Args:
             a: Name of the tested method.
@@ -240,7 +275,8 @@ class Scores:
             level: Name of the level, or "all".
 
         Returns:
-            The gain; intervals are NaN with fewer than two windows.
+            The gain; its interval is NaN with fewer than two independent windows, and it is where a mean score is not
+            positive.
 
         Raises:
             ValueError: If the methods were not scored on the same cells of the same windows.
@@ -250,17 +286,24 @@ class Scores:
             raise InvalidValueError(
                 f"a gain needs a score that is better when smaller ({known}), got {metric!r}."
             )
-        first, second = (
-            self.per_window(method, metric, variable=variable, part=part, level=level) for method in (a, b)
-        )
         self._check_pairs(a, b, variable, part, level)
-        gains = torch.tensor([1 - first[window] / second[window] for window in first], dtype=torch.float64)
-        n = len(gains)
-        resampled = (
-            torch.quantile(self._draws(n) @ gains / n, _BOUNDS) if n > 1 else torch.full((2,), torch.nan)
-        )
-        mean, lower, upper = mean_interval(gains.tolist())
-        return Gain(mean, lower, upper, float(resampled[0]), float(resampled[1]), n)
+        logs = []
+        for method in (a, b):
+            series, sums = (
+                self._find(method, variable, part, level)[0],
+                self._sums(method, variable, part, level),
+            )
+            together = {
+                key: torch.stack([each[at].sum(0) for at in series.stretches(self.apart)])
+                for key, each in sums.items()
+            }
+            scores = named(metric).value(_means({k: x[together["weight"] > 0] for k, x in together.items()}))
+            mean = float(scores.mean())
+            logs.append(scores.clamp(min=_LEAST * mean).log() if mean > 0 else scores * torch.nan)
+        ratios = logs[0] - logs[1]
+        count = independent(ratios.tolist()) if series.dated else len(ratios)
+        mean, lower, upper = mean_interval([float(each.mean()) for each in ratios.tensor_split(count)])
+        return Gain(-math.expm1(mean), -math.expm1(upper), -math.expm1(lower), count)
 
     def _check_pairs(self, a: str, b: str, variable: str, part: str, level: float | str) -> None:
         """Raise an error for a comparison on different cells, which would favour omission of difficult ones."""
@@ -298,13 +341,6 @@ class Scores:
         series, column = self._find(method, variable, part, level)
         return {name: each[:, column] for name, each in series.stacked().items()}
 
-    def _draws(self, count: int) -> Tensor:
-        """Number of occurrences of each of `count` windows in each resample, (resamples, count)."""
-        rng = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randint(count, (self.resamples, count), generator=rng)
-        draws = torch.zeros(self.resamples, count, dtype=torch.float64)
-        return draws.scatter_add_(1, chosen, torch.ones_like(draws))
-
 
 def _label(level: float | str) -> str:
     """A level as it stands in metrics.csv."""
@@ -314,3 +350,28 @@ def _label(level: float | str) -> str:
 def _means(sums: Statistics) -> Statistics:
     """Weighted sums to means."""
     return {name: each / sums["weight"] for name, each in sums.items()}
+
+
+def _independent(metric: Metric, sums: Statistics) -> Statistics:
+    """Sums over stretches of windows that are independent by the scores of the windows, given in order of time."""
+    count = independent(metric.value(_means(sums)).tolist())
+    return {
+        name: torch.stack([some.sum() for some in each.tensor_split(count)]) for name, each in sums.items()
+    }
+
+
+def _limits(metric: Metric, sums: Statistics) -> tuple[float, float]:
+    """Ends of the interval of a score from the sums of independent windows (n)."""
+    first, *second = (part.key for part in metric.parts)
+    if metric.law == "log-normal" and len(second) < 2:
+        means = _means(sums)
+        below = means[second[0]] if second else None
+        limits = log_normal_limits(means[first], below, sums["weight"])
+        found = metric.value({first: limits} | dict.fromkeys(second, torch.ones_like(limits)))
+    else:
+        total = {name: each.sum() for name, each in sums.items()}
+        left_out = {name: total[name] - each for name, each in sums.items()}
+        value, others = (metric.value(_means(each)) for each in (total, left_out))
+        found = jackknife_limits(value, others, metric.law)
+    low, high = found.sort().values.tolist()
+    return low, high

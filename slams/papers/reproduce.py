@@ -17,15 +17,16 @@ from slams.core.settings import build, read_tree, unknown
 from slams.core.stages import file_stem
 from slams.evaluation.figures.style import save_figure
 from slams.evaluation.figures.twin_plots import against_published
-from slams.evaluation.intervals import mean_interval, median_interval
+from slams.evaluation.metrics import METRICS
 from slams.papers.study import new_name
-from slams.papers.table import Bar, Verdict, info, judge, show, write_rows
+from slams.papers.table import Bar, Verdict, difference, info, judge_truths, show, write_rows
 from slams.twin.benchmark import rows_of, run_with_bar
 from slams.twin.benchmark import write_rows as write_metrics
 from slams.twin.experiment import Result
 from slams.twin.methods import entry
-from slams.twin.report import write_pages
+from slams.twin.report import kernel_note, write_pages
 from slams.twin.runner import Runner
+from slams.twin.scores import KERNEL
 from slams.twin.setup import setup
 
 PAPERS = Path(__file__).parent
@@ -161,37 +162,40 @@ def read_paper(path: Path) -> Paper:
 
 
 def verdicts_of(row: PaperRow, result: Result, rival: Result | None = None) -> list[Verdict]:
-    """Verdicts on a row: our number in its band, against its rival's, and the number of diverged truths.
+    """Verdicts on a row: our number in its band, against its rival's, the share of diverged truths, and EnSF's kernel.
 
     A row that was measured on at least three truths must come out within max(0.02, 3 combined standard errors) of
     what was measured, the scatter over its truths taken to be that over ours; with `relative`, within max(0.02, that
     share) of it. Others must lie between published and measured, widened by 0.03. With `at_most` there is no band but
     that. A row with none of these is shown and not judged. Where a run diverges, and for particle filters, our number
-    is the median over truths, whose standard error is 1.25 times that of the mean.
+    is the median over truths, whose standard error is 1.25 times that of the mean; the status says so.
 
     Args:
         row: Row of the paper.
         result: Our result.
         rival: Result of the row's rival, on the same truths.
     """
-    values = result.scores[row.metric]
-    count, diverged = len(values), int(result.scores["divergence_rate"].sum())
-    robust = diverged > 0 or (row.method != EXACT and entry(row.method).kind == "particle")
-    middle = median_interval if robust else mean_interval
+    values, lost = result.scores[row.metric], result.scores["divergence_rate"]
+    robust = bool(lost.any()) or (row.method != EXACT and entry(row.method).kind == "particle")
     known = [x for x in (row.measured, row.published) if x is not None]
     low, high = math.nan, math.nan
     if row.at_most is not None:
         low, high = -math.inf, row.at_most
     elif known:
-        low, high = band(row, _scatter(values, robust), count)
+        low, high = band(row, _scatter(values, robust), len(values))
     bar = Bar(row.row, row.metric, low, high, published=known[0] if known else math.nan)
-    verdicts = [judge(bar, middle(values.tolist()))]
+    law = METRICS[row.metric].law if row.metric in METRICS else "any"
+    verdicts = [judge_truths(bar, values, lost, law=law, median=robust)]
     if rival is not None:
         label = f"{row.row} less {'' if row.factor == 1 else f'{row.factor:g} x '}{row.rival}"
-        apart = middle((values - row.factor * rival.scores[row.metric]).tolist())
-        verdicts.append(judge(Bar(label, row.metric, high=0.0), apart))
+        apart = difference(values, row.factor * rival.scores[row.metric])
+        both = torch.maximum(lost, rival.scores["divergence_rate"])
+        middle = robust or bool(both.any())
+        verdicts.append(judge_truths(Bar(label, row.metric, high=0.0), apart, both, median=middle))
     if robust:
-        verdicts.append(info(row.row, "lost", diverged / count))
+        verdicts.append(info(row.row, "lost", float(lost.mean())))
+    if KERNEL in result.scores and kernel_note(share := float(result.scores[KERNEL].mean())):
+        verdicts.append(info(row.row, "EnSF = ETKF here", share))
     return verdicts
 
 
@@ -252,7 +256,9 @@ def _reproduce(path: Path, folder: Path, overrides: Sequence[str], console: Cons
         console.say(
             f"fewer than {_TRUTHS} truths: their scatter makes the bands too wide for PASS to mean much"
         )
-    drawn = [vars(v) for v in verdicts if v.metric != "lost" and " less " not in v.row]
+    drawn = [
+        vars(v) for v in verdicts if v.metric not in ("lost", "EnSF = ETKF here") and " less " not in v.row
+    ]
     save_figure(against_published(drawn, title=paper.title), folder / "rows.png")
     show(console, verdicts, folder, title=paper.name, every=True)
     return verdicts

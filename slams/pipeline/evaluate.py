@@ -24,9 +24,7 @@ from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.named_files import match
 from slams.pipeline.results.evaluation_report import parts_shown, write_evaluation
 from slams.pipeline.results.figures import View
-from slams.pipeline.results.scoring import score
-
-_BLOCK = np.timedelta64(15, "D")  # days of a continuous analysis that count as one window of the intervals
+from slams.pipeline.results.scoring import BLOCK, score
 
 
 @dataclass
@@ -125,7 +123,7 @@ def scored(
         dates = tree.to_dataset()["time"].values.astype("datetime64[D]")
         variables = {name: target.layout.source_name for name, target in targets.items()}
         sources = match(truths, variables, list(variables))
-        scores, rows, views = Scores(), list[dict[str, Any]](), []
+        scores, rows, views = Scores(apart=BLOCK), list[dict[str, Any]](), []
         earth = tree.attrs.get("planet", "Earth") == "Earth"
         with console.bar("scoring", sum(len(targets[n].methods) for n in sources)) as advance:
             for name, source in sources.items():
@@ -297,7 +295,7 @@ def blocks(days: np.ndarray) -> list[tuple[str, slice]]:
     """
     starts = [0]
     for row, day in enumerate(days):
-        if day - days[starts[-1]] >= _BLOCK:
+        if day - days[starts[-1]] >= np.timedelta64(BLOCK, "D"):
             starts.append(row)
     return [(str(days[a]), slice(a, b)) for a, b in zip(starts, [*starts[1:], len(days)], strict=True)]
 

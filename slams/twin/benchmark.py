@@ -13,6 +13,7 @@ from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.files import atomic
 from slams.core.renamed import renamed
 from slams.core.settings import build, read_tree
+from slams.evaluation.intervals import interval
 from slams.evaluation.metrics import METRICS, shown
 from slams.evaluation.tables import COLUMNS as SCORE_COLUMNS
 from slams.evaluation.tables import PrintedTable, console_table
@@ -23,6 +24,7 @@ from slams.twin.methods import METHODS, Factory, Settings, entry
 from slams.twin.own import Methods, OwnSetup, TwinOptions, methods_of, setup_of, starting_of
 from slams.twin.report import overview, write_pages
 from slams.twin.runner import Progress, Runner
+from slams.twin.scores import KERNEL
 from slams.twin.setup import SYSTEMS, Setup, setup
 
 if TYPE_CHECKING:
@@ -205,13 +207,13 @@ def rows_of(result: Result, origin: str) -> list[Row]:
     rows: list[Row] = []
     front = {"system": result.setup["system"], "settings": origin, "method": result.method}
     where = {"variable": "state", "level": "all", "part": "all"}
-    for name in (name for name in result.scores if name in METRICS):
+    for name in (name for name in result.scores if name in METRICS or name == KERNEL):
         values = result.scores[name].tolist()
         seed = int(result.setup["seed"])
         for r, value in enumerate(values):
             row = {"value": value, "lower": math.nan, "upper": math.nan, "n": 1}
             rows.append({**front, **where, "replicate": seed + r, "metric": name, **row})
-        mean, lower, upper = METRICS[name].interval(values)
+        mean, lower, upper = interval(values, METRICS[name].law if name in METRICS else "share")
         last = {"value": mean, "lower": lower, "upper": upper, "n": len(values)}
         rows.append({**front, **where, "replicate": "", "metric": name, **last})
     return rows

@@ -16,6 +16,7 @@ from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, wri
 from slams.evaluation.tables import scores_by_method, text
 from slams.twin.experiment import Result
 from slams.twin.methods import METHODS
+from slams.twin.scores import KERNEL
 from slams.twin.setup import Setup
 
 _TRUTHFUL = (
@@ -25,7 +26,8 @@ _TRUTHFUL = (
     "have them; crps "
     "is fair; coverage90 is the fraction of truths between the 5 % and 95 % quantiles of the members, which a "
     "calibrated ensemble of N reaches in 0.9 (N - 1) / (N + 1) of the cases: 0.74 of 10, 0.86 of 40, 0.90 of many. "
-    "Intervals are 95 %, by Student's t over truths (of divergence_rate: exact binomial)."
+    "Intervals are 95 % over truths, which are independent: log-normal for errors, spreads, their ratio and costs, by "
+    "Student's t of the logit for shares, exact binomial for divergence_rate."
 )
 _DIVERGED = (
     "A method has diverged at a step if the mean over about 50 analyses of the squared innovations is more than twice "
@@ -39,6 +41,10 @@ _COST = (
     "filter takes with frozen=true, are in cpu_seconds alone. network_calls: inputs passed through a network, per step "
     "and truth, a backward pass counted as two. cpu_seconds: of one truth and step, on this machine, all truths at "
     "once, scoring left out."
+)
+_KERNEL = (
+    "kernel: share of the analyses in which EnSF chose a single Gaussian and took the operator as linear. Its analysis "
+    "then has mean and covariance of the ETKF's (with localization: the LETKF's)."
 )
 _JUMPING = (
     "recovery: steps from a jump of the truth to the other sign until the mean has it, 0 where the analysis at the jump "
@@ -64,7 +70,7 @@ def overview(
         interval: Whether to print the 95 % intervals.
     """
     if metrics is None:
-        metrics = shown((row["metric"] for row in rows), "console", "report")
+        metrics = [m for m in shown((row["metric"] for row in rows), "console", "report") if m != KERNEL]
     table: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         if row["replicate"] == "":
@@ -79,8 +85,18 @@ def overview(
         line = {"method": key[0], "settings": key[1]}
         for metric in metrics:
             line[metric] = _cell(table[key].get(metric), interval)
-        lines.append(line)
+        note = kernel_note(float(table[key].get(KERNEL, {"value": 0.0})["value"]))
+        lines.append(line | ({"kernel": note} if note else {}))
     return lines
+
+
+def kernel_note(share: float) -> str:
+    """Label of a row of EnSF of which this share of analyses are the ETKF's; nothing below half a percent.
+
+    >>> kernel_note(0.98), kernel_note(0.0)
+    ('EnSF = ETKF here (98 % of analyses)', '')
+    """
+    return f"EnSF = ETKF here ({100 * share:.0f} % of analyses)" if share >= 0.005 else ""
 
 
 def write_pages(
@@ -125,6 +141,7 @@ def write_pages(
                     _DIVERGED,
                     _COST,
                     *([_JUMPING] if "recovery" in further else []),
+                    *([_KERNEL] if any(row["metric"] == KERNEL for row in rows) else []),
                     more,
                 ],
             ),

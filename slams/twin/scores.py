@@ -14,6 +14,7 @@ from slams.evaluation.metrics import metrics_of
 from slams.systems.augmented import AugmentedParameters
 from slams.systems.base import Dynamics
 
+KERNEL = "one_gaussian"  # score: share of the analyses of `EnSF` that are the ETKF's
 MOMENTS = {"squared_error", "predictive_variance"}  # statistics that mean and variance give
 
 
@@ -179,8 +180,9 @@ def summary(
         these systems has them (the latter from the unbiased variance itself); "divergence_rate", 1 where
         "diverged_fraction" is more than `DIVERGED_FRACTION` (a passing excursion on Lorenz-63 is no divergence) or an
         error is not finite; "diverged_fraction", the share of steps at which innovations were too large or the mean
-        not finite, of those from the 100th analysis on (of a shorter run the last); `recovery`; "model_calls",
-        "network_calls" (0 if no step reports any) and "cpu_seconds" per step of the whole run.
+        not finite, of those from the 100th analysis on (of a shorter run the last); "one_gaussian", of `EnSF` the
+        share of analyses that are the ETKF's; `recovery`; "model_calls", "network_calls" (0 if no step
+        reports any) and "cpu_seconds" per step of the whole run.
     """
     diagnostics = _with_new_names(diagnostics)
     steps = torch.as_tensor(list(scored))
@@ -199,6 +201,8 @@ def summary(
     out["spread_time_mean"] = selected["variance"].sqrt().mean(-1)
     out["divergence_rate"] = (~torch.isfinite(out["rmse"]) | (fraction > DIVERGED_FRACTION)).to(error.dtype)
     out["diverged_fraction"] = fraction
+    if "one_gaussian" in selected:  # of which the tempered ones have the operator's own likelihood
+        out[KERNEL] = (selected["one_gaussian"] * (1 - selected["tempered"])).nanmean(-1)
     if "wrong_sign" in diagnostics:
         out |= recovery(diagnostics["wrong_sign"], jumps)
     per_step = diagnostics["model_calls"]

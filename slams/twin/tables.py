@@ -13,11 +13,12 @@ from slams.core.eof import eof
 from slams.core.geometry.torus import clockwise_vorticity
 from slams.evaluation import CRPS, RMSE, SPREAD, evaluate
 from slams.evaluation.figures.style import INK, NOTE, RED_DOT, SMALL, heading, new_figure
-from slams.evaluation.intervals import mean_interval
 from slams.networks.autoencoder import MultimodalAutoencoder, VectorCoder
 from slams.observation.observation import Observations
 from slams.training.fit import FitSettings, fit
 from slams.twin.experiment import Result
+from slams.twin.report import kernel_note
+from slams.twin.scores import KERNEL
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def filter_rows(results: Mapping[str, Result]) -> list[dict[str, Any]]:
     """
     rows = []
     for name, result in results.items():
-        value, lower, upper = mean_interval(result.scores["rmse"].tolist())
+        value, lower, upper = RMSE.interval(result.scores["rmse"].tolist())
         means = {key: float(score.mean()) for key, score in result.scores.items()}
         row: dict[str, Any] = {
             "method": name,
@@ -175,6 +176,8 @@ def filter_rows(results: Mapping[str, Result]) -> list[dict[str, Any]]:
             "coverage": f"{means['coverage90']:.2f}",
             "ms a step": f"{1000 * means['cpu_seconds']:.2f}",
         }
+        note = kernel_note(means.get(KERNEL, 0.0))
+        row |= {"kernel": note} if note else {}
         if "recovery" in means:
             row["steps to the sign"] = f"{means['recovery']:.1f}"
         rows.append(row)

@@ -9,7 +9,7 @@ import torch
 from slams.core.random import fork, normal
 from slams.evaluation import COVERAGE90, CRPS, RMSE, SPREAD, Metric, evaluate
 from slams.evaluation.figures.twin_plots import error_and_spread, rank_grid
-from slams.evaluation.intervals import mean_interval, median_interval, share_interval
+from slams.evaluation.intervals import interval, mean_interval, median_interval, share_interval
 from slams.evaluation.metrics import covered, covered_fair, fair_crps, squared_error
 from slams.evaluation.windows import window_statistics
 
@@ -84,7 +84,7 @@ def test_replicates_are_scored_one_by_one_and_averaged():
         for name, score in alone.items():
             assert whole[name].replicates[r] == pytest.approx(score.value, abs=1e-12)
     score = whole["rmse"]
-    assert (score.value, score.lower, score.upper) == mean_interval(score.replicates)
+    assert (score.value, score.lower, score.upper) == interval(score.replicates, "log-normal")
 
 
 def test_a_metric_of_ones_own_needs_a_statistic_only():
@@ -96,8 +96,8 @@ def test_a_metric_of_ones_own_needs_a_statistic_only():
 def test_intervals_cover_as_often_as_they_say():
     """95 % of 400 intervals of 16 values: 6 binomial sigma are 6.5 %."""
     draws = ensemble(400, 16)
-    for interval in (mean_interval, median_interval):
-        hits = sum(low <= 0 <= high for _, low, high in (interval(row.tolist()) for row in draws))
+    for made in (mean_interval, median_interval):
+        hits = sum(low <= 0 <= high for _, low, high in (made(row.tolist()) for row in draws))
         assert hits / 400 > 0.95 - 0.065
     assert share_interval(0, 20)[1:] == (0.0, pytest.approx(1 - 0.025 ** (1 / 20)))
     assert share_interval(20, 20)[1:] == (pytest.approx(0.025 ** (1 / 20)), 1.0)

@@ -16,6 +16,7 @@ from slams.evaluation import (
     rank_flatness,
     window_statistics,
 )
+from slams.evaluation.intervals import interval, log_normal_limits
 
 ADDITIVE = (
     "weight",
@@ -36,7 +37,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def score(samples: Tensor, truth: Tensor, weights: Tensor | None = None) -> dict[str, float]:
     """Scores of one window, by metric, over all channels."""
-    scores = Scores(resamples=1)
+    scores = Scores()
     weights = torch.ones(truth.shape[1:]) if weights is None else weights
     scores.add("m", "v", 0, window_statistics(samples, truth, weights))
     return {row["metric"]: row["value"] for row in scores.rows() if row["level"] == "all"}
@@ -271,17 +272,64 @@ def test_rows_are_those_of_metrics_csv():
     assert rmse["all"] ** 2 == pytest.approx(mean_square, rel=1e-12)
 
 
-def test_bootstrap_interval_has_the_width_of_the_closed_form():
-    """Independent windows: the interval of a mean is ±1.96 sd / sqrt(n), here with n = 40 and 4000 resamples.
+def test_rows_have_the_interval_of_their_law():
+    """Of pooled errors log-normal in the mean squares, of a bias Student's t, of a coverage that of the logit."""
+    scores = windows(Scores(), "analysis", 1.0)
+    sums = [scores.per_window("analysis", m, variable="t") for m in ("rmse", "bias", "coverage90", "spread")]
+    error, bias, cover, spread = (torch.tensor(list(each.values()), dtype=torch.float64) for each in sums)
+    rows = {r["metric"]: r for r in scores.rows() if r["level"] == "all"}
 
-    The bootstrap sd uses 1/n (factor 0.987), and quantiles of 4000 resamples have sd 3 %: 20 % is 6 sigma.
-    """
-    scores = windows(Scores(resamples=4000), "analysis", 1.0)
-    values = np.array(list(scores.per_window("analysis", "crps", variable="t").values()))
-    row = next(r for r in scores.rows() if r["metric"] == "crps" and r["level"] == "all")
-    expected = 2 * 1.96 * values.std(ddof=1) / 40**0.5
-    assert row["upper"] - row["lower"] == pytest.approx(expected, rel=0.2)
-    assert row["value"] == pytest.approx(values.mean(), rel=1e-12)
+    def got(metric: str) -> list[float]:
+        return [rows[metric][bound] for bound in ("lower", "upper")]
+
+    square = error.square()
+    assert got("rmse") == pytest.approx(log_normal_limits(square).sqrt().tolist(), rel=1e-9)
+    assert got("spread_skill") == pytest.approx(
+        log_normal_limits(spread.square(), square).sqrt().tolist(), rel=1e-9
+    )
+    assert got("bias") == pytest.approx(interval(bias.tolist())[1:], rel=1e-9)
+    assert got("coverage90") == pytest.approx(interval(cover.tolist(), "share")[1:], rel=1e-9)
+
+
+def dated(days: list[int], values: list[float], apart: int = 0) -> Scores:
+    """Windows of one cell at these days of a year, in another order, with errors of these sizes."""
+    scores = Scores(apart=apart)
+    for k in torch.randperm(len(days), generator=torch.Generator().manual_seed(0)).tolist():
+        name = str(np.datetime64("2001-01-01") + days[k])
+        error = torch.full((1, 1, 1), values[k], dtype=torch.float64)
+        scores.add("a", "t", name, window_statistics(error[None], error * 0, torch.ones(1)))
+        scores.add("b", "t", name, window_statistics(error[None] * 2, error * 0, torch.ones(1)))
+    return scores
+
+
+def test_windows_closer_than_the_decorrelation_time_count_once():
+    """The stated rule: three pairs of windows three days apart, the second of each without news."""
+    days, values = [0, 3, 20, 23, 40, 43], [1.0, 1.0, 2.0, 2.0, 1.5, 1.5]
+    close = next(r for r in dated(days, values, apart=15).rows() if r["metric"] == "rmse")
+    single = next(r for r in dated(days[::2], values[::2]).rows() if r["metric"] == "rmse")
+    assert close["n"] == 3 and [close[k] for k in ("value", "lower", "upper")] == pytest.approx(
+        [single[k] for k in ("value", "lower", "upper")]
+    )
+    assert dated(days, values, apart=15).paired_gain("a", "b", variable="t").n == 3
+    one = next(r for r in dated([0, 5, 9], [1.0, 2.0, 3.0], apart=15).rows() if r["metric"] == "rmse")
+    assert one["n"] == 1 and math.isnan(one["lower"])
+
+
+def test_correlated_windows_are_joined_in_order_of_time():
+    """Errors that rise through a year, however they came in; windows without dates have no order and stay apart."""
+    values = [1.1**k for k in range(16)]
+    rows = [r for r in dated(list(range(0, 320, 20)), values, apart=15).rows() if r["metric"] == "rmse"]
+    assert [r["n"] for r in rows] == [2, 2]
+    scores = Scores()
+    for k, value in enumerate(values):
+        error = torch.full((1, 1, 1), value, dtype=torch.float64)
+        scores.add("a", "t", k, window_statistics(error[None], error * 0, torch.ones(1)))
+    assert {r["n"] for r in scores.rows()} == {16}
+
+
+def test_settings_of_the_resampling_are_accepted_with_a_warning():
+    with pytest.warns(FutureWarning, match="no longer resampled"):
+        Scores(resamples=400)
 
 
 def test_rows_are_reproducible_and_one_window_has_no_interval():
@@ -301,7 +349,7 @@ def test_paired_gain_of_a_scaled_error_is_exact():
     """Errors halved in every window: the gain is one half, without uncertainty, and the reverse a loss."""
     scores = windows(windows(Scores(), "half", 0.5), "full", 1.0)
     gain = scores.paired_gain("half", "full", variable="t")
-    assert (gain.mean, gain.lower, gain.bootstrap_upper) == pytest.approx((0.5, 0.5, 0.5), rel=1e-9)
+    assert (gain.mean, gain.lower, gain.upper) == pytest.approx((0.5, 0.5, 0.5), rel=1e-9)
     assert gain.significant and gain.n == 40
     assert scores.paired_gain("full", "half", "crps", variable="t", level=500).mean == pytest.approx(-1)
 
@@ -314,9 +362,18 @@ def test_paired_gain_agrees_with_student():
         scores.add("b", "t", k, window_statistics(members, truth, torch.ones(30)), levels=LEVELS)
     a, b = (np.array(list(scores.per_window(m, "rmse", variable="t").values())) for m in "ab")
     gain = scores.paired_gain("a", "b", variable="t")
-    low, high = scipy.stats.ttest_1samp(1 - a / b, 0).confidence_interval(0.95)
-    assert (gain.lower, gain.upper) == pytest.approx((low, high), rel=1e-9)
+    low, high = scipy.stats.ttest_1samp(np.log(a / b), 0).confidence_interval(0.95)
+    expected = (1 - np.exp(np.log(a / b).mean()), 1 - np.exp(high), 1 - np.exp(low))
+    assert (gain.mean, gain.lower, gain.upper) == pytest.approx(expected, rel=1e-9)
     assert not gain.significant
+
+
+def test_a_window_without_error_counts_as_a_hundredth_in_a_gain():
+    """Both exact in one window of four: no gain there. No error at all has no logarithm, and no gain."""
+    days = [0, 20, 40, 60]
+    gain = dated(days, [0.0, 1.0, 2.0, 1.0]).paired_gain("a", "b", variable="t")
+    assert gain.mean == pytest.approx(0.5) and gain.lower == pytest.approx(0.5)
+    assert math.isnan(dated(days, [0.0] * 4).paired_gain("a", "b", variable="t").mean)
 
 
 def test_comparison_on_different_cells_is_refused():

@@ -385,8 +385,8 @@ def test_bars_on_differences_are_of_each_truth(papers, states):
     ]
     verdicts = sqg.judge_experiment(dataclasses.replace(plan, bars=bars), "linear", found)
     assert [(v.value, v.status) for v in verdicts[:2]] == [
-        (pytest.approx(-0.2), "PASS"),
-        (pytest.approx(-0.2), "FAIL"),
+        (pytest.approx(-0.2), "PASS (not resolved)"),
+        (pytest.approx(-0.2), "FAIL (not resolved)"),
     ]
     assert verdicts[0].upper - verdicts[0].value == pytest.approx(12.706 * 0.1, rel=1e-3)
     assert all(v.status == "INFO" for v in verdicts[2:])

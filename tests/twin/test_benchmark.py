@@ -9,7 +9,7 @@ import torch
 
 from slams.assimilation.ensemble.kalman import EnKF
 from slams.cli import main
-from slams.evaluation.intervals import mean_interval
+from slams.evaluation.intervals import interval
 from slams.evaluation.metrics import fair_crps, metrics_of
 from slams.systems import grid_filter
 from slams.twin.benchmark import COLUMNS, _plan, bench
@@ -63,7 +63,7 @@ def test_the_mean_row_is_the_mean_with_its_interval(folder):
     each = [float(r["value"]) for r in mine if r["replicate"]]
     (last,) = [r for r in mine if not r["replicate"]]
     got = [float(last[name]) for name in ("value", "lower", "upper")]
-    assert got == pytest.approx(mean_interval(each), rel=1e-5) and last["n"] == "3"
+    assert got == pytest.approx(interval(each, "log-normal"), rel=1e-5) and last["n"] == "3"
 
 
 def test_nothing_beats_the_exact_filter_and_anything_beats_the_climate(folder):

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from slams.evaluation.figures.style import COLOURS, dress, heading, new_figure
-from slams.evaluation.intervals import mean_interval
+from slams.evaluation.metrics import METRICS
 from slams.papers.asahi2023_l96.plan import METRIC, ModelErrorCell, ModelErrorPlan
 from slams.twin.experiment import Result
 
@@ -23,13 +23,15 @@ def error_figure(plan: ModelErrorPlan, found: Found) -> Figure:
     for axis, cells in _panels(figure, plan.chosen):
         for k, label in enumerate(labels):
             there = [cell for cell in cells if label in found.get(cell.name, {})]
-            spans = [mean_interval(found[cell.name][label].scores[METRIC].tolist()) for cell in there]
+            spans = [
+                METRICS[METRIC].interval(found[cell.name][label].scores[METRIC].tolist()) for cell in there
+            ]
             if spans:
-                value = torch.tensor(spans).nan_to_num()
+                value = torch.tensor(spans)
                 axis.errorbar(
                     [cell.forcing for cell in there],
                     value[:, 0].numpy(),
-                    yerr=((value[:, 2] - value[:, 1]) / 2).abs().numpy(),
+                    yerr=(value[:, 1:] - value[:, :1]).abs().nan_to_num().mT.numpy(),
                     color=COLOURS[k % len(COLOURS)],
                     linestyle="-" if k < len(COLOURS) else "--",
                     marker="o",

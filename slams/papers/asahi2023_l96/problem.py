@@ -7,9 +7,9 @@ from pathlib import Path
 
 from slams.core.console import Console
 from slams.core.stages import file_stem
-from slams.evaluation.intervals import mean_interval
+from slams.evaluation.metrics import METRICS
 from slams.papers.asahi2023_l96.plan import METRIC, ModelErrorCell, ModelErrorPlan
-from slams.papers.table import Bar, Verdict, info, judge
+from slams.papers.table import Bar, Verdict, difference, info, judge, judge_truths, lost_by
 from slams.twin.benchmark import rows_of, run_with_bar, write_rows
 from slams.twin.experiment import Result
 from slams.twin.report import write_pages
@@ -47,10 +47,11 @@ def judge_cell(plan: ModelErrorPlan, cell: ModelErrorCell, results: Results) -> 
     for label, result in results.items():
         bound = plan.bound(cell, label)
         bar = Bar(f"{cell.name} {label}", METRIC, math.nan if math.isnan(bound) else -math.inf, bound)
-        verdicts.append(judge(bar, mean_interval(result.scores[METRIC].tolist())))
+        lost = lost_by(result.scores)
+        verdicts.append(judge_truths(bar, result.scores[METRIC], lost, law=METRICS[METRIC].law))
     for rival in plan.rivals if plan.excess(cell) else ():
-        apart = mean_interval((ours[METRIC] - results[rival].scores[METRIC]).tolist())
-        verdicts.append(judge(Bar(f"{cell.name} {plan.ours} less {rival}", METRIC, high=0.0), apart))
+        theirs, bar = results[rival].scores, Bar(f"{cell.name} {plan.ours} less {rival}", METRIC, high=0.0)
+        verdicts.append(judge_truths(bar, difference(ours[METRIC], theirs[METRIC]), lost_by(ours, theirs)))
     spent = (float(ours["cpu_seconds"].mean()), math.nan, math.nan)
     verdicts.append(judge(Bar(f"{cell.name} {plan.ours}", "cpu_seconds", high=_SECONDS), spent))
     return verdicts

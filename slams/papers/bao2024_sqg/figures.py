@@ -36,8 +36,9 @@ Found = Mapping[str, Result]
 _SCORES = ("rmse", "spread", "spread_skill", "crps", "coverage90", "divergence_rate", "cpu_seconds")
 _UNITS = {"rmse": "rmse [K]", "crps": "crps [K]", "coverage90": "coverage90; dashes: if calibrated"}
 _TOLD = (
-    "Means over truths with their 95 % intervals by Student's t. rmse and spread are square roots of means over time and "
-    "state, spread with the factor (N + 1) / N; crps is fair; a calibrated ensemble of N covers 0.9 (N - 1) / (N + 1) of "
+    "Means over truths with their 95 % intervals (log-normal; of shares by Student's t of the logit). rmse and spread "
+    "are square roots of means over time and state, spread with the factor (N + 1) / N; crps is fair; a calibrated "
+    "ensemble of N covers 0.9 (N - 1) / (N + 1) of "
     "the truth between its 5 % and 95 % quantiles. divergence_rate is the share of truths on which the error over the "
     "run exceeds 0.7 standard deviations of the climate. cpu_seconds: of one analysis and forecast of one truth. All "
     "methods begin with the same states of the climate. Climatology and OptimalInterpolation have mean and covariance of "

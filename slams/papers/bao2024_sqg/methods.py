@@ -1,7 +1,6 @@
 """Methods on surface quasi-geostrophic turbulence, trivial ones included, and their scores by lid."""
 
 import inspect
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -275,9 +274,3 @@ def truth_spectrum(problem: SQGProblem) -> Tensor:
     """Kinetic energy of the truths by wavenumber, (shells) [m^2/s^2]."""
     shells = energy_spectrum(problem.system.velocity(problem.truth[:, problem.burn_in :: 5]))
     return shells.mean((0, 1, 2)) if shells.ndim == 4 else shells.flatten(0, -2).mean(0)
-
-
-def difference(one: Result, other: Result, metric: str) -> Tensor:
-    """Difference of two methods on the same truths, truth by truth; NaN of a diverged run counts as infinite."""
-    a, b = one.scores[metric], other.scores[metric]
-    return torch.where(torch.isfinite(a), a, math.inf) - torch.where(torch.isfinite(b), b, math.inf)

@@ -11,15 +11,16 @@ from torch import Tensor
 from slams import config
 from slams.core.console import Console
 from slams.core.stages import claim, digest, file_stem
-from slams.evaluation.intervals import mean_interval
+from slams.evaluation.intervals import Law
+from slams.evaluation.metrics import METRICS
 from slams.evaluation.tables import console_table
 from slams.papers.bao2024_sqg.archive import climate, model, truths
 from slams.papers.bao2024_sqg.figures import by_method, pages
-from slams.papers.bao2024_sqg.methods import LIDS, TRIVIAL, difference
+from slams.papers.bao2024_sqg.methods import LIDS, TRIVIAL
 from slams.papers.bao2024_sqg.methods import run as run_method
 from slams.papers.bao2024_sqg.plan import BY_LID, SQGPlan, read_plan
 from slams.papers.bao2024_sqg.problem import SQGProblem, ensembles_near, first_ensembles
-from slams.papers.table import Numbers, Verdict, info, judge, show, write_rows
+from slams.papers.table import Bar, Verdict, difference, judge_truths, lost_by, show, write_rows
 from slams.twin.benchmark import Row, rows_of, strided
 from slams.twin.benchmark import write_rows as write_metrics
 from slams.twin.experiment import Result
@@ -73,16 +74,19 @@ def judge_experiment(plan: SQGPlan, name: str, found: Found) -> list[Verdict]:
     """
     verdicts = []
     for bar in (bar for bar in plan.bars if bar.case == name):
-        values = torch.full((plan.replicates,), math.inf)
+        values, lost, law = torch.full((plan.replicates,), math.inf), None, _law(bar.metric)
         if {bar.row, bar.against or bar.row} <= set(found):
-            one = found[bar.row]
-            other = found[bar.against] if bar.against else None
-            values = one.scores[bar.metric] if other is None else difference(one, other, bar.metric)
+            own = found[bar.row].scores
+            values, lost = own[bar.metric], lost_by(own)
+            if bar.against:
+                other, law = found[bar.against].scores, "any"
+                values, lost = difference(values, other[bar.metric]), lost_by(own, other)
         row = f"{name}: {bar.row}" + (f" - {bar.against}" if bar.against else "")
-        verdicts.append(judge(replace(bar, row=row), _interval(values)))
+        verdicts.append(judge_truths(replace(bar, row=row), values, lost, law=law))
     for label, result in found.items():
         for metric in ("rmse", *(f"rmse_{lid}" for lid in LIDS)):
-            verdicts.append(info(f"{name}: {label}", metric, *_interval(result.scores[metric])))
+            bar = Bar(f"{name}: {label}", metric, math.nan, math.nan)
+            verdicts.append(judge_truths(bar, result.scores[metric], law=_law(metric)))
     return verdicts
 
 
@@ -137,7 +141,6 @@ def _runs(plan: SQGPlan, name: str, problem: SQGProblem, folder: Path, console: 
     return found
 
 
-def _interval(values: Tensor) -> Numbers:
-    if not bool(torch.isfinite(values).all()):
-        return math.inf, math.nan, math.nan
-    return mean_interval(values.tolist())
+def _law(metric: str) -> Law:
+    """Law of a metric over truths, also of that of one lid."""
+    return METRICS[metric.removesuffix("_lower").removesuffix("_upper")].law

@@ -22,7 +22,7 @@ from slams.evaluation.report import Fact
 from slams.evaluation.tables import scores_by_method
 from slams.pipeline.inputs.layout import Layout
 
-Rows = Sequence[Mapping[str, Any]]  # of metrics.csv: making them draws the bootstrap, so it is done once
+Rows = Sequence[Mapping[str, Any]]  # of metrics.csv: making their intervals takes a while, so it is done once
 _SERIES = 120  # days of a time series that are still distinguishable
 
 

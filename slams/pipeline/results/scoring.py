@@ -24,7 +24,7 @@ from slams.pipeline.model.model import Model
 from slams.pipeline.model.posterior import WINDOWS, decoded, posterior
 from slams.pipeline.results.outcome import Outcome
 
-_BLOCK = 15  # days of a continuous analysis that count as one window of the intervals
+BLOCK = 15  # days that count as one window of the intervals: errors of the weather last for days to a week
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Test:
 
     def blank(self) -> Outcome:
         """An empty outcome."""
-        return Outcome(Scores(seed=self.recipe.seed), self.dates, self.truth)
+        return Outcome(Scores(apart=BLOCK), self.dates, self.truth)
 
     def run(self, part: Part) -> Outcome:
         """Outcome of the methods of one part."""
@@ -241,7 +241,7 @@ class Test:
     def _blocks(self, i: int) -> list[tuple[str, slice]]:
         """Windows of the intervals: the trajectory itself, or blocks of a continuous analysis."""
         days = self.dates[self.slices[i]]
-        step = _BLOCK if self.composed else len(days)
+        step = BLOCK if self.composed else len(days)
         return [(str(days[at]), slice(at, min(at + step, len(days)))) for at in range(0, len(days), step)]
 
 

@@ -28,6 +28,8 @@ from slams.twin.frontier.advice import (
     sweeps,
 )
 from slams.twin.frontier.cases import COSTS, CaseResults, MethodResult
+from slams.twin.report import kernel_note
+from slams.twin.scores import KERNEL
 
 COLUMNS = (
     "case",
@@ -57,7 +59,7 @@ _TITLES = {
 _FIGURE_NOTES = (
     "Errors are roots of mean squares over time and space, mean over truths, in figures as a share of the "
     "climatology's on the same truths (of the unit of the state where a set-up has no climatology); bars are 95 % "
-    "intervals by Student's t over truths. Costs are of one truth and one analysis with the model steps that lead to "
+    "intervals over truths, log-normal. Costs are of one truth and one analysis with the model steps that lead to "
     "it: CPU seconds of one thread, all truths at once, scoring left out; model calls are states advanced by one step; "
     "network calls are inputs passed through a network, a backward pass counted as two. The frontier joins methods "
     "that are Pareto-optimal in error and cost. Points on it are named and edged black; larger ensembles are larger; "
@@ -245,6 +247,8 @@ def _section(advice: Advice) -> Section:
             "on frontier": ", ".join(short[cost] for cost in COSTS if point.label in fronts[cost]) or "–",
             "tied": "yes" if point.label in tied else "–",
         }
+        note = kernel_note(point.value(KERNEL))
+        row |= {"kernel": note} if note else {}
         rows.append(row)
     used = advice.use.label if advice.use else None
     detail = "\n".join(f"{p.label}: {_settings(p)}" for p in case.points)

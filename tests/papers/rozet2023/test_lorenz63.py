@@ -67,7 +67,8 @@ def test_from_nothing_to_rows_and_again_without_work(papers, tmp_path, monkeypat
     assert reproduce("tiny", out=out, papers=papers, console=quiet)
     folder = out / "tiny2023_l63"
     row, blown, ancestors = table(folder / "rows.csv")
-    assert row["status"] == "PASS" and row["metric"] == "w1_ratio"
+    assert row["status"] == f"PASS (median, {100 * (float(blown['value']) > 0.1):.0f} % diverged)"
+    assert row["metric"] == "w1_ratio"
     assert (blown["metric"], blown["status"]) == ("blown", "INFO") and 0 <= float(blown["value"]) <= 1
     assert (ancestors["metric"], ancestors["status"]) == ("ancestors", "INFO")
     assert 1 <= float(ancestors["value"]) <= PLAN["members"]
@@ -105,7 +106,8 @@ def test_a_row_outside_its_band_fails(papers, tmp_path):
         Bar("ours", "w1_ratio", high=1.1, case="hi"),
     ]
     found = judge_process(type(plan)(**{**vars(plan), "bars": bars}), "lo", {SMOOTHER: floor, "ours": ours})
-    assert [v.status for v in found] == ["FAIL", "PASS", "PASS", "INFO"]
+    told = " (median, 0 % diverged)"
+    assert [v.status for v in found] == [f"FAIL{told}", f"PASS{told}", f"PASS{told}", "INFO"]
     assert found[0].value == pytest.approx(1.2) and found[1].value == pytest.approx(-5.0)
 
 
@@ -126,7 +128,11 @@ def test_a_cheaper_run_is_held_against_a_dearer_one(papers):
     bars = [Bar("fast", metric, against="slow", case="lo", **limit) for metric, limit in limits.items()]
     bars.append(Bar("fast", "saved", against="absent", case="lo"))
     rows = judge_process(type(plan)(**{**vars(plan), "bars": bars}), "lo", found)
-    assert [(v.value, v.status) for v in rows[:3]] == [(8.0, "PASS"), (0.5, "PASS"), (-7.0, "FAIL")]
+    assert [(v.value, v.status) for v in rows[:3]] == [
+        (8.0, "PASS (median, 0 % diverged)"),
+        (0.5, "PASS (median, 0 % diverged)"),
+        (-7.0, "FAIL (median, 0 % diverged)"),
+    ]
     assert [v.status for v in rows[3:]] == ["INFO"] and rows[3].value == 0
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slams.core.geometry.torus import clockwise_vorticity
 from slams.evaluation.figures.style import BLACK, COLOURS, ICE_AND_FIRE, dress, heading, new_figure
+from slams.evaluation.intervals import log_normal_limits
 from slams.papers.rozet2023.kolmogorov.problem import FlowProcess
 from slams.papers.rozet2023.outcome import SDAOutcome
 
@@ -137,7 +138,7 @@ def strip(draw: Tensor, count: int = 12) -> Figure:
 
 
 def sweep(strides: Mapping[str, int], outcomes: Mapping[str, Mapping[str, SDAOutcome]]) -> Figure:
-    """Error of every method against the distance of observed points, with intervals of paired truths."""
+    """Error of every method against the distance of observed points, with 95 % intervals."""
     figure = new_figure(11.0, 4.2)
     left, right = figure.subplots(1, 2)
     names = list(dict.fromkeys(name for found in outcomes.values() for name in found))
@@ -147,10 +148,12 @@ def sweep(strides: Mapping[str, int], outcomes: Mapping[str, Mapping[str, SDAOut
         )
         x = [strides[label] for label in labels]
         style = {"color": COLOURS[k % len(COLOURS)], "linewidth": 2.2 if "/" in name else 1.4, "label": name}
-        each = [outcomes[label][name].scores["squared_error"].sqrt() for label in labels]
-        value = np.array([float(e.square().mean().sqrt()) for e in each])
-        half = np.array([2 * float(e.std()) / len(e) ** 0.5 if len(e) > 1 else 0.0 for e in each])
-        left.errorbar(x, value, half, marker="o", markersize=4, capsize=2, **style)
+        each = [outcomes[label][name].scores["squared_error"] for label in labels]
+        value = np.array([float(e.mean().sqrt()) for e in each])
+        ends = np.array([log_normal_limits(e).sqrt().tolist() for e in each]).T
+        left.errorbar(
+            x, value, np.nan_to_num(np.abs(ends - value)), marker="o", markersize=4, capsize=2, **style
+        )
         right.plot(
             x,
             [float(outcomes[label][name].scores["crps"].mean()) for label in labels],

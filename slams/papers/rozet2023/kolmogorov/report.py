@@ -1,20 +1,19 @@
 """Bars, tables and the page of a reproduction on the Kolmogorov flow."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from slams.core.console import Console
-from slams.core.random import fork
 from slams.core.settings import plain
 from slams.evaluation.figures.style import save_figure
-from slams.evaluation.intervals import mean_interval
+from slams.evaluation.intervals import log_normal_limits, mean_interval
+from slams.evaluation.metrics import CRPS
 from slams.evaluation.report import Fact, Picture, Section, Table, Verbatim, write_report
 from slams.evaluation.tables import console_table
 from slams.papers.rozet2023.kolmogorov import figures
@@ -25,7 +24,6 @@ from slams.papers.table import Bar, Numbers, Verdict, info, judge, line, passed,
 
 Found = Mapping[str, SDAOutcome]
 
-_RESAMPLES = 2000
 _BAND = 0.15  # of the stated error, for the residual
 _SPREAD_SKILL = (0.7, 1.4)
 _SHORT = ("method", "rmse", "crps", "spread_skill", "residual", "cpu_seconds")  # on the terminal
@@ -36,7 +34,7 @@ def judge_process(plan: FlowPlan, label: str, found: Found) -> list[Verdict]:
     """Verdicts on one process: residual, gain over rivals, spread against skill; only the main run is judged.
 
     A gain is the mean over truths of the difference of root mean square errors, and passes where its 95 % interval
-    (Student's t, paired) lies below 0. Intervals of the residual and of spread / skill are those of resampled truths.
+    (Student's t, paired) lies below 0. Intervals of the residual and of spread / skill are log-normal.
     """
     process, verdicts = plan.processes[label], []
     for name in (n for n in plan.runs if n in found):
@@ -44,7 +42,7 @@ def judge_process(plan: FlowPlan, label: str, found: Found) -> list[Verdict]:
         applies = plan.judged and name == plan.main and process.value is None
         low, high = (1 - _BAND) * process.std, (1 + _BAND) * process.std
         bar = Bar(row, "residual", low, high, published=plan.residual.get(label, math.nan))
-        verdicts.append(judge(bar, bootstrap(lambda s: s["misfit"].mean(-1).sqrt(), own), applies=applies))
+        verdicts.append(judge(bar, root(own["misfit"]), applies=applies))
         if process.value is not None:
             continue
         error = own["squared_error"].sqrt()
@@ -53,27 +51,18 @@ def judge_process(plan: FlowPlan, label: str, found: Found) -> list[Verdict]:
             verdicts.append(
                 judge(Bar(row, f"rmse_minus_{rival}", high=0.0), gain, tested=gain[2], applies=applies)
             )
-        ratio = bootstrap(lambda s: (s["variance"].mean(-1) / s["squared_error"].mean(-1)).sqrt(), own)
+        ratio = root(own["variance"], own["squared_error"])
         verdicts.append(judge(Bar(row, "spread_skill", *_SPREAD_SKILL), ratio, applies=applies))
-        verdicts.append(info(row, "rmse", *root(own)))
-        verdicts.append(info(row, "crps", *mean_interval(own["crps"].tolist())))
+        verdicts.append(info(row, "rmse", *root(own["squared_error"])))
+        verdicts.append(info(row, "crps", *CRPS.interval(own["crps"].tolist())))
     return verdicts
 
 
-def bootstrap(statistic: Callable[[Mapping[str, Tensor]], Tensor], scores: Mapping[str, Tensor]) -> Numbers:
-    """A number of all truths, the last axis, and its 95 % interval by resampling them; NaN bounds for fewer than two."""
-    value, count = float(statistic(scores)), len(scores["misfit"])
-    if count < 2:
-        return value, math.nan, math.nan
-    rows = torch.randint(count, (_RESAMPLES, count), generator=fork(0, "bootstrap"))
-    again = statistic({key: x[rows] for key, x in scores.items()})
-    low, high = again.quantile(again.new_tensor([0.025, 0.975])).tolist()
-    return value, low, high
-
-
-def root(scores: Mapping[str, Tensor]) -> Numbers:
-    """Root of the mean squared error over all truths, with its interval."""
-    return bootstrap(lambda s: s["squared_error"].mean(-1).sqrt(), scores)
+def root(squares: Tensor, below: Tensor | None = None) -> Numbers:
+    """Root of the mean over truths (R), or of the ratio of two such means, with its interval."""
+    value = squares.mean() / (1.0 if below is None else below.mean())
+    low, high = log_normal_limits(squares, below).sqrt().tolist()
+    return float(value.sqrt()), low, high
 
 
 def lines(plan: FlowPlan, label: str, found: Found) -> list[dict[str, Any]]:
@@ -83,7 +72,7 @@ def lines(plan: FlowPlan, label: str, found: Found) -> list[dict[str, Any]]:
 
 def _line(plan: FlowPlan, label: str, name: str, outcome: SDAOutcome) -> dict[str, Any]:
     s, process = outcome.scores, plan.processes[label]
-    value, low, high = root(s)
+    value, low, high = root(s["squared_error"])
     numbers = {
         "rmse": value,
         "lower": low,
@@ -125,8 +114,8 @@ def show_results(
 
 _SCORE_NOTES = (
     "rmse: of the mean over draws (of climatology, gaussian and 4D-Var: of their own mean or minimum), "
-    "root of the mean over truths, states, channels and points, with the 95 % interval of resampled "
-    "truths. crps is fair; of a method with one draw it is the mean absolute error. spread_skill is "
+    "root of the mean over truths, states, channels and points, with its 95 % interval (log-normal). "
+    "crps is fair; of a method with one draw it is the mean absolute error. spread_skill is "
     "sqrt((N + 1) / N mean variance) / rmse. coverage90 counts truths between the 5 % and 95 % quantiles "
     "of the draws, which calibrated ensembles of N cover in 0.9 (N - 1) / (N + 1) of the cases. residual "
     "is the root mean square of y - h(x) over draws, which for draws of the posterior is the error's std. "

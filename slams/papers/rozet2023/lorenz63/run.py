@@ -38,7 +38,7 @@ from slams.papers.rozet2023.lorenz63.problem import (
 from slams.papers.rozet2023.outcome import SDAOutcome
 from slams.papers.rozet2023.prior import load_net, moments, save_net, train_net
 from slams.papers.study import WEIGHTS, weights_file
-from slams.papers.table import Bar, Verdict, info, judge, show, write_lines, write_rows
+from slams.papers.table import LOST, Bar, Verdict, info, judge_truths, lost_by, show, write_lines, write_rows
 
 SMOOTHER = "particle smoother"
 
@@ -96,6 +96,8 @@ def run(
 def judge_process(plan: Lorenz63Plan, label: str, found: Found) -> list[Verdict]:
     """Verdicts on the bars of one process, on medians over truths; differences and ratios are paired by truth.
 
+    A truth is lost where more than a tenth of a method's draws left the attractor.
+
     Rows of the status INFO: the fraction of draws that left the attractor, and the number of distinct first states in the
     smoother's draws.
     """
@@ -103,8 +105,11 @@ def judge_process(plan: Lorenz63Plan, label: str, found: Found) -> list[Verdict]
     verdicts = []
     for bar in bars:
         row = f"{label} {bar.row}" + (f" against {bar.against}" if bar.against else "")
-        numbers = median_interval(_measure(bar, found).tolist())
-        verdicts.append(judge(dataclasses.replace(bar, row=row), numbers))
+        runs = [found[run].scores for run in (bar.row, bar.against) if run]
+        blown = [{"divergence_rate": (own["blown"] > LOST).double()} for own in runs if "blown" in own]
+        measured = _measure(bar, found)
+        bar = dataclasses.replace(bar, row=row)
+        verdicts.append(judge_truths(bar, measured, lost_by(*blown), median=True))
     for run in dict.fromkeys(bar.row for bar in plan.bars if bar.case == label and bar.row in found):
         share = float(found[run].scores["blown"].mean()) if "blown" in found[run].scores else math.nan
         verdicts.append(info(f"{label} {run}", "blown", share))
