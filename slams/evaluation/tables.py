@@ -92,7 +92,8 @@ def wide(
         interval: Whether to print the 95 % intervals.
 
     Returns:
-        Rows of text: method, the metrics, n.
+        Rows of text: method, the metrics, and n, the number of independent windows (from the least to the most, where
+        that of the metrics differs).
     """
     table: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
@@ -111,7 +112,8 @@ def wide(
         line = {"method": method}
         for metric in present:
             line[metric] = _with_interval(scores[metric], interval) if metric in scores else "–"
-        line["n"] = str(max((row["n"] for row in scores.values()), default=0))
+        counts = sorted({int(scores[metric]["n"]) for metric in present if metric in scores}) or [0]
+        line["n"] = "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
         lines.append(line)
     return lines
 

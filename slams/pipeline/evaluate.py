@@ -54,7 +54,7 @@ def evaluate(
     """Score every variable with a given truth.
 
     Everything is scored in the unit of the analysis file, rain too, although the model sees its logarithm.
-    Windows of the intervals are stretches of 15 days.
+    Windows of the intervals are stretches of 15 days, joined where successive scores are correlated.
 
     Args:
         analysis: Analysis file of `slams assimilate` or a run, .nc or .zarr.

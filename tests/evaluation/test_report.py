@@ -128,6 +128,21 @@ def test_wide_table_is_sorted_and_dashes_stand_for_nothing():
     assert tables.wide(rows, variable="rain") == []
 
 
+def test_a_wide_table_tells_the_least_and_the_most_independent_windows():
+    row = {
+        "method": "a",
+        "variable": "t",
+        "level": "all",
+        "part": "all",
+        "value": 1.0,
+        "lower": 0.5,
+        "upper": 2.0,
+    }
+    rows = [{**row, "metric": "rmse", "n": 16}, {**row, "metric": "crps", "n": 5}]
+    assert tables.wide(rows, variable="t")[0]["n"] == "5–16"
+    assert tables.wide(rows, variable="t", metrics=["rmse"])[0]["n"] == "16"
+
+
 def test_console_table_shows_intervals_as_text_not_markup():
     """Rich would take [bold] and the like for a style; an interval must be printed."""
     console = Console(width=80, file=io.StringIO(), color_system=None)

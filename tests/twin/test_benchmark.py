@@ -15,7 +15,7 @@ from slams.systems import grid_filter
 from slams.twin.benchmark import COLUMNS, _plan, bench
 from slams.twin.experiment import TwinExperiment
 from slams.twin.runner import Runner
-from slams.twin.scores import recovery
+from slams.twin.scores import recovery, summary
 from slams.twin.setup import setup
 
 SMALL = ["truth.size=6", "burn_in=10"]
@@ -261,3 +261,24 @@ def test_errors_are_a_line(tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and told in error
     assert not (tmp_path / "out").exists()
+
+
+def test_analyses_of_ensf_that_are_the_etkfs_are_labelled(tmp_path):
+    """A wide kernel in every analysis of a linear sensor: the share is 1; of the ETKF itself nothing is said."""
+    settings = {"EnSF": {"members": 40, "kernel": 0.9999999}, "ETKF": {"members": 40}}
+    few = {"replicates": 2, "cycles": 5, "overrides": ["truth.size=3", "burn_in=0"]}
+    table = bench("linear", methods=["EnSF", "ETKF"], settings=settings, out=tmp_path, **few)
+    labels = {line["method"]: line.get("kernel") for line in table.lines}
+    assert labels["EnSF"] == "EnSF = ETKF here (100 % of analyses)"
+    assert all(label is None for name, label in labels.items() if name != "EnSF")
+    shares = [row["value"] for row in rows(tmp_path) if row["metric"] == "one_gaussian"]
+    assert shares == ["1", "1", "1"]
+    assert "EnSF = ETKF here" in (tmp_path / "report.html").read_text()
+
+
+def test_tempered_analyses_are_not_the_etkfs():
+    """One Gaussian in three of four analyses, of which one had the operator's own likelihood: half."""
+    ones = torch.ones(1, 4)
+    numbers = {name: ones for name in ("squared_error", "variance", "predictive_variance", "model_calls")}
+    numbers |= {"one_gaussian": torch.tensor([[1.0, 1, 1, 0]]), "tempered": torch.tensor([[0.0, 1, 0, 0]])}
+    assert float(summary(numbers, range(4))["one_gaussian"]) == 0.5

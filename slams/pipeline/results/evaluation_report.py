@@ -62,7 +62,8 @@ def parts_shown(rows: Rows, variable: str) -> tuple[str, ...]:
 def _note(view: View, transform: Transform) -> str:
     text = (
         f"Scores are area-weighted over time and space, in {view.units or 'the unit of the file'}; "
-        "intervals are 95 % over stretches of 15 days. Baselines are scored as ensembles drawn from their "
+        "intervals are 95 % over n independent windows: stretches of 15 days, joined where successive scores are "
+        "correlated; with fewer than two there is none. Baselines are scored as ensembles drawn from their "
         "marginals, so that all methods have the same number of members."
     )
     if transform.name != "none":

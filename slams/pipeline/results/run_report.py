@@ -18,7 +18,9 @@ from slams.pipeline.model.model import Model
 from slams.pipeline.recipe import to_tree
 from slams.pipeline.results.figures import Rows, View, calibration_facts, figures_of, save_figures
 from slams.pipeline.results.outcome import Outcome
+from slams.pipeline.results.scoring import BLOCK
 
+_GAINS = "1 - exp(mean log ratio of the errors of a window), with Student's t, over independent windows"
 _METHODS = ("analysis", "gaussian", "interpolation", "climatology", "reconstruction", "prior")
 
 
@@ -28,7 +30,7 @@ def write_summary(
     """Write figures as PNG in out/figures and one self-contained page out/report.html."""
     recipe = model.recipe
     views = [_view(model, outcome, rows, name) for name in model.states]
-    sections = [Section("Gain from each modality", [Table(gains(model, outcome), "paired over windows")])]
+    sections = [Section("Gain from each modality", [Table(gains(model, outcome), _GAINS)])]
     for view in views:
         figures = figures_of(view, without="series")
         save_figures(out / "figures", figures)
@@ -93,7 +95,9 @@ def _section(model: Model, view: View, figures: dict[str, Figure]) -> Section:
     own = [row for row in view.rows if row["variable"] == view.name]
     blocks: list[Block] = [
         f"Main set of observations: {label} ({', '.join(names)}). Other sets are named behind a colon. Scores are "
-        f"area-weighted over time and space, in {view.units}; intervals are 95 % over windows. 'reconstruction' is the "
+        f"area-weighted over time and space, in {view.units}; intervals are 95 % over n independent windows (those "
+        f"that begin less than {BLOCK} days after the first of them, or whose successive scores are correlated, are "
+        "one). 'reconstruction' is the "
         "autoencoder's error with everything observed: the lower bound of any latent analysis on average.",
         Table(wide(view.rows, variable=view.name), f"{view.name}, all points"),
     ]
