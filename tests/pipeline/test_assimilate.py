@@ -13,6 +13,7 @@ from slams.core.errors import DataWarning
 from slams.pipeline.assimilate import assimilate
 from slams.pipeline.baselines.file import FILE_NAME, load_baselines, save_baselines
 from slams.pipeline.baselines.members import ClosedForm
+from slams.pipeline.evaluate import scored
 from slams.pipeline.inputs.segments import segments_of
 from slams.pipeline.model.model import Model
 
@@ -321,6 +322,19 @@ def test_stations_are_known_by_name_and_place_and_any_subset_will_do(named, tmp_
         less = assimilate(named.run, [str(tmp_path / "less.nc")], tmp_path / "c.nc", members=4, console=QUIET)
     observed = group(less, "stn")["observed"]
     np.testing.assert_array_equal(observed.sum("time") > 0, [True, True, True, True, False])
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_names_of_stations_serve_the_evaluation(named, tmp_path, suffix):
+    """A truth in another order scores as the file itself."""
+    path = assimilate(named.run, [str(named.new)], tmp_path / f"a{suffix}", members=4, console=QUIET)
+    with xr.open_dataset(named.new) as file:
+        file.load()[["stn"]].isel(station=[4, 2, 0, 3, 1]).to_netcdf(tmp_path / "truth.nc")
+    one, other = (
+        [row["value"] for row in scored(path, [f"stn={truth}"], console=QUIET).rows]
+        for truth in (named.new, tmp_path / "truth.nc")
+    )
+    np.testing.assert_array_equal(one, other)
 
 
 def test_stations_without_names_are_known_by_place(world, tmp_path):

@@ -16,6 +16,7 @@ from slams.core.console import Console
 from slams.core.settings import override
 from slams.pipeline import train as stages
 from slams.pipeline.inputs.fields import Fields, load_fields
+from slams.pipeline.inputs.layout import read_layouts
 from slams.pipeline.model.calibrate import FACTORS, profile
 from slams.pipeline.model.model import Model
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
@@ -354,3 +355,18 @@ def test_direct_modalities_in_kelvin_and_celsius_are_one_quantity(tmp_path):
     assert (
         load_fields(tiny_recipe(tmp_path / "archive.nc", tmp_path / "store")).layouts["coarse"].units == "K"
     )
+
+
+def test_names_of_stations_travel_from_file_to_run(tmp_path):
+    """Through the store, read again, and through the layouts of a codec as JSON."""
+    weather(260).assign_coords(stn_name=("station", ["a", "b", "c", "d", "e"])).to_netcdf(
+        tmp_path / "archive.nc"
+    )
+    recipe = tiny_recipe(tmp_path / "archive.nc", tmp_path / "store")
+    for fields in (load_fields(recipe), load_fields(recipe)):
+        layout = fields.layouts["stn"]
+        assert layout.names == ("a", "b", "c", "d", "e") and layout.array().station.values.tolist() == list(
+            layout.names
+        )
+        kept = read_layouts(json.loads(json.dumps({"stn": dataclasses.asdict(layout)})))["stn"]
+        assert kept == layout and kept.names == layout.names

@@ -62,7 +62,8 @@ def field_array(
         standard, units = _STANDARD[key]
         dim = key if key in layout.dims else layout.dims[-1]
         facts = {"standard_name": standard} | ({"units": units} if units else {"cf_role": "timeseries_id"})
-        coords[key] = (dim, list(labels), facts)
+        values = np.array(labels, dtype=object if key == "station" else float)  # objects are strings of any length
+        coords[key] = (dim, values, facts)
     attributes = {
         "units": layout.units,
         "long_name": name,
