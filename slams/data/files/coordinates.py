@@ -163,7 +163,7 @@ def placed(lat: np.ndarray, lon: np.ndarray, names: np.ndarray | None, subject: 
 def pressure(variable: xr.Variable, name: str, subject: str) -> np.ndarray | None:
     """Levels [hPa], None for the single entry of another vertical axis, which is no level then.
 
-    Pressure is known by the unit, unless the names state another axis; without a unit by the names "pressure",
+    Pressure is known by the unit, unless the names state another axis or a level lies above 1100 hPa; without a unit by the names "pressure",
     "isobaric" and "plev", whose values above 1100 are Pa; without either, by values that look like pressure levels
     [hPa]: multiples of 5 below 1100, or 1, 2, 3, 7, that reach 200 and aren't numbered through.
 
@@ -183,7 +183,8 @@ def pressure(variable: xr.Variable, name: str, subject: str) -> np.ndarray | Non
     other = standard != "air_pressure" and bool(re.search(_OTHER_LEVEL, f"_{words}_".replace(" ", "_")))
     if not other and _is_pressure(unit, subject):
         scale, _ = units.conversion(unit, "hPa", subject)
-        return values * scale
+        if values.max() * scale <= _HIGHEST:
+            return values * scale
     unstated = units.is_missing(unit) or (named and unit in ("1", "level", "levels"))
     if not other and unstated and attrs.get("positive", "down") != "up":
         if named and (values.max() > _HIGHEST or name.lower().endswith("inpa")):

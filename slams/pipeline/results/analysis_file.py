@@ -62,8 +62,8 @@ def field_array(
         standard, units = _STANDARD[key]
         dim = key if key in layout.dims else layout.dims[-1]
         facts = {"standard_name": standard} | ({"units": units} if units else {"cf_role": "timeseries_id"})
-        values = np.array(labels, dtype=object if key == "station" else float)  # objects are strings of any length
-        coords[key] = (dim, values, facts)
+        kind = object if key == "station" else float  # objects are strings of any length
+        coords[key] = (dim, np.array(labels, dtype=kind), facts)
     attributes = {
         "units": layout.units,
         "long_name": name,

@@ -164,6 +164,8 @@ OTHER = [
     ([500.0, 850.0], {"positive": "up"}, "level"),
     ([5.0, 500.0], {"units": "meters", "axis": "Z", "positive": "down"}, "level"),
     ([5.0, 500.0], {"units": "dbar", "standard_name": "sea_water_pressure"}, "lev"),
+    ([5.0, 500.0], {"units": "dbar"}, "level"),
+    ([85000.0, 50000.0], {"units": "hPa"}, "level"),
     ([0.9, 0.5], {"units": "1", "long_name": "sigma"}, "level"),
     ([0.9, 0.5], {}, "lev"),
     ([315.0, 330.0], {"units": "K"}, "level"),
