@@ -191,6 +191,9 @@ def test_the_older_forms_warn_and_give_the_same_draws(rng):
         old = SDA(problem.gaussian, problem.gaussian, problem.g, sampler)
     with pytest.warns(FutureWarning):
         old_published = SDA(problem.gaussian, problem.gaussian, {}, sampler, guidance="sda", gamma=0.3)
+    with pytest.warns(FutureWarning):
+        old_default = SDA(problem.gaussian, problem.gaussian, {}, sampler, guidance="sda")
+    assert vars(old_default.guidance) == vars(GaussianGuidance(0.01))
     with pytest.warns(FutureWarning, match="settings first"):
         guided = CovarianceGuidance(problem.gaussian, problem.gaussian, problem.windows, problem.g)
     assert torch.equal(old.assimilate(seen, 3, rng=1).samples, new.assimilate(seen, 3, rng=1).samples)

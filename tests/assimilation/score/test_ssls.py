@@ -93,6 +93,16 @@ def test_of_a_gaussian_posterior_few_members_have_the_moments_without_sampling_e
     assert errors(dataclasses.replace(chain, matched=False))[1] > 0.05
 
 
+def test_a_likelihood_that_needs_one_stage_takes_one():
+    """Nearly flat: the same bits, however many stages are allowed."""
+    E, y = draws(2, 30, 2), torch.zeros(2, 2, dtype=DOUBLE)
+    one, many = (
+        SSLS(still(2), chain=Tempering(stages=stages)).analyse(E, seen(y, 1e3), rng=rng(1))
+        for stages in (1, 30)
+    )
+    assert torch.equal(one, many)
+
+
 def test_directions_that_do_not_vary_count_as_uncorrelated():
     """Two of three directions, one reversed by half: the mean of 1, -0.5 and 0."""
     u = torch.tensor([[-1.0, 0.0, 1.0], [1.0, -2.0, 1.0]], dtype=DOUBLE).mT  # orthogonal, without mean
@@ -173,6 +183,12 @@ def test_kernel_score_is_tweedies_of_the_mixture(shrink):
     x.requires_grad_()
     (slope,) = torch.autograd.grad(fitted.log_prob(x).sum(), x)
     torch.testing.assert_close(fitted.score(x.detach()), slope)
+
+
+def test_a_network_that_learnt_nothing_is_the_score_of_one_noisy_gaussian():
+    """-x / (1 + noise^2), of members of unit variance with the noise added."""
+    score, x = NetworkScore(noise=0.5), draws(2, 9, 3)
+    torch.testing.assert_close(score._score(score._fresh(x, rng()), x), -x / 1.25)
 
 
 def test_network_learns_the_denoising_score_and_starts_warm():

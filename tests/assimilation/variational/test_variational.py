@@ -211,6 +211,12 @@ def test_three_d_var_finds_the_minimum_of_a_nonlinear_cost(rng):
 
 def test_settings_that_cannot_be_are_refused():
     model = Lorenz63(dtype=DOUBLE)
+    for wrong in (
+        torch.tensor([[2.0, 0.5, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]]),
+        torch.eye(3) * torch.inf,
+    ):
+        with pytest.raises(ValueError, match="finite and symmetric"):
+            ThreeDVar(model, wrong)
     with pytest.raises(ValueError, match="window and iterations at least 1"):
         FourDVar(model, torch.eye(3), window=0)
     with pytest.raises(ValueError, match='"model", which needs a model with noise'):
