@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from slams.core.errors import InvalidValueError
 from slams.core.random import Rng
-from slams.observation.observation import Observations
+from slams.observation.observation import Observation, Observations
 from slams.systems.base import Dynamics
 
 if TYPE_CHECKING:
@@ -37,6 +37,20 @@ class Explanation:
     increment: Tensor
     effective_size: Tensor
     influence: Tensor
+
+    @classmethod
+    def of(
+        cls, before: Tensor, after: Tensor, members: Tensor, observation: Observation, effective_size: Tensor
+    ) -> "Explanation":
+        """From the means before and after the analysis, (*B, *S), and its members, (*B, N, *S)."""
+        predicted = observation.predict(members)
+        spread = observation.whiten(predicted - predicted.mean(-2, keepdim=True), members=True)
+        return cls(
+            observation.whiten(observation.innovation(before, members=False), members=False),
+            after - before,
+            effective_size,
+            spread.square().sum(-2) / (predicted.shape[-2] - 1),
+        )
 
 
 _UNITS = {"lat": "degrees_north", "lon": "degrees_east"}

@@ -2,18 +2,15 @@
 
 import math
 import warnings
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from slams.assimilation.memory import Memory
 from slams.core.errors import DivergenceWarning, InvalidTypeError, InvalidValueError
 from slams.core.random import Rng
 from slams.observation.observation import Observation, Observations
 from slams.systems.base import Dynamics
-
-if TYPE_CHECKING:
-    from slams.assimilation.filter import Filter, Memory
 
 FAR = 100.0  # standard deviations: no forecast that follows the truth is as far from an observation
 
@@ -108,24 +105,24 @@ def check_operator(observation: Observation, x: Tensor, event: int) -> None:
         )
 
 
-def check_spread(x: Tensor, method: "Filter", step: int) -> None:
+def check_spread(x: Tensor, axis: int, name: str, step: int) -> None:
     """Warns of members that are all equal at the first analysis, which observations then can't change.
 
     Args:
         x: Forecast ensemble, (*B, N, *S).
-        method: The method; one that needs no spread of its members is left alone.
+        axis: Axis of the members, counted from the right.
+        name: Name of the method.
         step: Number of the step.
     """
-    event = len(method.dynamics.state_shape)
-    members = x.flatten(-event) if event else x.unsqueeze(-1)
-    if method.least < 2 or not method.follows or members.shape[-2] < 2:
+    members = x.flatten(axis + 1) if axis < -1 else x.unsqueeze(-1)
+    if members.shape[-2] < 2:
         return
     equal = (members == members[..., :1, :]).all(-1).all(-1)
     if not bool(equal.any()):
         return
     among = f" in {int(equal.sum())} of {equal.numel()} replicates" if equal.numel() > 1 else ""
     warnings.warn(
-        f"{type(method).__name__}: all members are equal at the first analysis, step {step}{among}, so that observations "
+        f"{name}: all members are equal at the first analysis, step {step}{among}, so that observations "
         "change nothing there; start from members that differ as much as the first state is uncertain (x0, or "
         "`initial` of the model).",
         DivergenceWarning,
@@ -133,22 +130,19 @@ def check_spread(x: Tensor, method: "Filter", step: int) -> None:
     )
 
 
-def far_value(method: "Filter", forecast: Tensor, observation: Observation, memory: "Memory") -> str:
+def far_value(mean: Tensor, observation: Observation, memory: Memory) -> str:
     """What to say of the observed value that is furthest from the forecast, by its error alone.
 
     Args:
-        method: The method.
-        forecast: Its ensemble before the analysis, (*B, N, *S).
+        mean: Mean of the forecast, (*B, *S).
         observation: All values of the step, (*B, O).
-        memory: Variables of the method.
+        memory: Variables of the method, with all observations of the run.
 
     Returns:
-        A clause with the remedy; empty if the distance is below FAR standard deviations or not finite, or the method
-        does not follow the truth.
+        A clause with the remedy; empty if the distance is below FAR standard deviations or not finite.
     """
-    mean = method.moments(forecast, memory)[0]
     d = observation.whiten(observation.innovation(mean, members=False), members=False).abs()
-    if not method.follows or not FAR < float(d.max()) < math.inf:
+    if not FAR < float(d.max()) < math.inf:
         return ""
     at = int(d.argmax())
     replicate, column = divmod(at, d.shape[-1])

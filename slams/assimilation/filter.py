@@ -4,7 +4,7 @@ import abc
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from slams.assimilation import checks
-from slams.assimilation.base import Assimilator, Labels, Posterior
+from slams.assimilation.base import Assimilator, Explanation, Labels, Posterior
 from slams.assimilation.checkpoint import Checkpoint
 from slams.assimilation.keywords import Failure, signature_of
-from slams.assimilation.records import Keep, Records, aside, explanation
+from slams.assimilation.memory import Memory
+from slams.assimilation.records import Keep, Records, aside
 from slams.core.errors import DivergenceWarning, InvalidValueError, NonFiniteError
 from slams.core.random import Rng, generator, settled
 from slams.core.renamed import old_keywords
@@ -26,37 +27,6 @@ Monitor = Callable[[int, "FilterState"], dict[str, Tensor]]
 
 _AVERAGED = 50  # analyses over which the innovations are averaged: their mean has a spread of 1/sqrt(25 O)
 _DIVERGED = 2.0  # innovations twice as large, in variance, as forecast and observation error allow
-
-
-@dataclass
-class Memory:
-    """Variables that a method carries from cycle to cycle beside its ensemble.
-
-    Attributes:
-        carry: Persistent tensors: weights, a covariance, an estimated inflation, a window of the past.
-        diagnostics: Numbers (*B) of the present step; "innovation" is the mean of squared innovations over
-            their forecast variance, 1 on average for a calibrated method.
-        step: Number of the present step.
-        coming: Observation of the step being forecast, for methods that look ahead.
-        observations: All assimilated observations, for methods that fit several steps at once.
-    """
-
-    carry: dict[str, Tensor] = field(default_factory=dict)
-    diagnostics: dict[str, Tensor] = field(default_factory=dict)
-    step: int = 0
-    coming: Observation | None = None
-    observations: Observations | None = None
-
-    def part(self, replicates: slice) -> "Memory":
-        """The variables of some of the replicates, the first axis of every tensor."""
-        return Memory({name: value[replicates] for name, value in self.carry.items()}, {}, self.step)
-
-    def join(self, parts: Sequence["Memory"]) -> None:
-        """Concatenate the variables and diagnostics of parts, which are all replicates in order."""
-        for name in parts[0].carry:
-            self.carry[name] = torch.cat([part.carry[name] for part in parts])
-        for name in parts[0].diagnostics:
-            self.diagnostics[name] = torch.cat([part.diagnostics[name] for part in parts])
 
 
 @dataclass(frozen=True)
@@ -304,13 +274,14 @@ class _State:
         if observation is not None:
             if not self.analyses:
                 checks.check_operator(observation, self.x, len(method.dynamics.state_shape))
-                checks.check_spread(self.x, method, k)
+                if method.least > 1 and method.follows:
+                    checks.check_spread(self.x, method._axis, type(method).__name__, k)
             forecast = self.x
             before = method.moments(self.x, memory)[0] if explained else None
             try:
                 self.x = method.analyse(self.x, observation, rng=rng, memory=memory)
             except (torch.linalg.LinAlgError, FloatingPointError) as error:
-                self.far = self.far or checks.far_value(method, forecast, observation, memory)
+                self.far = self.far or self._far_value(forecast, observation)
                 where = (
                     "" if isinstance(error, FloatingPointError) else f"{type(method).__name__} at step {k}: "
                 )
@@ -319,12 +290,16 @@ class _State:
                 ) from error
             self._follow(observation, forecast)
             if before is not None:
-                records.explanations[k] = explanation(method, self.x, memory, observation, before)
+                records.explanations[k] = _explanation(method, self.x, memory, observation, before)
         self.replace_invalid_members(k, rng)
         for index, x in method.emit(k, records.steps - 1, self.x, memory):
             records.write(index, FilterState(method, x, memory, self.size, aside(rng, index)))
         records.note(k, memory.diagnostics)
         self.done = k + 1
+
+    def _far_value(self, forecast: Tensor, observation: Observation) -> str:
+        mean = self.method.moments(forecast, self.memory)[0]
+        return checks.far_value(mean, observation, self.memory) if self.method.follows else ""
 
     def _follow(self, observation: Observation, forecast: Tensor) -> None:
         """Running mean of the innovations' size; a replicate that saw nothing keeps its own."""
@@ -333,7 +308,7 @@ class _State:
             return
         self.analyses += 1
         if not self.far and bool((now * observation.value.shape[-1] > checks.FAR**2).any()):
-            self.far = checks.far_value(self.method, forecast, observation, self.memory)
+            self.far = self._far_value(forecast, observation)
             if self.far:
                 warnings.warn(f"{type(self.method).__name__}: {self.far}.", DivergenceWarning, stacklevel=5)
         ratio = self.memory.carry["innovation_ratio"]
@@ -398,3 +373,19 @@ class _State:
         carry = {name.removeprefix("carry/"): v for name, v in saved.items() if name.startswith("carry/")}
         self.memory.carry = carry
         records.restore(saved)
+
+
+def _explanation(
+    method: Filter, x: Tensor, memory: Memory, observation: Observation, before: Tensor
+) -> Explanation:
+    """Compare the analysis with the forecast mean `before`, (*B, *S)."""
+    size = x.shape[method._axis]
+    members = method.members(x, memory, max(size, 64), rng=torch.Generator().manual_seed(0))
+    carrying = torch.full(observation.value.shape[:-1], float(size)).to(x)
+    return Explanation.of(
+        before,
+        method.moments(x, memory)[0],
+        members,
+        observation,
+        memory.diagnostics.get("effective_size", carrying),
+    )

@@ -2,17 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from slams.assimilation.base import Explanation, Posterior
 from slams.core.errors import DivergenceWarning, InvalidValueError, warn_diverged
-from slams.observation.observation import Observation, Observations
-
-if TYPE_CHECKING:
-    from slams.assimilation.filter import Filter, Memory
+from slams.observation.observation import Observations
 
 Keep = Literal["scores", "moments", "members"]
 _REPLACED = {
@@ -133,21 +130,3 @@ class Records:
 def aside(rng: torch.Generator, k: int) -> torch.Generator:
     """A generator for draws that are only looked at: what is kept must not change the run."""
     return torch.Generator(rng.device).manual_seed((rng.initial_seed() * 1_000_003 + k + 1) % 2**63)
-
-
-def explanation(
-    method: "Filter", x: Tensor, memory: "Memory", observation: Observation, before: Tensor
-) -> Explanation:
-    """Compare the analysis with the forecast mean `before`, (*B, *S)."""
-    axis = -1 - len(method.dynamics.state_shape)
-    after = method.moments(x, memory)[0]
-    members = method.members(x, memory, max(x.shape[axis], 64), rng=torch.Generator().manual_seed(0))
-    predicted = observation.predict(members)
-    spread = observation.whiten(predicted - predicted.mean(-2, keepdim=True), members=True)
-    size = torch.full(observation.value.shape[:-1], float(x.shape[axis])).to(x)
-    return Explanation(
-        innovation=observation.whiten(observation.innovation(before, members=False), members=False),
-        increment=after - before,
-        effective_size=memory.diagnostics.get("effective_size", size),
-        influence=spread.square().sum(-2) / (members.shape[axis] - 1),
-    )

@@ -164,8 +164,8 @@ def pressure(variable: xr.Variable, name: str, subject: str) -> np.ndarray | Non
     """Levels [hPa], None for the single entry of another vertical axis, which is no level then.
 
     Pressure is known by the unit, unless the names state another axis or a level lies above 1100 hPa; without a unit by
-    the names "pressure", "isobaric" and "plev", whose values above 1100 are Pa; without either, by values that look like pressure levels
-    [hPa]: multiples of 5 below 1100, or 1, 2, 3, 7, that reach 200 and aren't numbered through.
+    the names "pressure", "isobaric" and "plev", whose values above 1100 are Pa; without either, by values that look like
+    pressure levels [hPa]: multiples of 5 below 1100, or 1, 2, 3, 7, that reach 200 and aren't numbered through.
 
     Args:
         variable: The coordinate.
