@@ -1,6 +1,7 @@
 """Changes of coordinates with an inverse: transforms, standardization, encoders."""
 
 import abc
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -88,17 +89,30 @@ class SeasonalStandardize(nn.Module):
         coefficients: c, shape (1 + 2 J, *S) [unit of x]; J = 0 is a constant mean.
         std: s, broadcastable to (*S) [unit of x], positive.
         present: Mask of points with training data, bool (*S); all if None.
+        low, high: Limits of credible anomalies z, (*S); infinite if None.
     """
 
     coefficients: Tensor
     std: Tensor
     present: Tensor
+    low: Tensor
+    high: Tensor
 
-    def __init__(self, coefficients: Tensor, std: Tensor, present: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        coefficients: Tensor,
+        std: Tensor,
+        present: Tensor | None = None,
+        low: Tensor | None = None,
+        high: Tensor | None = None,
+    ) -> None:
         super().__init__()
         if present is None:
             present = torch.ones(coefficients.shape[1:], dtype=torch.bool)
+        endless = torch.full_like(coefficients[0], torch.inf)
         self.register_buffer("present", present)
+        self.register_buffer("low", -endless if low is None else low)
+        self.register_buffer("high", endless if high is None else high)
         self.register_buffer("coefficients", coefficients)
         self.register_buffer("std", std)
 
@@ -158,6 +172,48 @@ class SeasonalStandardize(nn.Module):
     def decode(self, z: Tensor, phase: Tensor) -> Tensor:
         """Standardized anomalies (*B, *phase, *S) to physical."""
         return z * self.std + self.mean(phase)
+
+    def incredible(self, x: Tensor, phase: Tensor) -> Tensor:
+        """Mask of physical values (*B, *phase, *S) outside the limits of this climate; missing ones are not."""
+        z = self.encode(x, phase)
+        return (z < self.low) | (z > self.high)
+
+    def limited(self, x: Tensor, phase: Tensor, *, amount: bool) -> "SeasonalStandardize":
+        """The same statistics with limits of credible anomalies, from training fields.
+
+        With the quantiles q of a point's anomalies, the limits are q01 - 3 w and q99 + 3 w' with w = q50 - q01 and
+        w' = q99 - q50, but at least their medians over the points of a channel: about 9 standard deviations of a
+        normal distribution, and 18 scales of an exponential one. Amounts, given as log(1 + x), have an upper limit
+        only, ten times 1 + x at q99 or at the median of q99 over the points, whichever is more.
+
+        Args:
+            x: Training fields (n, C, *space), NaN where missing.
+            phase: Phase of the year of each field, (n).
+            amount: Whether x is the logarithm of an amount such as rain.
+        """
+        z = self.encode(x, phase).flatten(2).sort(0).values  # NaN last
+        last = (torch.isfinite(z).sum(0, keepdim=True) - 1).clamp(min=0)
+        lower, middle, upper = (z.gather(0, (q * last).round().long())[0] for q in (0.01, 0.5, 0.99))
+        if amount:
+            low, high = (
+                torch.full_like(upper, -torch.inf),
+                _floored(upper) + math.log(10) / self.std.flatten(1),
+            )
+        else:
+            low, high = lower - 3 * _floored(middle - lower), upper + 3 * _floored(upper - middle)
+        shape = self.present.shape
+        low, high = (
+            low.nan_to_num(-torch.inf, neginf=-torch.inf),
+            high.nan_to_num(torch.inf, posinf=torch.inf),
+        )
+        return SeasonalStandardize(
+            self.coefficients, self.std, self.present, low.reshape(shape), high.reshape(shape)
+        )
+
+
+def _floored(width: Tensor) -> Tensor:
+    """(C, P), each at least the median of its channel."""
+    return torch.fmax(width, width.nanmedian(-1, keepdim=True).values)
 
 
 def seasonal_basis(phase: Tensor, harmonics: int) -> Tensor:

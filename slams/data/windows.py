@@ -107,6 +107,7 @@ class GapReport:
     days: int
     runs: int
     rule: str = ""
+    left_out: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The report in one line for each modality and one for their join."""
@@ -126,6 +127,7 @@ class GapReport:
                 f"{'in common':<{width}}  {self.days} days in {self.runs} runs; no window crosses from one "
                 "to another",
                 *([self.rule] if self.rule else []),
+                *self.left_out,
             ]
         )
 

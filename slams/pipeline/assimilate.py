@@ -1,6 +1,7 @@
 """Assimilation of new files by a trained run: `slams assimilate`."""
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,14 +13,14 @@ from torch import Tensor
 
 from slams.core.console import Console
 from slams.core.device import computing_device
-from slams.core.errors import InvalidValueError
+from slams.core.errors import DataWarning, InvalidValueError
 from slams.core.files import writable
 from slams.core.random import fork
 from slams.core.settings import override
 from slams.pipeline.baselines.file import FILE_NAME, load_baselines
 from slams.pipeline.baselines.fit import Baselines
 from slams.pipeline.baselines.members import BASELINES, ClosedForm, members_of, prior, reconstruction
-from slams.pipeline.inputs.fields import phase_of, read_file
+from slams.pipeline.inputs.fields import far_from_climate, phase_of, read_file
 from slams.pipeline.inputs.named_files import FileSource, match
 from slams.pipeline.inputs.operators import thinned
 from slams.pipeline.inputs.segments import Segment, seen_on, segments_of
@@ -34,7 +35,7 @@ from slams.pipeline.results.analysis_file import (
 )
 
 _SETTABLE = re.compile(
-    r"device|assimilation\.\w+|assimilation\.operators\.[^.]+|experiment\.withhold\.[^.]+|data\.modalities\.[^.]+\.error_std"
+    r"device|data\.gross_errors|assimilation\.\w+|assimilation\.operators\.[^.]+|experiment\.withhold\.[^.]+|data\.modalities\.[^.]+\.error_std"
 )
 _VALUES = 2**24  # of all windows of all members in one segment: it bounds the memory to about 2 GB
 _BATCH = 8  # short runs drawn together
@@ -233,6 +234,8 @@ def read_record(
         whole[torch.from_numpy(np.searchsorted(dates, have[requested]))] = x[
             torch.from_numpy(np.flatnonzero(requested))
         ]
+        for text in far_from_climate(recipe.modalities[name], model.codec.statistics[name], whole, dates):
+            warnings.warn(f"{text}.", DataWarning, stacklevel=2)
         values[name] = model.codec.anomaly(name, whole, phase)
     seen = {name: thinned(recipe, name, x.clone()) for name, x in values.items()}
     for name, stations in recipe.experiment.withhold.items():

@@ -30,6 +30,8 @@ class DataRecipe:
         modalities: Arguments of `slams.data.files.modality.Modality` by name.
         train, validation, test: First and last day of each part, inclusive.
         store: Folder of the stores made from the files.
+        gross_errors: Whether to leave out values out of the possible range of their quantity or far outside the
+            training's climate (docs/data.md); a modality may have its own.
         harmonics: Yearly harmonics of the seasonal mean; 0 is a constant.
         direct: For each state variable, the modalities that measure that same quantity (for interpolation).
         match: Rule for the record of a state: the one whose span of time ends ("end") or starts ("start") with the
@@ -41,6 +43,7 @@ class DataRecipe:
     validation: tuple[str, str] = ("", "")
     test: tuple[str, str] = ("", "")
     store: str = "data/store"
+    gross_errors: bool = True
     harmonics: int = 2
     direct: dict[str, tuple[str, ...]] = field(default_factory=dict)
     match: str = "end"
@@ -256,7 +259,7 @@ class Recipe:
         """
         found = {}
         for name, settings in self.data.modalities.items():
-            tree = {**settings, "name": name}
+            tree = {"gross_errors": self.data.gross_errors, **settings, "name": name}
             if "files" in tree:
                 tree["files"] = _paths(tree["files"])
             found[name] = build(Modality, tree, f"data.modalities.{name}.", kind="setting")

@@ -191,7 +191,8 @@ def _train_codec(
     phase = phase_of(fields.dates[train_days])
     weights = {name: layout.weights() for name, layout in fields.layouts.items()}
     statistics = {
-        name: fit_statistics(x, train_days, phase, recipe.data.harmonics, weights[name])
+        name: fields.statistics.get(name)
+        or fit_statistics(x, train_days, phase, recipe.data.harmonics, weights[name])
         for name, x in fields.values.items()
     }
     torch.manual_seed(recipe.seed)  # layers draw their first weights from the global generator

@@ -27,6 +27,8 @@ class Modality:
         transform: Transform applied for the model: a name of `slams.core.codec.TRANSFORMS`, "none" or "log1p".
         levels: Pressure levels wanted [hPa], in this order; None takes all.
         error_std: Instrument error, standard deviation in units after the transform; None where unknown.
+        gross_errors: Whether to leave out values that can't be: out of the possible range of the quantity, or far
+            outside the training's climate (docs/data.md).
         source: The archive whose conventions the files follow; "auto" decides by the header.
 
     Raises:
@@ -42,6 +44,7 @@ class Modality:
     transform: str = "none"
     levels: tuple[float, ...] | None = None
     error_std: float | None = None
+    gross_errors: bool = True
     source: str = "auto"
 
     def __post_init__(self) -> None:

@@ -24,12 +24,13 @@ from slams.data.files.canonical import (
 )
 from slams.data.files.convention import Convention
 from slams.data.files.grids import align, all_stations, describe
+from slams.data.files.gross_errors import LeftOut, without_impossible, without_markers
 from slams.data.files.modality import Modality
 from slams.data.files.opening import open_dataset, reading, refuse_absent_chunks
 
 __all__ = ["VERSION", "align", "describe", "find", "read", "write_netcdf"]
 
-VERSION = 2  # of what files are read as: stores made by an earlier one are made again
+VERSION = 3  # of what files are read as: stores made by an earlier one are made again
 
 
 def read(
@@ -55,7 +56,7 @@ def read(
     Returns:
         float32, (time[, level], lat, lon) with lat descending and lon ascending in the file's own convention,
         or (time[, level], station) with coordinates lat and lon; level in hPa; NaN where missing; attributes
-        source_name, units.
+        source_name, units, and left_out where values were left out: see `slams.data.files.gross_errors`.
 
     Raises:
         FileNotFoundError: If a path or glob matches nothing; similar names are listed.
@@ -64,9 +65,9 @@ def read(
     """
     paths = find(modality.files)
     wanted = None if dates is None else np.unique(np.asarray(dates, dtype="datetime64[D]"))
-    parts, held = [], []
+    parts, held, left = [], [], LeftOut()
     for path in paths:
-        part, days = _read_file(path, modality, wanted, trained)
+        part, days = _read_file(path, modality, wanted, trained, left)
         held.append(days)
         if part.sizes["time"]:
             parts.append((path, part))
@@ -80,6 +81,9 @@ def read(
             f"{first} to {last}, asked were {asked}; change the dates or add files."
         )
     array = _join(parts, modality)
+    if text := left.text(modality.name):
+        warnings.warn(f"{text}.", DataWarning, stacklevel=2)
+        array.attrs["left_out"] = text
     if not allow_empty_days:
         _refuse_empty_days(array, modality, paths)
     return array
@@ -165,7 +169,7 @@ def _not_found(path: Path) -> str:
 
 
 def _read_file(
-    path: Path, modality: Modality, wanted: np.ndarray | None, trained: str | None
+    path: Path, modality: Modality, wanted: np.ndarray | None, trained: str | None, left: LeftOut
 ) -> tuple[xr.DataArray, np.ndarray]:
     """The requested part of one file in canonical form, and all days of the file."""
     subject = f"modality {modality.name!r}, variable {modality.variable!r} in {path}"
@@ -188,6 +192,7 @@ def _read_file(
             array = array.isel(time=np.flatnonzero(np.isin(days, wanted)))
         with reading(subject):
             array = _select_levels(array, modality, subject).load()
+        source = dataset[name]
     values = array.values.astype(np.float64) if array.dtype.kind in "iu" else array.values
     if np.isposinf(values).any() or np.isneginf(values).any():
         raise InvalidValueError(
@@ -196,12 +201,15 @@ def _read_file(
     marked = np.abs(values) >= units.IMPOSSIBLE
     if convention is not None and convention.negative_is_missing:
         marked |= values < 0
-    array = array.copy(data=np.where(marked, np.nan, values))
+    array = without_markers(array.copy(data=np.where(marked, np.nan, values)), source, left)
     if convention is not None and array.sizes["time"]:
         array = convention.daily(convention.decode(array, days[-1]))
     array = array.assign_coords(time=calendar_days(array.time, subject))
     _refuse_repeated_days(array.time.values, [path] * array.sizes["time"], modality)
-    return _convert(array, modality, trained, subject).astype(np.float32), days
+    array = _convert(array, modality, trained, subject).astype(np.float32)
+    if modality.gross_errors:
+        array = without_impossible(array, subject, left, amount=modality.transformed.lower is not None)
+    return array, days
 
 
 def _convention(dataset: xr.Dataset, name: str, modality: Modality) -> Convention | None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from slams import config
+from slams.core.codec import SeasonalStandardize
 from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.files import write_text
 from slams.data.archives import REGISTRY
@@ -22,7 +23,7 @@ from slams.data.joining import matching_lags
 from slams.data.store.mapped import map_store
 from slams.data.store.store import FieldStore, write_manifest
 from slams.data.windows import GapReport, common_dates
-from slams.pipeline.inputs.large import IN_MEMORY
+from slams.pipeline.inputs.large import IN_MEMORY, fit_statistics, leave_out
 from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.recipe import Recipe
 
@@ -36,12 +37,14 @@ class Fields:
         values: Values (n, *S) by name, NaN where missing.
         layouts: Layouts by name.
         report: Days of each modality.
+        statistics: Climate of the training days by modality, by which gross errors were left out.
     """
 
     dates: np.ndarray
     values: dict[str, Tensor]
     layouts: dict[str, Layout]
     report: GapReport
+    statistics: dict[str, SeasonalStandardize] = field(default_factory=dict)
 
     def part(self, span: tuple[str, str]) -> np.ndarray:
         """Indices of the days from the first to the last of `span`.
@@ -118,12 +121,57 @@ def load_fields(recipe: Recipe, progress: Callable[[str], None] = lambda message
     lags, rule = matching_lags(stores, recipe.states[0], recipe.data.match)  # type: ignore[arg-type]
     shifts = {name: np.timedelta64(lag, "D") for name, lag in lags.items()}
     dates, report = common_dates({name: store.dates - shifts[name] for name, store in stores.items()})
-    values, layouts = {}, {}
+    values, layouts, left = {}, {}, []
     for name, store in stores.items():
         first = store.read(store.dates[:1])
+        left += [first.attrs["left_out"]] if "left_out" in first.attrs else []
         layouts[name] = Layout.of(first, lags[name])
         values[name] = _values(store, first, dates + shifts[name], modalities[name], folder, progress)
-    return Fields(dates, values, layouts, replace(report, rule=rule))
+    fields = Fields(dates, values, layouts, replace(report, rule=rule))
+    left += _leave_out_gross_errors(fields, recipe)
+    fields.report = replace(fields.report, left_out=tuple(left))
+    return fields
+
+
+def _leave_out_gross_errors(fields: Fields, recipe: Recipe) -> list[str]:
+    """Fit the climate of the training days, and make values far outside it missing; a sentence each modality."""
+    found = []
+    first, last = (np.datetime64(day, "D") for day in recipe.data.train)
+    train_days = np.flatnonzero((fields.dates >= first) & (fields.dates <= last))
+    for name, modality in recipe.modalities.items():
+        if not modality.gross_errors or not train_days.size:
+            continue
+        amount, weights = modality.transformed.lower is not None, fields.layouts[name].weights()
+        x, phase = fields.values[name], phase_of(fields.dates)
+        statistics = fit_statistics(
+            x, train_days, phase[torch.from_numpy(train_days)], recipe.data.harmonics, weights, amount
+        )
+        fields.statistics[name] = statistics
+        found += far_from_climate(modality, statistics, x, fields.dates)
+    return found
+
+
+def far_from_climate(
+    modality: Modality, statistics: SeasonalStandardize, x: Tensor, dates: np.ndarray
+) -> list[str]:
+    """Make values far outside the training's climate missing, in place; a sentence if there were any.
+
+    Args:
+        modality: Their modality.
+        statistics: Statistics of the training, with limits.
+        x: Values (n, *S), after the transform.
+        dates: Their days (n).
+    """
+    if not modality.gross_errors:
+        return []
+    total = int(torch.isfinite(x).sum())
+    count, first = leave_out(statistics, x, phase_of(dates))
+    if not count:
+        return []
+    return [
+        f"{modality.name}: {count} of {total} values are left out, far outside the training's climate (the first on "
+        f"{dates[first[0]]})"
+    ]
 
 
 def _check_direct(recipe: Recipe, units: Mapping[str, str]) -> None:
@@ -200,8 +248,9 @@ def _standing(modality: Modality) -> FieldStore | None:
 
 def _store(path: Path, modality: Modality) -> FieldStore:
     inputs: list[Any] = [[str(p), *_state_of(p)] for p in files.find(modality.files)]
+    settings = [modality.variable, modality.units, modality.levels, modality.kind, files.VERSION]
     key = json.dumps(
-        [inputs, modality.variable, modality.units, modality.levels, modality.kind, files.VERSION]
+        [inputs, *settings, {"gross_errors": modality.gross_errors, "transform": modality.transform}]
     )
     key_file = path.with_suffix(".json")
     if path.exists() and key_file.exists() and key_file.read_text() == key:

@@ -48,9 +48,16 @@ def by_days(
 
 
 def fit_statistics(
-    x: Tensor, index: np.ndarray, phase: Tensor, harmonics: int, weights: Tensor
+    x: Tensor,
+    index: np.ndarray,
+    phase: Tensor,
+    harmonics: int,
+    weights: Tensor,
+    amount: bool | None = None,
 ) -> SeasonalStandardize:
     """`SeasonalStandardize.fit` on some days; of large fields a channel at a time.
+
+    With limits, values outside them are left out of a second fit.
 
     Args:
         x: Fields (T, C, *space).
@@ -58,19 +65,52 @@ def fit_statistics(
         phase: Phase of the year of these days.
         harmonics: Yearly harmonics of the mean.
         weights: Area weights (*space).
+        amount: Whether x is the logarithm of an amount, which sets its limits; None sets no limits.
 
     Returns:
         The statistics.
     """
     rows = torch.from_numpy(index)
+
+    def fitted(part: Tensor) -> SeasonalStandardize:
+        found = SeasonalStandardize.fit(part, phase, harmonics=harmonics, weights=weights)
+        if amount is None:
+            return found
+        found = found.limited(part, phase, amount=amount)
+        wrong = found.incredible(part, phase)
+        if not bool(wrong.any()):
+            return found
+        part = part.masked_fill(wrong, torch.nan)
+        return SeasonalStandardize.fit(part, phase, harmonics=harmonics, weights=weights).limited(
+            part, phase, amount=amount
+        )
+
     if not is_large(len(rows), x):
-        return SeasonalStandardize.fit(x[rows], phase, harmonics=harmonics, weights=weights)
-    parts = [
-        SeasonalStandardize.fit(x[:, c : c + 1][rows], phase, harmonics=harmonics, weights=weights)
-        for c in range(x.shape[1])
-    ]
+        return fitted(x[rows])
+    parts = [fitted(x[:, c : c + 1][rows]) for c in range(x.shape[1])]
     return SeasonalStandardize(
         torch.cat([part.coefficients for part in parts], 1),
-        torch.cat([part.std for part in parts]),
-        torch.cat([part.present for part in parts]),
+        *(torch.cat([getattr(part, name) for part in parts]) for name in ("std", "present", "low", "high")),
     )
+
+
+def leave_out(statistics: SeasonalStandardize, x: Tensor, phase: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Make values outside the limits of the climate missing, in place.
+
+    Args:
+        statistics: Statistics of the training.
+        x: Fields (n, *S), after the transform.
+        phase: Phase of the year of each field, (n).
+
+    Returns:
+        Their number, and the index of the first.
+    """
+    count, first = 0, ()
+    for days in torch.arange(len(x)).split(_DAYS):
+        wrong = statistics.incredible(x[days], phase[days])
+        if bool(wrong.any()):
+            at = wrong.nonzero()
+            first = first if count else (int(days[0] + at[0, 0]), *at[0, 1:].tolist())
+            count += len(at)
+            x[days] = x[days].masked_fill(wrong, torch.nan)
+    return count, first

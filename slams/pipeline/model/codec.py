@@ -25,6 +25,7 @@ from slams.pipeline.recipe import Recipe, from_tree, to_tree
 Anomalies = dict[str, Tensor]
 FILE_NAME = "codec.safetensors"
 _STATISTICS = ("coefficients", "std", "present")
+_LIMITS = ("low", "high")
 
 
 class MultimodalCodec(nn.Module):
@@ -146,9 +147,14 @@ class MultimodalCodec(nn.Module):
                 f"{path} lacks {missing[0]}; it was written by another version, train again."
             )
         statistics = {
-            name: SeasonalStandardize(*(tensors[f"statistics.{name}.{part}"] for part in _STATISTICS))
+            name: SeasonalStandardize(
+                *(tensors[f"statistics.{name}.{part}"] for part in _STATISTICS),
+                *(tensors.get(f"statistics.{name}.{part}") for part in _LIMITS),
+            )
             for name in layouts
         }
+        for name, one in statistics.items():  # a file of an earlier version has no limits
+            tensors = {f"statistics.{name}.{part}": getattr(one, part) for part in _LIMITS} | tensors
         codec = cls(from_tree(facts["recipe"]), layouts, statistics)
         fill(codec, tensors, path)
         if (
