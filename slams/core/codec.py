@@ -178,6 +178,19 @@ class SeasonalStandardize(nn.Module):
         z = self.encode(x, phase)
         return (z < self.low) | (z > self.high)
 
+    def credible_range(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest credible x of each channel, (C), of all its points with data and days of a year."""
+        phase = torch.linspace(0, 1, 37)[:-1]
+        ends = (self.decode(limit.expand(len(phase), *limit.shape), phase) for limit in (self.low, self.high))
+        low, high = (
+            torch.where(self.present, end, torch.nan).nan_to_num(
+                nan=fill, posinf=torch.inf, neginf=-torch.inf
+            )
+            for end, fill in zip(ends, (torch.inf, -torch.inf), strict=True)
+        )
+        space = [axis for axis in range(low.ndim) if axis != 1]
+        return low.amin(space), high.amax(space)
+
     def limited(self, x: Tensor, phase: Tensor, *, amount: bool) -> "SeasonalStandardize":
         """The same statistics with limits of credible anomalies, from training fields.
 

@@ -1,5 +1,6 @@
 """An analysis file against truth: `slams evaluate`."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from slams.core.codec import TRANSFORMS, Transform
 from slams.core.console import Console
-from slams.core.errors import InvalidValueError
+from slams.core.errors import DataWarning, InvalidValueError
 from slams.core.files import writable
 from slams.data.files.modality import Modality
 from slams.data.files.read import find
@@ -38,6 +39,8 @@ class AnalysedVariable:
         methods: Members (time, member, ...) by method, still on disk.
         observed: Mask of observed values (time, ...), if any were.
         observation: Observed values (time, ...), NaN elsewhere, if the file has them.
+        credible: Lowest and highest value of each level in the training's climate (C, 2), if the file has them.
+        gross_errors: Whether gross errors are left out of a truth.
     """
 
     name: str
@@ -46,6 +49,8 @@ class AnalysedVariable:
     methods: dict[str, xr.DataArray] = field(default_factory=dict)
     observed: xr.DataArray | None = None
     observation: xr.DataArray | None = None
+    credible: Tensor | None = None
+    gross_errors: bool = True
 
 
 def evaluate(
@@ -245,7 +250,11 @@ def targets_of(tree: xr.DataTree) -> dict[str, AnalysedVariable]:
 def _target(array: xr.DataArray, name: str) -> AnalysedVariable:
     first = array.isel(member=0, drop=True)
     first.attrs = {"units": "", "source_name": str(array.name)} | array.attrs
-    return AnalysedVariable(name, Layout.of(first), TRANSFORMS[array.attrs.get("transform", "none")])
+    target = AnalysedVariable(name, Layout.of(first), TRANSFORMS[array.attrs.get("transform", "none")])
+    target.gross_errors = array.attrs.get("gross_errors") != "kept"
+    if "climate_range" in array.attrs:
+        target.credible = torch.as_tensor(np.reshape(array.attrs["climate_range"], (-1, 2)))
+    return target
 
 
 def _plain(array: xr.DataArray, group: str) -> xr.DataArray:
@@ -274,8 +283,22 @@ def _truth(
         kind="grid" if layout.is_grid else "stations",
         units=layout.units or None,
         levels=tuple(layout.coords["level"]) if "level" in layout.dims else None,
+        gross_errors=target.gross_errors,
     )
-    return read_file(modality, layout, dates=dates)
+    days, truth = read_file(modality, layout, dates=dates)
+    if target.credible is not None:
+        low, high = target.credible.to(truth).T.reshape(2, -1, *(1,) * (truth.ndim - 2))
+        wrong = (truth < low) | (truth > high)
+        if bool(wrong.any()):
+            first = days[int(wrong.flatten(1).any(1).float().argmax())]
+            warnings.warn(
+                f"{target.name}: {int(wrong.sum())} of {int(torch.isfinite(truth).sum())} values of the truth are left "
+                f"out, far outside the training's climate (the first on {first}).",
+                DataWarning,
+                stacklevel=2,
+            )
+            truth = truth.masked_fill(wrong, torch.nan)
+    return days, truth
 
 
 def _masks(target: AnalysedVariable, truth: Tensor, rows: np.ndarray) -> dict[str, Tensor]:

@@ -70,10 +70,24 @@ def field_array(
         "source_modality": name,
         "source_name": layout.source_name,
         "transform": modality.transform,
+        **_gross_errors(model, name),
     }
     return xr.DataArray(
         data, dims=(*lead, *layout.dims), coords=coords, attrs=attributes, name=layout.source_name
     )
+
+
+def _gross_errors(model: Model, name: str) -> dict[str, Any]:
+    """Attributes by which gross errors are left out of a truth: the credible range of each level."""
+    modality = model.recipe.modalities[name]
+    if not modality.gross_errors:
+        return {"gross_errors": "kept"}
+    low, high = (end.double().numpy() for end in model.codec.statistics[name].credible_range())
+    if np.isinf(high).any():  # a run of an earlier version
+        return {}
+    undo = modality.transformed.inverse
+    low = np.where(np.isinf(low), low, undo(low))
+    return {"climate_range": np.stack([low, undo(high)], 1).ravel()}
 
 
 def provenance(model: Model, folder: Path, observations: Any, seed: int) -> dict[str, str]:
