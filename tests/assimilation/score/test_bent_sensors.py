@@ -187,5 +187,6 @@ def test_wrong_likelihoods_are_refused():
         EnSF(Lorenz96(6), localization=near, patch=near, likelihood="exact")
     with pytest.raises(ValueError, match="particles"):
         EnSF(Lorenz96(6), particles=1)
+    assert EnSF(Lorenz96(6), particles=2).particles == 2
     assert EnSF(Lorenz96(6), localization=near, patch=near).likelihood == "linearized"
     assert EnSF(Lorenz96(6)).likelihood == "exact"
