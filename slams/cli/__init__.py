@@ -2,7 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if takes:
         parsed.settings = [*parsed.settings, *extra]
     try:
-        return int(parsed.run(parsed))
+        with _warnings_as_lines():
+            return int(parsed.run(parsed))
     except Exception as error:
         if not _expected(error):
             raise
@@ -45,6 +48,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("slams: interrupted; the same command resumes.", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Warnings of the package as one line each, without the place in the source; the same text once."""
+    from slams.core.errors import SlamsWarning
+
+    with warnings.catch_warnings():
+        others: Any = warnings.showwarning
+        told: set[str] = set()
+
+        def show(message: Any, category: Any, *place: Any, **more: Any) -> None:
+            if not issubclass(category, SlamsWarning):
+                others(message, category, *place, **more)
+            elif str(message) not in told:
+                told.add(str(message))
+                print(f"slams: warning: {message}", file=sys.stderr)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", SlamsWarning)
+        yield
 
 
 def _expected(error: Exception) -> bool:

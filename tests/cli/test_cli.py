@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import slams.pipeline.assimilate
 import slams.pipeline.evaluate
 import slams.pipeline.run
 from slams.cli import main, train
+from slams.core.errors import DataWarning
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSIMILATE = ["assimilate", "RUN", "--observations", "a.nc", "--out", "b.nc"]
@@ -81,6 +83,17 @@ def test_an_error_is_a_line_on_stderr_and_one(tmp_path, capsys):
         streams = capsys.readouterr()
         assert streams.err.startswith("slams: ") and streams.err.count("\n") == 1 and not streams.out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_warning_of_the_package_is_a_line_on_stderr_once(monkeypatch, capsys):
+    def warned(*args, **keywords):
+        for _ in range(2):
+            warnings.warn("2 values are left out.", DataWarning, stacklevel=1)
+
+    monkeypatch.setattr(slams.pipeline.evaluate, "evaluate", warned)
+    assert main(EVALUATE) == 0
+    assert capsys.readouterr().err == "slams: warning: 2 values are left out.\n"
+    assert warnings.showwarning.__module__ != "slams.cli"
 
 
 def test_an_error_has_no_traceback_in_a_process_either():
