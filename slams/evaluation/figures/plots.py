@@ -138,6 +138,10 @@ def bars(
             style.plain_log(axis.xaxis)
         else:
             axis.xaxis.set_major_locator(MaxNLocator(5))
+            if (
+                centres.size and 0 < 3 * centres.max() < axis.get_xlim()[1]
+            ):  # intervals of two or three values
+                axis.set_xlim(right=3 * centres.max())
         style.dress(axis, score, "", "")
         axis.grid(False, axis="y")
     style.heading(figure, title)
