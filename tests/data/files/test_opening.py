@@ -9,9 +9,11 @@ import pytest
 import xarray as xr
 
 from slams.core.errors import InvalidValueError
+from slams.data.archives import REGISTRY
 from slams.data.files.modality import Modality
 from slams.data.files.opening import open_dataset
 from slams.data.files.read import read
+from slams.data.verify import file_faults
 
 DAYS = np.arange("2001-01-01", "2001-01-07", dtype="datetime64[D]")
 CLASSIC = ("NETCDF3_CLASSIC", "NETCDF3_64BIT_OFFSET", "NETCDF3_64BIT_DATA")
@@ -233,3 +235,24 @@ def test_long_bounds_of_time_are_no_days(tmp_path):
     dataset.to_netcdf(path)
     with pytest.raises(InvalidValueError, match="bounds of time 5 days apart"):
         read(wind(path))
+
+
+@pytest.mark.parametrize("fill", [None, np.float32(np.nan)])
+def test_a_lost_chunk_of_a_daily_archive_is_a_fault(tmp_path, fill):
+    """Whether it reads as zero or as missing: a snapshot of the reanalysis misses nothing."""
+    path = tmp_path / "era5_full_1.5deg_20010101.zarr"
+    dims, levels = ("level", "latitude", "longitude"), [500.0, 850.0]
+    values = np.random.default_rng(0).normal(280, 5, (2, 4, 5)).astype("f4")
+    coords = {"level": levels, "latitude": np.arange(40.0, 36, -1), "longitude": np.arange(1.0, 6)}
+    coords["time"] = np.datetime64("2001-01-01", "ns")
+    dataset = xr.Dataset({"t": (dims, values, {"units": "K"})}, coords)
+    dataset.to_zarr(
+        path, zarr_format=2, consolidated=False, encoding={"t": {"chunks": (1, 4, 5), "_FillValue": fill}}
+    )
+    row = {"path": path.name}
+    assert file_faults(tmp_path, row) == []
+    (path / "t" / "1.0.0").unlink()
+    (fault,) = file_faults(tmp_path, row)
+    assert "20010101.zarr: 1 of 2 chunks aren't there, the first at level 850" in fault
+    with pytest.raises(InvalidValueError, match="1 of 2 chunks"):
+        REGISTRY["era5"].open(path, "t")
