@@ -144,7 +144,7 @@ class AssimilationRecipe:
     """Settings of posterior draws.
 
     Attributes:
-        members: Ensemble size.
+        members: Ensemble size. 1 leaves spread, CRPS and coverage empty.
         steps: Denoiser evaluations per draw.
         order, grid, eta: Settings of `slams.diffusion.sampler.Sampler`.
         corrections, tau: Langevin corrections per step and their size.

@@ -100,3 +100,28 @@ def test_a_broken_file_of_tensors_is_named_with_the_remedy(tmp_path):
     path.write_bytes(b"no tensors here")
     with pytest.raises(ValueError, match="a.safetensors is not a valid safetensors file"):
         read_tensors(path)
+
+
+@pytest.mark.parametrize("change", ["gone", "cut", "of the same size"])
+def test_a_stage_whose_file_changed_is_done_again_with_a_line(change, tmp_path):
+    said: list[str] = []
+    path, stage = tmp_path / "result.bin", Stage("stage", 1)
+    path.write_bytes(b"0123456789")
+    Stages(tmp_path).finish(stage, ("result.bin",))
+    assert Stages(tmp_path, said.append).done(stage, ()) and not said
+    if change == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"01234" if change == "cut" else b"0123456780")
+    assert not Stages(tmp_path, said.append).done(stage, ())
+    assert "result.bin is " + ("gone" if change == "gone" else "cut or changed") in said[0]
+
+
+def test_a_ledger_that_is_cut_is_told_and_everything_done_again(tmp_path):
+    said: list[str] = []
+    Stages(tmp_path).finish(Stage("stage", 1))
+    (tmp_path / ".stages.json").write_text('{"stage": {"ke')
+    assert not Stages(tmp_path, said.append).done(Stage("stage", 1))
+    assert "can't be read" in said[0]
+    Stages(tmp_path).finish(Stage("stage", 1))
+    assert Stages(tmp_path).done(Stage("stage", 1))

@@ -1,5 +1,6 @@
 """`slams assimilate`: a moved run on files that training never saw."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -345,3 +346,43 @@ def test_stations_without_names_are_known_by_place(world, tmp_path):
     shuffled = changed(world, tmp_path / "other.nc", lambda d: d[["stn"]].isel(station=[4, 2, 0, 3, 1]))
     after = assimilate(world.run, [str(shuffled)], tmp_path / "b.nc", members=4, console=QUIET)
     xr.testing.assert_equal(root(after), root(before))
+
+
+def test_a_file_of_other_settings_is_replaced_only_on_request(world, tmp_path):
+    """A repeated command replaces its own file; one that asks for something else, or of another run, does not."""
+    new, path = [str(world.new)], tmp_path / "a.nc"
+    settings = {"dates": "2001-07-20..2001-07-24", "members": 2, "console": QUIET}
+    assimilate(world.run, new, path, **settings)
+    assimilate(world.run, new, path, **settings)
+    before = path.read_bytes()
+    for other, message in (
+        ({"members": 3}, "another settings"),
+        ({"dates": "2001-07-20..2001-07-23"}, "another settings"),
+        ({"modalities": ["stn"]}, "another observations"),
+        ({"overrides": ["withhold.stn=[1]"]}, "another observations"),
+        ({"overrides": ["data.modalities.stn.error_std=2.0"]}, "another observations"),
+        ({"baselines": True}, "another settings"),
+    ):
+        with pytest.raises(ValueError, match=f"{message}.*--overwrite"):
+            assimilate(world.run, new, path, **settings | other)
+        assert path.read_bytes() == before
+    retrained = Path(shutil.copytree(world.run, tmp_path / "retrained"))
+    model = Model.load(retrained)
+    model.prior.inflation = 1.25
+    model.save(retrained)
+    with pytest.raises(ValueError, match="another run.*--overwrite"):
+        assimilate(retrained, new, path, **settings)
+    assimilate(world.run, new, path, **settings | {"members": 3}, overwrite=True)
+    assert root(path).sizes["member"] == 3
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_what_is_no_analysis_is_replaced_only_on_request(suffix, world, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    other = xr.Dataset({"x": ("time", [1.0])})
+    other.to_netcdf(path) if suffix == ".nc" else other.to_zarr(path)
+    with pytest.raises(ValueError, match="another run|is no analysis"):
+        assimilate(world.run, [str(world.new)], path, members=2, console=QUIET)
+    (tmp_path / "b.nc").write_bytes(b"notes")
+    with pytest.raises(ValueError, match=r"b\.nc is there and is no analysis; .*--overwrite"):
+        assimilate(world.run, [str(world.new)], tmp_path / "b.nc", members=2, console=QUIET)

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +13,15 @@ import xarray as xr
 
 from slams.core.console import Console
 from slams.core.settings import override
+from slams.evaluation import Scores, window_statistics
 from slams.evaluation.tables import read_metrics
 from slams.pipeline import run as experiment
 from slams.pipeline import train as stages
 from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.observe import columns, observe
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
+from slams.pipeline.results.outcome import Outcome
+from slams.pipeline.results.run_report import gains
 from tests.pipeline.conftest import tiny_recipe, weather
 
 GRID = Layout(
@@ -180,12 +185,15 @@ def test_the_truth_that_is_scored_is_what_was_read(done):
     np.testing.assert_array_equal(found == 0, expected == 0)
 
 
-@pytest.mark.parametrize("name", ["baselines.safetensors", "analysis.nc"])
-def test_a_test_whose_file_is_cut_short_is_done_again(name, done, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["baselines.safetensors", "analysis.nc", "truth.nc", "metrics.csv"])
+@pytest.mark.parametrize("kept", [0, 100])
+def test_a_test_whose_file_is_gone_or_cut_short_is_done_again(name, kept, done, tmp_path, monkeypatch):
     """Nothing is trained again, and the scores are the same."""
     recipe, out = done
     copy = Path(shutil.copytree(out, tmp_path / "run"))
-    (copy / name).write_bytes((out / name).read_bytes()[:100])
+    (copy / name).write_bytes((out / name).read_bytes()[:kept])
+    if not kept:
+        (copy / name).unlink()
     monkeypatch.setattr(experiment, "write_summary", lambda *arguments: None)
     monkeypatch.setattr(stages, "fit", None)
     experiment.run(from_tree(override(to_tree(recipe), [f"out={copy}"])), console=Console(quiet=True))
@@ -205,3 +213,51 @@ def test_a_run_that_is_done_is_reused_as_a_whole(done, monkeypatch):
         monkeypatch.setattr(module, name, refused)
     assert experiment.run(recipe, console=Console(quiet=True)) == out
     assert {p: p.read_bytes() for p in before} == before
+
+
+def test_a_report_that_is_gone_is_written_again(done, tmp_path, monkeypatch):
+    recipe, out = done
+    copy = Path(shutil.copytree(out, tmp_path / "run"))
+    (copy / "report.html").unlink()
+    monkeypatch.setattr(stages, "fit", None)
+    experiment.run(from_tree(override(to_tree(recipe), [f"out={copy}"])), console=Console(quiet=True))
+    assert (copy / "report.html").stat().st_size > 10_000
+
+
+def test_one_member_leaves_spread_crps_and_coverage_empty(done, tmp_path):
+    recipe, out = done
+    copy = Path(shutil.copytree(out, tmp_path / "run"))
+    one = from_tree(override(to_tree(recipe), [f"out={copy}", "assimilation.members=1"]))
+    experiment.run(one, console=Console(quiet=True))
+    found = {
+        row["metric"]: row["value"]
+        for row in read_metrics(copy / "metrics.csv")
+        if row["method"] == "analysis"
+    }
+    assert np.isfinite(float(found["rmse"])) and (copy / "report.html").exists()
+    assert not {"crps", "spread", "spread_skill", "coverage90"} & set(found)
+
+
+def test_gains_are_over_the_best_analysis_of_the_smaller_set(done, monkeypatch):
+    """Of a Gaussian that is better than the network, and of the network itself."""
+    recipe, _ = done
+    sets = {"few": ("stn",), "both": ("coarse", "stn")}
+    scores = Scores()
+    errors = {
+        "analysis": 1.0,
+        "analysis:few": 4.0,
+        "gaussian:few": 2.0,
+        "interpolation:few": 3.0,
+        "climatology": 0.5,
+    }
+    for method, error in errors.items():
+        for window in range(4):
+            members = torch.full((3, 1, 1, 2), error * (1 + 0.1 * window))
+            statistics = window_statistics(members, torch.zeros(1, 1, 2), torch.ones(1, 2))
+            scores.add(method, "temp", str(window), statistics)
+    settings = replace(recipe, experiment=replace(recipe.experiment, sets=sets, shuffled=False))
+    model = SimpleNamespace(recipe=settings, states=["temp"])
+    rows = gains(model, Outcome(scores, np.array([])))
+    found = {row["analysis compared with"]: row["gain in RMSE"] for row in rows}
+    assert found == {"gaussian (the best)": "+50.0%", "analysis": "+75.0%"}
+    assert {row["comparison"] for row in rows} == {"both over few"}

@@ -26,7 +26,8 @@ class Modality:
         units: Unit wanted, e.g. "degC" or "mm/day"; None keeps the file's.
         transform: Transform applied for the model: a name of `slams.core.codec.TRANSFORMS`, "none" or "log1p".
         levels: Pressure levels wanted [hPa], in this order; None takes all.
-        error_std: Instrument error, standard deviation in units after the transform; None where unknown.
+        error_std: Instrument error, standard deviation in units after the transform; None where unknown. It is
+            added to a state variable's, and is the least error of an observation, whose residuals contain it.
         gross_errors: Whether to leave out values that can't be: out of the possible range of the quantity, or far
             outside the training's climate (docs/data.md).
         source: The archive whose conventions the files follow; "auto" decides by the header.

@@ -21,6 +21,7 @@ from slams.pipeline.results.outcome import Outcome
 from slams.pipeline.results.scoring import BLOCK
 
 _GAINS = "1 - exp(mean log ratio of the errors of a window), with Student's t, over independent windows"
+_ANALYSES = ("analysis", "gaussian", "interpolation", "ridge")  # methods that use the observations of a set
 _METHODS = ("analysis", "gaussian", "interpolation", "climatology", "reconstruction", "prior")
 
 
@@ -109,29 +110,44 @@ def _section(model: Model, view: View, figures: dict[str, Figure]) -> Section:
 
 
 def gains(model: Model, outcome: Outcome) -> list[dict[str, str]]:
-    """Relative gain in RMSE of each set over the sets it contains, and of shuffled dates over none."""
+    """Relative gain in RMSE of each set over the sets it contains, and of shuffled dates over none.
+
+    The gain is over the best analysis of the smaller set, whichever method has it, and where that is another method, also
+    over the smaller set's own analysis.
+    """
     sets = model.recipe.experiment.sets
     first, last = next(iter(sets)), list(sets)[-1]
-    methods = {label: "analysis" if label == last else f"analysis:{label}" for label in sets}
     pairs = [
-        (f"{large} over {small}", methods[large], methods[small])
-        for small, few in sets.items()
-        for large, many in sets.items()
-        if set(few) < set(many)
+        (large, small) for small, few in sets.items() for large, many in sets.items() if set(few) < set(many)
     ]
     if model.recipe.experiment.shuffled:
-        pairs.append((f"{last}, dates shuffled, over {first}", "analysis:shuffled dates", methods[first]))
-    return [
-        _gain_row(variable, what, outcome.scores.paired_gain(one, other, variable=variable))
-        for variable in model.states
-        for what, one, other in pairs
-    ]
+        pairs.append(("shuffled dates", first))
+    rows = []
+    for variable in model.states:
+        for large, small in pairs:
+            tail = "" if small == last else f":{small}"
+            own, best = f"analysis{tail}", _best(outcome, variable, tail)
+            one = "analysis" if large == last else f"analysis:{large}"
+            what = f"{last}, dates shuffled" if large == "shuffled dates" else large
+            for other in dict.fromkeys((best, own)):
+                gain = outcome.scores.paired_gain(one, other, variable=variable)
+                name = other.removesuffix(tail) + (" (the best)" if other == best else "")
+                rows.append(_gain_row(variable, f"{what} over {small}", name, gain))
+    return rows
 
 
-def _gain_row(variable: str, what: str, gain: Gain) -> dict[str, str]:
+def _best(outcome: Outcome, variable: str, tail: str) -> str:
+    """The method with the least RMSE among those that analysed a set; `tail` is ":SET", or empty for the main set."""
+    known = {row["method"] for row in outcome.scores.rows() if row["variable"] == variable}
+    names = [f"{name}{tail}" for name in _ANALYSES if f"{name}{tail}" in known]
+    return min(names, key=lambda name: outcome.scores.value(name, "rmse", variable=variable))
+
+
+def _gain_row(variable: str, what: str, other: str, gain: Gain) -> dict[str, str]:
     return {
         "variable": variable,
         "comparison": what,
+        "analysis compared with": other,
         "gain in RMSE": f"{gain.mean:+.1%}",
         "95 % interval": f"{gain.lower:+.1%} to {gain.upper:+.1%}",
         "windows": str(gain.n),

@@ -262,7 +262,7 @@ def score(
         method: Name of the method.
         name: Name of the variable.
         layout: Layout of its values.
-        value: Members (N, T, *S), or mean and standard deviation (T, *S).
+        value: Members (N, T, *S), or mean and standard deviation (T, *S). One member has no CRPS.
         truth: Truth (T, *S), NaN where missing.
         blocks: Windows of the intervals: names and days.
         masks: Masks of the parts by name, (T, *S), or (C, P) for all days.
@@ -277,6 +277,10 @@ def score(
                 statistics = gaussian_window_statistics(mean[days], std[days], truth[days], weights, mask)
             else:
                 statistics = window_statistics(value[:, days], truth[days], weights, mask)
+                if (
+                    len(value) == 1 and method != "reconstruction"
+                ):  # a draw of a distribution, no forecast by itself
+                    statistics["crps"] = torch.full_like(statistics["weight"], torch.nan)
             scores.add(method, name, block, statistics, part=part, levels=levels)
 
 
