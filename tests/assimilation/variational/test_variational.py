@@ -165,6 +165,8 @@ def test_a_linear_residual_needs_one_step(solver, rng):
     done = gauss_newton(lambda c: y - c @ G.mT, torch.zeros(2, 3, dtype=DOUBLE), solver=solver)
     exact = torch.linalg.solve(G.mT @ G + torch.eye(3, dtype=DOUBLE), G.mT @ y.mT)[..., 0]
     torch.testing.assert_close(done.control, exact, rtol=0, atol=1e-10)
+    J = (exact.square().sum(-1) + (y[:, 0] - exact @ G.mT).square().sum(-1)) / 2
+    torch.testing.assert_close(done.cost, J, rtol=0, atol=1e-10)
     assert done.iterations == 1
 
 
