@@ -8,6 +8,7 @@ from torch import Tensor
 
 from slams.assimilation import DampedEnSF, SingleMemberEnSF
 from slams.assimilation.filter import Memory
+from slams.assimilation.score.ensf_damped import _phi
 from slams.core.covariance import Diagonal
 from slams.observation import Observation, operators
 from slams.systems import LinearGaussian, Lorenz96
@@ -128,6 +129,16 @@ def test_units_of_the_spread_are_the_members_unbiased_deviation():
         for scale in ("spread", float(1 / deviation))
     )
     torch.testing.assert_close(by_spread, by_factor, rtol=0, atol=1e-9)
+
+
+def test_factors_of_the_exponential_step_are_their_series():
+    """sum (-q)^k / (k + 1)! and sum (-q)^k / (k + 2)!, to the square of the q up to which two terms are taken."""
+    q = torch.cat([torch.zeros(1, dtype=DOUBLE), torch.logspace(-12, 0.5, 400, dtype=DOUBLE)])
+    terms = torch.arange(40, dtype=DOUBLE)
+    powers = (-q[:, None]) ** terms
+    for found, shift in zip(_phi(q), (2, 3), strict=True):
+        exact = (powers / torch.exp(torch.lgamma(terms + shift))).sum(-1)
+        torch.testing.assert_close(found, exact, rtol=0, atol=2e-7)
 
 
 def test_very_accurate_values_through_a_bounded_operator_are_met():
