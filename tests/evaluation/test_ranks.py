@@ -39,3 +39,11 @@ def test_ranks_without_windows_or_weight_are_refused(ranks):
 
 def test_one_window_is_worth_one_truth():
     assert effective_count(torch.tensor([[5.0, 3.0, 2.0]])) == 1.0
+
+
+def test_a_single_window_is_one_truth_whatever_its_weights():
+    """Its counts are its share of itself but for rounding, which is no variance; nor is one without weight a second."""
+    for seed in range(50):
+        ranks = torch.rand(1, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        assert effective_count(ranks) == 1.0
+        assert effective_count(torch.cat([ranks, 0 * ranks])) == 1.0
