@@ -78,14 +78,14 @@ def assimilated(folder: Path) -> dict:
 
 
 def evaluated(folder: Path) -> dict:
-    """Scores of the analysis that the old code wrote."""
+    """Scores of the analysis that the old code wrote; their intervals are computed otherwise since."""
     run, truth, report = copied("run", folder), copied("archive.nc", folder), folder / "report"
     words = ["evaluate", str(run / "analysis.nc"), "--truth", str(truth), "--report", str(report)]
     assert main(words) == 0
     with open(report / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    numbers = ("value", "lower", "upper", "n")
-    keys = [key for key in rows[0] if key not in numbers]
+    numbers = ("value", "n")
+    keys = [key for key in rows[0] if key not in (*numbers, "lower", "upper")]
     return {
         " | ".join(row[k] for k in keys): [float(row[k]) if row[k] else None for k in numbers] for row in rows
     }

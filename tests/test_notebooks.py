@@ -41,7 +41,7 @@ PROMISES = {
         ),
     ),
     "03c_model_error": Promise(
-        {"generative EnKF", "told nothing", "LETKF", "nudging", "raw observation", "climatology"},
+        {"generative EnKF", "without observations", "LETKF", "nudging", "raw observation", "climatology"},
         (("generative EnKF", "climatology", 0.6), ("generative EnKF", "nudging", 0.9)),
     ),
 }

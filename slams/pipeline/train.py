@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, is_dataclass, replace
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -61,8 +61,8 @@ def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
         fields: Fields of all days.
         out: Folder of the run.
     """
-    sizes = {
-        name: [list(x.shape), float(torch.nan_to_num(x[::97]).double().sum())]
+    sizes = {  # six digits: the last ones of a logarithm depend on the processor
+        name: [list(x.shape), f"{float(torch.nan_to_num(x[::97]).double().sum()):.6g}"]
         for name, x in fields.values.items()
     }
     content = [sizes, str(fields.dates[0]), str(fields.dates[-1])]
@@ -72,24 +72,67 @@ def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
     inputs: dict[str, Any] = {"codec": codec, "prior": [codec, recipe.prior]}
     inputs["calibration"] = [inputs["prior"], e.sets, e.share, recipe.assimilation]
     inputs["report"] = [inputs["calibration"], e, list(e.sets), data]
-    earlier = _earlier_keys(recipe, content, taken, out)
+    earlier = {} if taken else _earlier_keys(recipe, fields, out)
     return {name: Stage(name, each, _VERSION, earlier.get(name, ())) for name, each in inputs.items()}
 
 
-def _earlier_keys(recipe: Recipe, content: list[Any], taken: list[str], out: Path) -> dict[str, tuple[str]]:
-    """Keys of the same inputs in a ledger of versions before 0.2, whose recipe had fewer settings."""
-    path = out / codecs.FILE_NAME
+def _earlier_keys(recipe: Recipe, fields: Fields, out: Path) -> dict[str, tuple[str]]:
+    """Keys in a ledger of versions before 0.2, of the stages that rest on these settings and data.
+
+    Those versions hashed sums of the data to the last digit, which differs between processors. The settings are those in
+    the files of the run instead, and the data are the same where the climate of the training days is the codec's.
+    """
     try:
-        tree = _restricted(recipe, read_facts(path)["recipe"])
+        ledger = json.loads((out / ".stages.json").read_text(encoding="utf-8"))
+        old = {name: key for name, key in ledger.items() if isinstance(key, str) and ":" not in key}
+        codec = MultimodalCodec.load(out / codecs.FILE_NAME) if old else None
+        if codec is None or not _same_climate(codec, fields):
+            return {}
+        first = read_facts(out / codecs.FILE_NAME)["recipe"]
+        later = read_facts(out / priors.FILE_NAME)["recipe"] if (out / priors.FILE_NAME).exists() else None
     except (FileNotFoundError, ValueError):
         return {}
-    data = {k: v for k, v in tree["data"].items() if k not in ("store", "test", "direct")}
-    codec = digest(data, tree["latent"], tree["seed"], *content)
-    codec = digest(codec, *taken) if taken else codec
-    prior = digest(codec, tree["prior"])
-    calibration = digest(prior, recipe.experiment.sets, recipe.experiment.share, tree["assimilation"])
-    report = digest(calibration, tree["assimilation"], tree["experiment"], tree["data"])
-    return {"codec": (codec,), "prior": (prior,), "calibration": (calibration,), "report": (report,)}
+    found: dict[str, tuple[str]] = {}
+    for name, tree, parts in (
+        ("codec", first, {"data": ("store", "test", "direct"), "latent": (), "seed": ()}),
+        ("prior", later, {"prior": ()}),
+        ("calibration", later, {"assimilation": (), "experiment": ("windows", "spacing", "shuffled", "withhold")}),
+        ("report", later, {"data": ("store",), "experiment": ()}),
+    ):  # fmt: skip
+        if name not in old or tree is None or not _same_settings(recipe, tree, parts):
+            break  # each stage rests on those before it
+        found[name] = (old[name],)
+    return found
+
+
+def _same_settings(recipe: Recipe, earlier: Mapping[str, Any], parts: Mapping[str, Sequence[str]]) -> bool:
+    """Whether some parts of a recipe are those of an earlier one, apart from keys that don't count."""
+    now = _restricted(recipe, earlier)
+
+    def counting(tree: Mapping[str, Any], part: str) -> Any:
+        value = tree[part]
+        return (
+            {k: v for k, v in value.items() if k not in parts[part]} if isinstance(value, Mapping) else value
+        )
+
+    return all(digest(counting(now, part)) == digest(counting(earlier, part)) for part in parts)
+
+
+def _same_climate(codec: MultimodalCodec, fields: Fields) -> bool:
+    """Whether the statistics of the training days are the codec's, to a thousandth of a standard deviation."""
+    if set(codec.statistics) != set(fields.values):
+        return False
+    rows = fields.part(codec.recipe.data.train)
+    phase = phase_of(fields.dates[rows])
+    for name, x in fields.values.items():
+        one, weights = codec.statistics[name], fields.layouts[name].weights()
+        now = fit_statistics(x, rows, phase, codec.recipe.data.harmonics, weights)
+        if now.coefficients.shape != one.coefficients.shape:
+            return False
+        apart = (now.coefficients - one.coefficients).abs() / one.std
+        if not bool((apart < 1e-3).all()) or not bool((now.std / one.std - 1).abs().max() < 1e-3):
+            return False
+    return True
 
 
 def _restricted(settings: Any, earlier: Mapping[str, Any]) -> Any:

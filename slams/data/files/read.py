@@ -323,6 +323,7 @@ def _refuse_empty_days(array: xr.DataArray, modality: Modality, paths: list[Path
         names = ", ".join(map(str, days[:5])) + (", ..." if days.size > 5 else "")
         raise InvalidValueError(
             f"modality {modality.name!r} has {days.size} days without a single value ({names}), in "
-            f"{', '.join(map(str, paths[:3]))}{', ...' if len(paths) > 3 else ''}; leave these days out of "
+            f"{', '.join(map(str, paths[:3]))}{', ...' if len(paths) > 3 else ''}"
+            f"{' (' + array.attrs['left_out'] + ')' if 'left_out' in array.attrs else ''}; leave these days out of "
             "the dates, mend the file, or read it with allow_empty_days=True if nothing was seen then."
         )

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from slams.core.errors import DataWarning
 from slams.data.files.canonical import join_expver
 from slams.data.files.modality import Modality
 from slams.data.files.read import align, read
@@ -130,7 +131,10 @@ def test_two_passes_a_day_are_averaged_by_date_and_half_a_day_is_missing(tmp_pat
 
 def test_impossible_olr_is_refused(tmp_path):
     path = olr(tmp_path / "olr.nc", np.full((1, 4, 5), 600.0), [hours("2000-01-01")])
-    with pytest.raises(ValueError, match="600.*expected 0 to 500"):
+    with (
+        pytest.warns(DataWarning, match="20 outside the declared range"),
+        pytest.raises(ValueError, match="without a single value.*outside the declared range.*first 600"),
+    ):
         read(modality(path, variable="olr"))
 
 
