@@ -1,6 +1,7 @@
 """The report of a run: tables, gains, figures."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -122,11 +123,12 @@ def gains(model: Model, outcome: Outcome) -> list[dict[str, str]]:
     ]
     if model.recipe.experiment.shuffled:
         pairs.append(("shuffled dates", first))
-    rows = []
+    rows, known = [], {(row["method"], row["variable"]) for row in outcome.scores.rows()}
     for variable in model.states:
+        methods = [str(name) for name, of in known if of == variable]
         for large, small in pairs:
             tail = "" if small == last else f":{small}"
-            own, best = f"analysis{tail}", _best(outcome, variable, tail)
+            own, best = f"analysis{tail}", _best(outcome, variable, methods, tail)
             one = "analysis" if large == last else f"analysis:{large}"
             what = f"{last}, dates shuffled" if large == "shuffled dates" else large
             for other in dict.fromkeys((best, own)):
@@ -136,10 +138,9 @@ def gains(model: Model, outcome: Outcome) -> list[dict[str, str]]:
     return rows
 
 
-def _best(outcome: Outcome, variable: str, tail: str) -> str:
-    """The method with the least RMSE among those that analysed a set; `tail` is ":SET", or empty for the main set."""
-    known = {row["method"] for row in outcome.scores.rows() if row["variable"] == variable}
-    names = [f"{name}{tail}" for name in _ANALYSES if f"{name}{tail}" in known]
+def _best(outcome: Outcome, variable: str, methods: Sequence[str], tail: str) -> str:
+    """The one of least RMSE among methods that analysed a set; `tail` is ":SET", or empty for the main set."""
+    names = [f"{name}{tail}" for name in _ANALYSES if f"{name}{tail}" in methods]
     return min(names, key=lambda name: outcome.scores.value(name, "rmse", variable=variable))
 
 
