@@ -196,8 +196,9 @@ class SeasonalStandardize(nn.Module):
 
         With the quantiles q of a point's anomalies, the limits are q01 - 3 w and q99 + 3 w' with w = q50 - q01 and
         w' = q99 - q50, but at least their medians over the points of a channel: about 9 standard deviations of a
-        normal distribution, and 18 scales of an exponential one. Amounts, given as log(1 + x), have an upper limit
-        only, ten times 1 + x at q99 or at the median of q99 over the points, whichever is more.
+        normal distribution. A width more than three times the other one's, as of rain or sea ice, counts nine times
+        instead of three. Points without a width have the medians of the others. Amounts, given as log(1 + x), have an
+        upper limit only, ten times 1 + x at q99 or at the median of q99 over the points, whichever is more.
 
         Args:
             x: Training fields (n, C, *space), NaN where missing.
@@ -213,7 +214,9 @@ class SeasonalStandardize(nn.Module):
                 _floored(upper) + math.log(10) / self.std.flatten(1),
             )
         else:
-            low, high = lower - 3 * _floored(middle - lower), upper + 3 * _floored(upper - middle)
+            below, above = middle - lower, upper - middle
+            low = lower - torch.where(below > 3 * above, 9, 3) * _widened(below)
+            high = upper + torch.where(above > 3 * below, 9, 3) * _widened(above)
         shape = self.present.shape
         low, high = (
             low.nan_to_num(-torch.inf, neginf=-torch.inf),
@@ -227,6 +230,12 @@ class SeasonalStandardize(nn.Module):
 def _floored(width: Tensor) -> Tensor:
     """(C, P), each at least the median of its channel."""
     return torch.fmax(width, width.nanmedian(-1, keepdim=True).values)
+
+
+def _widened(width: Tensor) -> Tensor:
+    """(C, P), each at least the median of its channel's widths above 0; infinite where there are none."""
+    floored = torch.fmax(width, width.where(width > 0, torch.nan).nanmedian(-1, keepdim=True).values)
+    return floored.where(floored > 0, torch.inf)
 
 
 def seasonal_basis(phase: Tensor, harmonics: int) -> Tensor:

@@ -14,9 +14,36 @@ from slams.data.files import units
 from slams.data.files.opening import numbers, packing_of
 
 # of files without attributes for them; a value is a marker if it equals one and stands apart from all others
-_MARKERS = (999, 999.9, 999.99, 9999, 9999.9, 9999.99, 99999, 999999, 32766, 32767, 32768)
+_MARKERS = (
+    999,
+    999.9,
+    999.99,
+    7777,
+    8888,
+    9999,
+    9999.9,
+    9999.99,
+    99999,
+    99999.9,
+    999999,
+    9999999,
+    32766,
+    32767,
+    32768,
+)
+_SMALL = (
+    -99,
+    -99.9,
+    -99.99,
+    99.9,
+    99.99,
+)  # of fields that may reach them: markers only where they come again and again
 _NO_FIELD = 1e10  # beyond all fields of the weather in any unit
 _APART = 3.0  # ranges of the other values between them and a marker
+_REPEATED, _APART_REPEATED = (
+    3,
+    0.5,
+)  # the same number that often, with nothing near it, is no extreme of the weather
 _SHARE = 0.2  # of values out of the possible range: more are no gross errors, but another quantity or unit
 
 
@@ -148,37 +175,49 @@ def without_markers(array: xr.DataArray, source: xr.DataArray, left: LeftOut) ->
         chosen = 0 if 2 * outside[0].sum() <= present.sum() or len(ranges) == 1 else 1
         low, high = ranges[chosen]
         array = left.drop(array, outside[chosen], f"outside the declared range {low:g} to {high:g}")
-    marked = undeclared(array.values)
+    marked = undeclared(array.values, packing_of(source.encoding))
     found = ", ".join(f"{value:g}" for value in np.unique(array.values[marked])[:3])
     return left.drop(array, marked, f"markers of missing values that no attribute declares ({found})")
 
 
-def undeclared(values: np.ndarray) -> np.ndarray:
+def undeclared(values: np.ndarray, packing: tuple[float, float] | None = None) -> np.ndarray:
     """Mask of markers: -999, 9999 and the like, further from all other values than three times their range.
+
+    Half their range is enough for markers that come three times or more; -99 and 99.9 are markers only then.
 
     Args:
         values: Of any shape, NaN where missing.
+        packing: Scale and offset of the file, whose markers may be packed numbers.
     """
     rest, peeled = np.isfinite(values), []
     while rest.any():
         low, high = float(values[rest].min()), float(values[rest].max())
-        extreme = next((value for value in (low, high) if _is_marker(value)), None)
-        if extreme is None:
+        for extreme in (low, high):
+            mask = rest & (values == np.asarray(extreme, values.dtype))
+            repeated = int(mask.sum()) >= _REPEATED
+            if _is_marker(extreme, packing) or (repeated and _equals(extreme, _SMALL)):
+                break
+        else:
             break
-        peeled.append(rest & (values == np.asarray(extreme, values.dtype)))
-        rest = rest & ~peeled[-1]
+        peeled.append((mask, _APART_REPEATED if repeated else _APART))
+        rest = rest & ~mask
     marked = np.zeros(values.shape, dtype=bool)
     if not peeled or not rest.any():
         return marked
-    for mask in peeled:
+    for mask, apart in peeled:
         value = float(values[mask][0])
-        if max(low - value, value - high) > _APART * (high - low):
+        if max(low - value, value - high) > apart * (high - low):
             marked |= mask
     return marked
 
 
-def _is_marker(value: float) -> bool:
-    return abs(value) >= _NO_FIELD or any(abs(abs(value) - marker) < 1e-6 * marker for marker in _MARKERS)
+def _is_marker(value: float, packing: tuple[float, float] | None) -> bool:
+    stored = abs(round((value - packing[1]) / packing[0])) if packing is not None else 0
+    return abs(value) >= _NO_FIELD or _equals(abs(value), _MARKERS) or stored in _MARKERS
+
+
+def _equals(value: float, markers: tuple[float, ...]) -> bool:
+    return any(abs(value - marker) < 1e-6 * abs(marker) for marker in markers)
 
 
 def _declared(source: xr.DataArray) -> list[tuple[float, float]]:

@@ -94,7 +94,7 @@ def days_of(modality: Modality) -> np.ndarray:
 
     Raises:
         FileNotFoundError: If a path or glob matches nothing; similar names are listed.
-        ValueError: If a file can't be opened or lacks the variable or its times.
+        ValueError: If a file can't be opened, lacks the variable, its times, or chunks that would read as numbers.
     """
     found = []
     for path in find(modality.files):
@@ -102,6 +102,7 @@ def days_of(modality: Modality) -> np.ndarray:
         with open_dataset(path, ARCHIVES.values()) as dataset:
             names = (modality.variable, *aliases(modality.variable))
             name = find_variable(dataset, names, path, f"modality {modality.name!r}")
+            refuse_absent_chunks(path, dataset, name, subject)
             array = canonical(dataset, name, modality.kind, modality.name, subject)
             found.append(calendar_days(array.time, subject))
     return np.unique(np.concatenate(found))

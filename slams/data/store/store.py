@@ -4,6 +4,7 @@ import difflib
 import errno
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,9 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from slams.core.errors import InvalidValueError, MissingFileError
+from slams.core.errors import DataWarning, InvalidValueError, MissingFileError
 from slams.core.files import atomic
+from slams.data.files.opening import open_dataset, reading, refuse_absent_chunks
 from slams.data.files.periods import years_of
 from slams.data.store.manifest import write_manifest
 from slams.data.store.writer import Standing, Writer, locked, publish, repair, running_hash, scratch, seal
@@ -181,7 +183,17 @@ class FieldStore:
 
     @cached_property
     def dates(self) -> np.ndarray:
-        """Days in the store, datetime64[D], rising."""
+        """Days in the store, datetime64[D], rising; a `DataWarning` tells of chunks that read as missing.
+
+        Raises:
+            ValueError: If coordinates lack chunks, or can't be read.
+        """
+        with open_dataset(self.path) as dataset:
+            absent = refuse_absent_chunks(
+                self.path, dataset, self.variable, f"{self.variable} in {self.path}"
+            )
+        if absent:
+            warnings.warn(f"{absent}.", DataWarning, stacklevel=2)
         return np.asarray(self._array("time")[:]).astype("datetime64[D]")
 
     @cached_property
@@ -245,7 +257,7 @@ class FieldStore:
         values = np.empty(shape, dtype=np.float32)
         breaks = np.flatnonzero(np.diff(positions) != 1) + 1
         for start, stop in zip([0, *breaks], [*breaks, positions.size], strict=True):
-            if stop > start:
+            with reading(f"{self.variable} in {self.path}"):
                 values[start:stop] = self._data[int(positions[start]) : int(positions[stop - 1]) + 1]
         return values
 

@@ -90,6 +90,27 @@ def test_a_value_among_others_is_no_marker(values):
     assert not undeclared(np.array(values)).any()
 
 
+@pytest.mark.parametrize("marker", [-99.0, -99.9, 99.9, 999.0, -8888.0, -9999999.0])
+@pytest.mark.parametrize("share", [0.03, 0.3])
+def test_markers_that_come_again_and_again_are_missing(marker, share):
+    """However wide the field, and however many there are; the same number once may be an extreme."""
+    rng = np.random.default_rng(3)
+    values = rng.normal(12, 8, (200, 20)).astype("f4")
+    wrong = rng.random(values.shape) < share
+    np.testing.assert_array_equal(undeclared(np.where(wrong, np.float32(marker), values)), wrong)
+    values[0, 0] = np.sign(marker) * 99.9
+    assert not undeclared(values).any()
+
+
+@pytest.mark.parametrize(("marker", "scale", "offset"), [(-9999, 0.01, 273.15), (32767, 0.01, 477.66)])
+def test_markers_may_be_packed_numbers(marker, scale, offset):
+    values = np.random.default_rng(4).normal(285, 8, (200, 20)).astype("f4")
+    wrong = np.random.default_rng(5).random(values.shape) < 0.3
+    marked = np.where(wrong, np.float32(marker * scale + offset), values)
+    np.testing.assert_array_equal(undeclared(marked, (scale, offset)), wrong)
+    assert not undeclared(marked).any()
+
+
 def test_impossible_values_are_missing_unless_kept(tmp_path):
     values = [5.0, -3.0, 0.0, 1825.0, 2500.0, *np.linspace(1, 20, 10)]
     wanted = np.where((np.array(values) < 0) | (np.array(values) > 2000), np.nan, values).astype("f4")

@@ -12,8 +12,10 @@ import xarray as xr
 import zarr
 
 from slams.core import files
+from slams.core.errors import DataWarning, InvalidValueError
 from slams.core.files import atomic, write_text
-from slams.data.files.read import write_netcdf
+from slams.data.files.modality import Modality
+from slams.data.files.read import days_of, write_netcdf
 from slams.data.store.store import FieldStore
 
 
@@ -71,6 +73,33 @@ def test_an_unwritten_chunk_reads_as_missing_not_as_zero(tmp_path):
     FieldStore.create(tmp_path / "t2m.zarr", original)
     assert np.isnan(zarr.open_group(tmp_path / "t2m.zarr", mode="r")["t2m"].fill_value)
     assert np.isnan(FieldStore(tmp_path / "t2m.zarr").read(original.time.values[2:3]).values).all()
+
+
+@pytest.mark.parametrize("name", ["lat", "lon", "time"])
+def test_a_store_without_a_chunk_of_a_coordinate_is_refused(tmp_path, name):
+    store = FieldStore.create(tmp_path / "t2m.zarr", field())
+    (store.path / name / "c" / "0").unlink()
+    with pytest.raises(
+        InvalidValueError, match=f"coordinate '{name}' of .*t2m.zarr: 1 of 1 chunks aren't there"
+    ):
+        FieldStore(store.path).read()
+    with pytest.raises(InvalidValueError, match="chunks aren't there"):  # from the header, before training
+        days_of(Modality("t2m", (str(store.path),), "t2m", "state"))
+
+
+def test_a_store_without_a_chunk_of_values_tells_it(tmp_path):
+    store = FieldStore.create(tmp_path / "t2m.zarr", field())
+    next(path for path in (store.path / "t2m" / "c").rglob("*") if path.is_file()).unlink()
+    with pytest.warns(DataWarning, match=r"t2m in .*t2m.zarr: 1 of 1 chunks aren't there.*read as missing"):
+        assert np.isnan(FieldStore(store.path).read().values).all()
+
+
+def test_a_store_that_does_not_decode_is_named(tmp_path):
+    store = FieldStore.create(tmp_path / "t2m.zarr", field())
+    shard = next(path for path in (store.path / "t2m" / "c").rglob("*") if path.is_file())
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(InvalidValueError, match=r"t2m in .*t2m.zarr can't be read to its end"):
+        FieldStore(store.path).read()
 
 
 def test_fingerprint_depends_on_content_and_not_on_how_it_came(tmp_path):
