@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.memory import Memory
+from slams.core.covariance import Dense
 from slams.core.errors import DivergenceWarning, InvalidTypeError, InvalidValueError
 from slams.core.random import Rng
 from slams.observation.observation import Observation, Observations
@@ -130,18 +131,28 @@ def check_spread(x: Tensor, axis: int, name: str, step: int) -> None:
     )
 
 
-def far_value(mean: Tensor, observation: Observation, memory: Memory) -> str:
-    """What to say of the observed value that is furthest from the forecast, by its error alone.
+def far_value(members: Tensor, observation: Observation, memory: Memory) -> str:
+    """What to say of the observed value that is furthest from the forecast, by its error and the forecast's spread.
 
     Args:
-        mean: Mean of the forecast, (*B, *S).
+        members: Forecast, (*B, N, *S), or its mean, (*B, *S).
         observation: All values of the step, (*B, O).
         memory: Variables of the method, with all observations of the run.
 
     Returns:
         A clause with the remedy; empty if the distance is below FAR standard deviations or not finite.
     """
-    d = observation.whiten(observation.innovation(mean, members=False), members=False).abs()
+    d = observation.innovation(members)
+    spread = torch.zeros_like(observation.filled)
+    if d.ndim > observation.value.ndim:
+        d, spread = d.mean(-2), d.var(-2)
+    if isinstance(observation.noise, Dense):  # whitening mixes values
+        error = observation.noise.matrix.diagonal().to(d)
+    else:
+        error = (
+            observation.whiten(torch.ones_like(d), members=False).square().reciprocal()
+        )  # inf where missing
+    d = d.abs() / (error + spread).sqrt()
     if not FAR < float(d.max()) < math.inf:
         return ""
     at = int(d.argmax())
@@ -157,6 +168,6 @@ def far_value(mean: Tensor, observation: Observation, memory: Memory) -> str:
     among = f" of replicate {replicate}" if d.numel() > d.shape[-1] else ""
     return (
         f"{of} at step {memory.step}{among}, {observation.value.flatten()[at]:.3g}, lies {d.max():.2g} standard "
-        "deviations of its error from the forecast: make it NaN if it is a gross error, else enlarge the spread of the "
-        "members or the error variance"
+        "deviations of error and spread from the forecast: make it NaN if it is a gross error, else enlarge the spread "
+        "of the members or the error variance"
     )

@@ -298,16 +298,20 @@ class _State:
         self.done = k + 1
 
     def _far_value(self, forecast: Tensor, observation: Observation) -> str:
-        mean = self.method.moments(forecast, self.memory)[0]
-        return checks.far_value(mean, observation, self.memory) if self.method.follows else ""
+        members = (
+            forecast
+            if forecast.shape[self.method._axis] > 1
+            else self.method.moments(forecast, self.memory)[0]
+        )
+        return checks.far_value(members, observation, self.memory) if self.method.follows else ""
 
     def _follow(self, observation: Observation, forecast: Tensor) -> None:
         """Running mean of the innovations' size; a replicate that saw nothing keeps its own."""
         now = self.memory.diagnostics.get("innovation")
+        self.analyses += 1
         if now is None:
             return
-        self.analyses += 1
-        if not self.far and bool((now * observation.value.shape[-1] > checks.FAR**2).any()):
+        if not self.far and bool(((now - 2) * observation.value.shape[-1] > checks.FAR**2).any()):
             self.far = self._far_value(forecast, observation)
             if self.far:
                 warnings.warn(f"{type(self.method).__name__}: {self.far}.", DivergenceWarning, stacklevel=5)

@@ -198,14 +198,18 @@ class SeasonalStandardize(nn.Module):
         w' = q99 - q50, but at least their medians over the points of a channel: about 9 standard deviations of a
         normal distribution. A width more than three times the other one's, as of rain or sea ice, counts nine times
         instead of three. Points without a width have the medians of the others. Amounts, given as log(1 + x), have an
-        upper limit only, ten times 1 + x at q99 or at the median of q99 over the points, whichever is more.
+        upper limit only, ten times 1 + x at q99 of the values above 0 or at its median over the points, whichever is
+        more.
 
         Args:
             x: Training fields (n, C, *space), NaN where missing.
             phase: Phase of the year of each field, (n).
             amount: Whether x is the logarithm of an amount such as rain.
         """
-        z = self.encode(x, phase).flatten(2).sort(0).values  # NaN last
+        z = self.encode(x, phase).flatten(2)
+        if amount:  # deserts are dry at their 99th percentile too
+            z = torch.where(x.flatten(2) > 0, z, torch.nan)
+        z = z.sort(0).values  # NaN last
         last = (torch.isfinite(z).sum(0, keepdim=True) - 1).clamp(min=0)
         lower, middle, upper = (z.gather(0, (q * last).round().long())[0] for q in (0.01, 0.5, 0.99))
         if amount:

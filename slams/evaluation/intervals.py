@@ -47,6 +47,8 @@ def interval(values: Sequence[float], law: Law = "any") -> Interval:
     (2.0, 2.0, 2.0)
     """
     x = torch.tensor(list(values), dtype=torch.float64)
+    if not len(x):
+        return math.nan, math.nan, math.nan
     if law == "rate" and len(x) and bool(torch.isfinite(x).all()):
         return share_interval(int(x.sum()), len(x))
     limits = log_normal_limits(x) if law == "log-normal" else jackknife_limits(x.mean(), without_each(x), law)
@@ -237,6 +239,7 @@ def _quantile(p: float, variance: Tensor, b: Tensor, slope: Tensor, count: float
     t = torch.from_numpy(scipy.stats.t.ppf(student, count - 2)).repeat(len(chi))
     share = torch.from_numpy(np.outer(wide, narrow).ravel())
     s, b, slope = (each.unsqueeze(-1) for each in (variance.sqrt(), b, slope))
+    scale, t, share = (each.to(variance) for each in (scale, t, share))
     shift = (b - t * slope) * s**2 / (2 * scale)
     spread = (s / (scale * count).sqrt()).clamp(min=1e-300)
     high = (20 * (s + (b.abs() + 4 * slope) * s**2)).squeeze(-1)

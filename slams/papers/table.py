@@ -120,7 +120,7 @@ def judge_truths(
     Args:
         bar: Bounds on the number.
         values: Score of each truth (R), or `difference` of scores. Where one is not finite the mean is infinite, and
-            fails.
+            fails unless only the rival's is.
         lost: Truths that the method lost, or one of the compared methods, 0 or 1 (R); none if None.
         law: Law of the values, for the interval of their mean.
         median: Whether to take the median anyway.
@@ -129,8 +129,12 @@ def judge_truths(
     if median or share > LOST:
         worst = values.where(~values.isnan(), values.new_tensor(math.inf))
         return judge(bar, median_interval(worst.tolist()), diverged=share)
-    finite = bool(values.isfinite().all())
-    return judge(bar, interval(values.tolist(), law) if finite else (math.inf, math.nan, math.nan))
+    if bool(values.isfinite().all()):
+        return judge(bar, interval(values.tolist(), law))
+    mean = values.where(
+        ~values.isnan(), values.new_tensor(math.inf)
+    ).mean()  # -inf where only the rival is lost
+    return judge(bar, (float(mean), math.nan, math.nan))
 
 
 def lost_by(*scores: Mapping[str, Tensor]) -> Tensor | None:

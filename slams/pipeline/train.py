@@ -180,6 +180,7 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model 
     if not stages.done(plan["calibration"], files):
         validation = fields.part(recipe.data.validation)
         starts = window_starts(fields.dates[validation], recipe.prior.window)
+        model.prior.error_is_least = True  # also of a prior that an earlier version calibrated
         calibrate(model, anomalies(codec, fields, validation), starts, console)
         model.prior.save(recipe, path)
         for name in ("prior", "calibration"):  # both are in this file

@@ -112,7 +112,20 @@ def test_limits_are_those_of_the_quantiles():
     limits = SeasonalStandardize.fit(rain, phase).limited(rain, phase, amount=True)
     assert torch.isneginf(limits.low).all()
     highest = torch.expm1(limits.decode(limits.high, phase[:1])[0])
-    torch.testing.assert_close(highest, torch.full((1, 4), 10 * (5 * 2.326 + 1) - 1), rtol=0.05, atol=0)
+    torch.testing.assert_close(highest, torch.full((1, 4), 10 * (5 * 2.576 + 1) - 1), rtol=0.05, atol=0)
+
+
+def test_rain_of_deserts_is_credible():
+    """Wet on four days in a thousand, exponential with a mean of 8 mm: the chance of a false alarm is 1e-18 a day."""
+    rng = torch.Generator().manual_seed(0)
+    wet = torch.rand(4000, 1, 10, generator=rng) < 0.004
+    rain = torch.where(wet, torch.log1p(-8 * torch.rand(wet.shape, generator=rng).log()), 0.0)
+    phase = torch.zeros(len(rain))
+    climate = SeasonalStandardize.fit(rain[:3000], phase[:3000]).limited(
+        rain[:3000], phase[:3000], amount=True
+    )
+    assert not climate.incredible(rain, phase).any()
+    assert climate.incredible(torch.full_like(rain[:1], 7.6), phase[:1]).all()  # 2000 mm
 
 
 def test_values_of_fields_that_are_mostly_zero_are_credible():

@@ -248,16 +248,22 @@ def test_gains_are_over_the_best_analysis_of_the_smaller_set(done, monkeypatch):
         "analysis:few": 4.0,
         "gaussian:few": 2.0,
         "interpolation:few": 3.0,
+        "ridge:few": 1.5,  # without a value in one cell
         "climatology": 0.5,
     }
     for method, error in errors.items():
         for window in range(4):
             members = torch.full((3, 1, 1, 2), error * (1 + 0.1 * window))
-            statistics = window_statistics(members, torch.zeros(1, 1, 2), torch.ones(1, 2))
+            truth = torch.tensor([[[0.0, torch.nan if method == "ridge:few" else 0.0]]])
+            statistics = window_statistics(members, truth, torch.ones(1, 2))
             scores.add(method, "temp", str(window), statistics)
     settings = replace(recipe, experiment=replace(recipe.experiment, sets=sets, shuffled=False))
     model = SimpleNamespace(recipe=settings, states=["temp"])
     rows = gains(model, Outcome(scores, np.array([])))
     found = {row["analysis compared with"]: row["gain in RMSE"] for row in rows}
-    assert found == {"gaussian (the best)": "+50.0%", "analysis": "+75.0%"}
+    assert found == {
+        "ridge (on other cells)": "–",
+        "gaussian (the best)": "+50.0%",
+        "analysis": "+75.0%",
+    }
     assert {row["comparison"] for row in rows} == {"both over few"}

@@ -23,10 +23,12 @@ class BiasAwareLETKF(LETKF):
 
         x_i <- M(x_i) + v,    v averages (analysis mean - forecast mean) / n + v over `closure` analyses.
 
-    Where the model is right the increments have mean 0, and v is their sampling error. An analysis takes off only a part
-    of the error; what is left of it enters the next increments, so that v grows to the whole error over a few times
-    `closure` analyses. Site by site v is shrunk towards its mean over the sites by the factor of
-    Efron and Morris (see `shrunk`). "model_error" is its mean over the sites.
+    Where the model is right the increments have mean 0, and v is their sampling error. An analysis takes off only a
+    part of the error; what is left of it enters the next increments, so that v settles at the whole error over a few
+    times `closure` analyses. It is first applied after ten analyses, whose increments sum up errors that were not yet
+    corrected: where the analysis takes off all of the error, v starts at up to 2.9 times the error. Site by site v is
+    shrunk towards its mean over the sites by the factor of Efron and Morris (see `shrunk`). "model_error" is its mean
+    over the sites.
 
     Args:
         dynamics: The model.

@@ -306,12 +306,7 @@ def refuse_long_periods(
     """
     steps = np.diff(np.unique(days)).astype(int)
     regular = all(28 <= step <= 31 for step in steps) or all(step in (365, 366) for step in steps)
-    alike = len({str(day)[8:] for day in days}) == 1
-    found = (
-        f"steps of {steps.min()} to {steps.max()} days"
-        if steps.size and regular and (alike or steps.size > 1)
-        else ""
-    )
+    found = f"steps of {steps.min()} to {steps.max()} days" if steps.size > 1 and regular else ""
     if dataset is not None and time is not None:
         attributes = {**time.encoding, **time.attrs}
         bounds = dataset.variables.get(attributes.get("bounds"))

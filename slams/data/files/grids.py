@@ -86,7 +86,11 @@ def match_stations(
     """
     i, j, apart = _pairs(reference, array)
     wanted, have = _names(reference), _names(array)
-    alike = np.zeros(i.size, dtype=bool) if wanted is None or have is None else wanted[i] == have[j]
+    alike = (
+        np.zeros(i.size, dtype=bool)
+        if wanted is None or have is None
+        else (wanted[i] == have[j]) & (wanted[i] != "")
+    )
     positions = np.full(_values(reference, "lat").size, -1)
     taken = np.zeros(_values(array, "lat").size, dtype=bool)
     moved, renamed = [], []

@@ -44,6 +44,8 @@ _REPEATED, _APART_REPEATED = (
     3,
     0.5,
 )  # the same number that often, with nothing near it, is no extreme of the weather
+_OWN_SIZE = 0.5  # of a marker, by which it is further from all others at least
+_MOST_MARKERS = 20  # distinct ones of one variable
 _SHARE = 0.2  # of values out of the possible range: more are no gross errors, but another quantity or unit
 
 
@@ -88,13 +90,13 @@ POSSIBLE = (
     _possible(
         "temperature", "K", 100, 500, "t tmp temp temperature"
     ),  # perhaps of the sea, the ground or a satellite
-    _possible("specific humidity", "kg kg-1", -0.005, 0.07, "specific_humidity q hus shum humidity"),
+    _possible("specific humidity", "kg kg-1", -0.005, 0.07, "specific_humidity q hus shum"),
     _possible("relative humidity", "%", -30, 200, "relative_humidity rh hur hurs rhum"),
     _possible("geopotential height", "gpm", -1500, 90000, "geopotential_height geopotential z zg hgt gh"),
     _possible(
         "sea level pressure", "hPa", 850, 1100, "air_pressure_at_mean_sea_level psl msl slp prmsl mslp"
     ),
-    _possible("surface pressure", "hPa", 250, 1100, "surface_air_pressure ps sp pres"),
+    _possible("surface pressure", "hPa", 250, 1100, "surface_air_pressure ps sp"),
     _possible(
         "wind",
         "m s-1",
@@ -181,15 +183,17 @@ def without_markers(array: xr.DataArray, source: xr.DataArray, left: LeftOut) ->
 
 
 def undeclared(values: np.ndarray, packing: tuple[float, float] | None = None) -> np.ndarray:
-    """Mask of markers: -999, 9999 and the like, further from all other values than three times their range.
+    """Mask of markers: -999, 9999 and the like, further from all other values than three times the range of these.
 
-    Half their range is enough for markers that come three times or more; -99 and 99.9 are markers only then.
+    A marker is also further from them than half its own size. Half the range is enough for markers
+    that come three times or more; -99 and 99.9 are markers only then.
 
     Args:
         values: Of any shape, NaN where missing.
         packing: Scale and offset of the file, whose markers may be packed numbers.
     """
-    rest, peeled = np.isfinite(values), []
+    rest = np.isfinite(values)
+    peeled: list[tuple[np.ndarray, float]] = []
     while rest.any():
         low, high = float(values[rest].min()), float(values[rest].max())
         for extreme in (low, high):
@@ -199,6 +203,8 @@ def undeclared(values: np.ndarray, packing: tuple[float, float] | None = None) -
                 break
         else:
             break
+        if len(peeled) == _MOST_MARKERS:  # a field of values as large as markers
+            return np.zeros(values.shape, dtype=bool)
         peeled.append((mask, _APART_REPEATED if repeated else _APART))
         rest = rest & ~mask
     marked = np.zeros(values.shape, dtype=bool)
@@ -206,7 +212,9 @@ def undeclared(values: np.ndarray, packing: tuple[float, float] | None = None) -
         return marked
     for mask, apart in peeled:
         value = float(values[mask][0])
-        if max(low - value, value - high) > apart * (high - low):
+        own = _OWN_SIZE * abs(value) if _equals(abs(value), (*_MARKERS, *_SMALL)) else 0.0
+        # 999 hPa beside 1003 is no marker: one is far away by its own size too
+        if max(low - value, value - high) > max(apart * (high - low), own):
             marked |= mask
     return marked
 

@@ -112,5 +112,6 @@ def leave_out(statistics: SeasonalStandardize, x: Tensor, phase: Tensor) -> tupl
             at = wrong.nonzero()
             first = first if count else (int(days[0] + at[0, 0]), *at[0, 1:].tolist())
             count += len(at)
-            x[days] = x[days].masked_fill(wrong, torch.nan)
+            # of a mapped file only the pages of these values are copied
+            x[int(days[0]) : int(days[-1]) + 1].masked_fill_(wrong, torch.nan)
     return count, first

@@ -85,7 +85,7 @@ class Model:
                 if name in self.operators:
                     each = extra.reshape(shape[0], -1)[:, 0].repeat_interleave(len(error) // shape[0])
                     extra = each * noise_gain(operator, self.layouts[name])
-                if name not in self.states:
+                if name not in self.states and self.prior.error_is_least:
                     own = error.diagonal() if error.ndim == 2 else error
                     extra = (extra - own).clamp(min=0)
                 error = error + (torch.diag(extra) if error.ndim == 2 else extra)

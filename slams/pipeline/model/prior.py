@@ -66,6 +66,7 @@ class LearntPrior(nn.Module):
         self.factors = dict.fromkeys(errors, 1.0)
         self.inflation = 1.0
         self.learning: dict[str, Any] = {}
+        self.error_is_least = True  # the stated one; versions before 0.2 calibrated with it on top
 
     @property
     def gaussian(self) -> WindowGaussian:
@@ -128,6 +129,7 @@ class LearntPrior(nn.Module):
         prior = cls(denoiser, **{part: groups.get(part, {}) for part in (*_PARTS, "statistics")})
         prior.factors, prior.inflation = facts["factors"], facts["inflation"]
         prior.learning = facts.get("learning", {})
+        prior.error_is_least = "learning" in facts
         return prior.eval()
 
 

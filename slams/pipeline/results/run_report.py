@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
+from slams.core.errors import InvalidValueError
 from slams.evaluation.figures import plots
 from slams.evaluation.report import Block, Fact, Picture, Section, Table, Verbatim, write_report
 from slams.evaluation.scores import Gain
@@ -114,7 +115,7 @@ def gains(model: Model, outcome: Outcome) -> list[dict[str, str]]:
     """Relative gain in RMSE of each set over the sets it contains, and of shuffled dates over none.
 
     The gain is over the best analysis of the smaller set, whichever method has it, and where that is another method, also
-    over the smaller set's own analysis.
+    over the smaller set's own analysis. A method that lacks values at some cells is named and not compared.
     """
     sets = model.recipe.experiment.sets
     first, last = next(iter(sets)), list(sets)[-1]
@@ -128,30 +129,38 @@ def gains(model: Model, outcome: Outcome) -> list[dict[str, str]]:
         methods = [str(name) for name, of in known if of == variable]
         for large, small in pairs:
             tail = "" if small == last else f":{small}"
-            own, best = f"analysis{tail}", _best(outcome, variable, methods, tail)
             one = "analysis" if large == last else f"analysis:{large}"
             what = f"{last}, dates shuffled" if large == "shuffled dates" else large
-            for other in dict.fromkeys((best, own)):
-                gain = outcome.scores.paired_gain(one, other, variable=variable)
-                name = other.removesuffix(tail) + (" (the best)" if other == best else "")
+            best = ""
+            for other in _ranked(outcome, variable, methods, tail):
+                if best and other != f"analysis{tail}":
+                    continue
+                name = other.removesuffix(tail)
+                try:
+                    gain = outcome.scores.paired_gain(one, other, variable=variable)
+                except InvalidValueError:  # a method without values at cells that others have
+                    rows.append(_gain_row(variable, f"{what} over {small}", f"{name} (on other cells)", None))
+                    continue
+                best = best or other
+                name += " (the best)" if other == best else ""
                 rows.append(_gain_row(variable, f"{what} over {small}", name, gain))
     return rows
 
 
-def _best(outcome: Outcome, variable: str, methods: Sequence[str], tail: str) -> str:
-    """The one of least RMSE among methods that analysed a set; `tail` is ":SET", or empty for the main set."""
+def _ranked(outcome: Outcome, variable: str, methods: Sequence[str], tail: str) -> list[str]:
+    """Methods that analysed a set, by their RMSE; `tail` is ":SET", or empty for the main set."""
     names = [f"{name}{tail}" for name in _ANALYSES if f"{name}{tail}" in methods]
-    return min(names, key=lambda name: outcome.scores.value(name, "rmse", variable=variable))
+    return sorted(names, key=lambda name: outcome.scores.value(name, "rmse", variable=variable))
 
 
-def _gain_row(variable: str, what: str, other: str, gain: Gain) -> dict[str, str]:
+def _gain_row(variable: str, what: str, other: str, gain: Gain | None) -> dict[str, str]:
     return {
         "variable": variable,
         "comparison": what,
         "analysis compared with": other,
-        "gain in RMSE": f"{gain.mean:+.1%}",
-        "95 % interval": f"{gain.lower:+.1%} to {gain.upper:+.1%}",
-        "windows": str(gain.n),
+        "gain in RMSE": "–" if gain is None else f"{gain.mean:+.1%}",
+        "95 % interval": "–" if gain is None else f"{gain.lower:+.1%} to {gain.upper:+.1%}",
+        "windows": "–" if gain is None else str(gain.n),
     }
 
 

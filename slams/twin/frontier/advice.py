@@ -51,7 +51,8 @@ def advise(case: CaseResults) -> Advice:
     tied, floor = case.tied, case.floor
     if not tied:
         name = f"{floor.label} (rmse {text(floor.rmse)})" if floor else "the trivial rows"
-        return Advice(case, None, None, [f"Nothing beats {name}: use that.", *_warnings(case)])
+        informed = [_informed(each, floor) for each in case.role("informed")] if floor else []
+        return Advice(case, None, None, [f"Nothing beats {name}: use that.", *informed, *_warnings(case)])
     close = near(tied)
     best, use = tied[0], min(close, key=lambda p: p.value("cpu_seconds"))
     sentences = [_choice(case, best, use, tied, close)]

@@ -189,3 +189,20 @@ def read_raw(path, dtype, values, attributes):
         variable[:] = np.tile(np.asarray(values, dtype).reshape(2, 3), (2, 1, 1))
     array = read(Modality("x", (str(path),), "x", "observation"), allow_empty_days=True)
     return array.values[0, ::-1].ravel()  # stored from the south
+
+
+@pytest.mark.parametrize(
+    "values", [[999.0, 1003.5], [999.0, 999.0, 999.0, 1000.0, 1001.0], [99.9, 99.9, 99.9, 98.0, 99.0]]
+)
+def test_values_near_a_marker_by_its_own_size_are_kept(values):
+    """Pressure of few stations at sea level, and saturated air."""
+    assert not undeclared(np.array(values)).any()
+
+
+def test_a_field_of_values_as_large_as_markers_is_kept():
+    assert not undeclared(np.linspace(2e10, 9e10, 5000)).any()
+
+
+def test_humidity_as_a_fraction_is_relative():
+    name, low, high = possible_range({"source_name": "relative_humidity", "units": "1"})
+    assert (name, low, high) == ("relative humidity", pytest.approx(-0.3), pytest.approx(2.0))
