@@ -25,10 +25,8 @@ class BiasAwareLETKF(LETKF):
 
     Where the model is right the increments have mean 0, and v is their sampling error. An analysis takes off only a
     part of the error; what is left of it enters the next increments, so that v settles at the whole error over a few
-    times `closure` analyses. It is first applied after ten analyses, whose increments sum up errors that were not yet
-    corrected: where the analysis takes off all of the error, v starts at up to 2.9 times the error. Site by site v is
-    shrunk towards its mean over the sites by the factor of Efron and Morris (see `shrunk`). "model_error" is its mean
-    over the sites.
+    times `closure` analyses. It is first applied after ten analyses. Site by site v is shrunk towards its mean over the
+    sites by the factor of Efron and Morris (see `shrunk`). "model_error" is its mean over the sites.
 
     Args:
         dynamics: The model.
@@ -158,7 +156,8 @@ def note_increment(
         mean = Mean.get("increments", memory)
         increment = (analysis - forecast).mean(-2) / age.clamp(min=1).unsqueeze(-1)
         known = seen & (analysis.abs() < bound).all(-1).all(-1) & (age > 0)
-        mean.updated(mean.mean + increment, known, closure).put("increments", memory)
+        applied = mean.mean * (mean.count >= _SETTLED).to(mean.mean).unsqueeze(-1)
+        mean.updated(applied + increment, known, closure).put("increments", memory)
     memory.carry["age"] = age * ~seen
 
 

@@ -56,6 +56,18 @@ def test_the_error_of_a_linear_model_is_found(every, uniform, rng):
     assert float((seen[-1] - error).abs().max()) < (0.03 if uniform else 0.09)
 
 
+def test_the_first_estimate_is_the_error_and_not_a_sum_of_increments():
+    """x' = x + 1 in truth, x in the model, accurate observations: an increment is the whole error until v is applied."""
+    d = 10
+    eye, zero = torch.eye(d, dtype=DOUBLE), torch.zeros(d, dtype=DOUBLE)
+    model = LinearGaussian(eye, 0.05 * eye, zero, eye)
+    truth = torch.arange(41, dtype=DOUBLE)[None, :, None].expand(2, 41, d)
+    observations = Survey(operators.Identity(), 1e-4).observe(truth, rng=0)
+    post = BiasAwareLETKF(model, uniform=True, closure=10, inflation=1.1).assimilate(observations, 40, rng=1)
+    found = post.diagnostics["model_error"]
+    assert float(found[:, :9].abs().max()) == 0 and float((found[:, 11:] - 1).abs().max()) < 0.1
+
+
 def test_the_error_of_lorenz96_shrinks_the_filter_s_own(rng):
     """F is 10 in truth and 8 in the model, an error of 0.1 a step: found to a fifth, and the RMSE falls by a quarter."""
     truth_system, model = Lorenz96(20, 10.0, dtype=DOUBLE), Lorenz96(20, 8.0, dtype=DOUBLE)
