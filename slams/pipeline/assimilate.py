@@ -268,7 +268,7 @@ def _withhold(model: Model, seen: Mapping[str, Tensor], name: str, stations: Seq
 def _span(dates: str | None) -> tuple[np.datetime64, np.datetime64] | None:
     if dates is None:
         return None
-    first, _, last = dates.partition("..")
+    first, _, last = dates.partition("..") if isinstance(dates, str) else (dates, "", "")
     try:
         span = np.datetime64(first, "D"), np.datetime64(last, "D")
     except ValueError as error:

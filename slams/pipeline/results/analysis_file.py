@@ -219,14 +219,19 @@ def refuse_to_replace(path: Path, attributes: Mapping[str, str]) -> None:
     if not before:
         raise InvalidValueError(f"{path} is there and is no analysis; {remedy}.")
     different = [
-        "run" if name == "sha256" else f"{name} {before[name]} (now {attributes[name]})"
+        "run" if name == "sha256" else f"{name}: {_changes(before[name], attributes[name])}"
         for name in _SAME
         if before[name] != attributes[name]
     ]
     if different:
-        raise InvalidValueError(
-            f"{path} is an analysis with another {'; another '.join(different)}; {remedy}."
-        )
+        raise InvalidValueError(f"{path} is another analysis, of another {'; '.join(different)}; {remedy}.")
+
+
+def _changes(before: str, now: str) -> str:
+    """Entries of two texts in JSON that differ."""
+    one, other = ({} if text == "None" else json.loads(text) for text in (before, now))
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    return ", ".join(f"{name} {one.get(name)} (now {other.get(name)})" for name in names)
 
 
 def dataset_of(model: Model, fields: Mapping[str, Tensor], dates: np.ndarray, *, member: bool) -> xr.Dataset:
