@@ -339,7 +339,7 @@ FAULTS = {
     impossible_report: ("observations.nc", ("better than they are",)),
     lost_store: ("precip.zarr", ("not there",)),
     lost_root: ("precip.zarr", ("isn't a complete store",)),
-    torn_header: ("olr.zarr", ("can't be read",)),
+    torn_header: ("olr.zarr", ("isn't readable",)),
     foreign_manifest: ("manifest.json", ("isn't a manifest",)),
 }
 

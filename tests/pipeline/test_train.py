@@ -324,10 +324,20 @@ def test_a_prior_in_the_layout_of_earlier_versions_is_read_as_it_was(trained, co
 
 
 def test_a_ledger_of_earlier_versions_is_believed_and_then_brought_up_to_date(trained, copy, fitted):
-    """Bare digests of all settings; a later setting that changes rewrites the file they follow from."""
+    """If settings and climate are those of the files; a later setting that changes rewrites the file they follow from."""
     plan = stages.stages_of(trained.recipe, trained.fields, copy)
     ledger = copy / ".stages.json"
-    ledger.write_text(json.dumps({name: plan[name].earlier[0] for name in ("codec", "prior", "calibration")}))
+    ledger.write_text(json.dumps(dict.fromkeys(("codec", "prior", "calibration"), "0123456789abcdef")))
+    for settings, kept in (
+        ("seed=9", ()),
+        ("prior.window=5", ("codec",)),
+        ("assimilation.steps=7", ("codec", "prior")),
+    ):
+        other = stages.stages_of(with_settings(trained.recipe, settings), trained.fields, copy)
+        assert tuple(name for name, stage in other.items() if stage.earlier) == kept
+    warmer = {**trained.fields.values, "temp": trained.fields.values["temp"] + 0.5}
+    other = stages.stages_of(trained.recipe, dataclasses.replace(trained.fields, values=warmer), copy)
+    assert not any(stage.earlier for stage in other.values())
     train(trained.recipe, trained.fields, copy, QUIET)
     assert fitted == [] and all(isinstance(row, str) for row in json.loads(ledger.read_text()).values())
     renamed = with_settings(trained.recipe, "name=other")
