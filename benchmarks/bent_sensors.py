@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from slams.assimilation import ETKF, SSLS, EnKF, EnSF
-from slams.assimilation.filter import Filter, Memory
+from slams.assimilation.filter import Filter
+from slams.assimilation.memory import Memory
 from slams.core.covariance import Isotropic
 from slams.observation import Observation
 from slams.systems import LinearGaussian

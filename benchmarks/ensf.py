@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation import EnSF
-from slams.assimilation.filter import Memory
+from slams.assimilation.memory import Memory
 from slams.core.covariance import Isotropic
 from slams.core.geometry.localization import Localization
 from slams.observation import Observation, operators

@@ -12,7 +12,8 @@ import slams
 from slams.assimilation.baseline.filters import FreeRun
 from slams.assimilation.ensemble.kalman import ETKF, DEnKF, EnKF
 from slams.assimilation.ensemble.smoother import EnKS, IEnKS
-from slams.assimilation.filter import Filter, Memory
+from slams.assimilation.filter import Filter
+from slams.assimilation.memory import Memory
 from slams.assimilation.particle.bootstrap import AuxiliaryPF, BootstrapPF
 from slams.core.covariance import Dense, Isotropic
 from slams.core.errors import DIVERGED_FRACTION, DivergenceWarning, diverged_fraction

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.ensemble.kalman import Departures
-from slams.assimilation.filter import Filter, Memory
+from slams.assimilation.filter import Filter
 from slams.assimilation.keywords import FilterKeywords
+from slams.assimilation.memory import Memory
 from slams.assimilation.variational.linearized import (
     GaussianFilter,
     as_matrix,

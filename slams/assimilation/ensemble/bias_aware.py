@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.ensemble.local import LETKF, LocalizationKeywords
-from slams.assimilation.filter import Memory
+from slams.assimilation.memory import Memory
 from slams.core.errors import InvalidValueError
 from slams.core.random import Rng
 from slams.observation.observation import Observation

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from slams.assimilation.ensemble.inflation import InflationKeywords
 from slams.assimilation.ensemble.kalman import Departures, EnsembleKalman
-from slams.assimilation.filter import Memory
+from slams.assimilation.memory import Memory
 from slams.core.errors import InvalidValueError
 from slams.core.random import Rng
 from slams.observation.observation import Observation

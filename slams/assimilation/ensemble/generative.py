@@ -13,7 +13,7 @@ from torch import Tensor
 from slams.assimilation.ensemble.bias_aware import Mean, begin_increments, evened, note_increment
 from slams.assimilation.ensemble.local import LocalizationKeywords
 from slams.assimilation.ensemble.pseudo import Generator, ObservationConditioned
-from slams.assimilation.filter import Memory
+from slams.assimilation.memory import Memory
 from slams.core.errors import InvalidValueError
 from slams.core.random import Rng
 from slams.observation.observation import Observation

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slams.assimilation.filter import Memory
 from slams.assimilation.keywords import FilterKeywords
+from slams.assimilation.memory import Memory
 from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, normal
 

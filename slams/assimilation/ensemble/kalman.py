@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from slams.assimilation.ensemble.inflation import Inflation, random_rotation, reflect, uniform_orthogonal
-from slams.assimilation.filter import Filter, Memory
+from slams.assimilation.filter import Filter
 from slams.assimilation.keywords import FilterKeywords
+from slams.assimilation.memory import Memory
 from slams.core.random import Rng, generator, normal
 from slams.observation.observation import Observation
 from slams.systems.base import Dynamics

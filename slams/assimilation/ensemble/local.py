@@ -15,7 +15,7 @@ from slams.assimilation.ensemble.kalman import (
     relinearized,
     square_root_update,
 )
-from slams.assimilation.filter import Memory
+from slams.assimilation.memory import Memory
 from slams.core.covariance import Diagonal
 from slams.core.errors import InvalidValueError
 from slams.core.geometry.localization import Localization

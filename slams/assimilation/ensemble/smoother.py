@@ -13,8 +13,9 @@ from slams.assimilation.ensemble.kalman import (
     perturbed_update,
     square_root_update,
 )
-from slams.assimilation.filter import Filter, Memory
+from slams.assimilation.filter import Filter
 from slams.assimilation.keywords import FilterKeywords
+from slams.assimilation.memory import Memory
 from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator
 from slams.observation.observation import Observation

@@ -10,8 +10,9 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from slams.assimilation.filter import Filter, Memory
+from slams.assimilation.filter import Filter
 from slams.assimilation.keywords import FilterKeywords
+from slams.assimilation.memory import Memory
 from slams.assimilation.variational.linearized import chi2, deterministic, whitened_residual
 from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator, normal, uniform

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slams.assimilation.ensemble.kalman import Departures
 from slams.assimilation.ensemble.local import LocalizationKeywords, _Localized, geometry_of
-from slams.assimilation.filter import Memory
+from slams.assimilation.memory import Memory
 from slams.assimilation.score.ensemble_mixture import (
     ONE,
     WIDTHS,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slams.assimilation.ensemble.inflation import InflationKeywords
 from slams.assimilation.ensemble.kalman import Departures, EnsembleKalman
-from slams.assimilation.filter import Memory
+from slams.assimilation.memory import Memory
 from slams.assimilation.score.ensf import refuse_collapsed, refuse_infinite
 from slams.assimilation.score.likelihood import Likelihood
 from slams.core.errors import InvalidValueError

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from slams.assimilation.ensemble.inflation import InflationKeywords
 from slams.assimilation.ensemble.kalman import Departures, EnsembleKalman
-from slams.assimilation.filter import Memory
+from slams.assimilation.memory import Memory
 from slams.assimilation.score.ensemble_mixture import coordinates
 from slams.assimilation.score.ensemble_score import EnsembleScore, Frame, KernelScore, NetworkScore, NoScore
 from slams.assimilation.score.ensf import refuse_collapsed

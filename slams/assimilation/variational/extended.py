@@ -6,8 +6,8 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from slams.assimilation.filter import Memory
 from slams.assimilation.keywords import FilterKeywords
+from slams.assimilation.memory import Memory
 from slams.assimilation.variational.linearized import (
     GaussianFilter,
     as_matrix,

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from slams.assimilation.filter import Filter, Memory
+from slams.assimilation.filter import Filter
+from slams.assimilation.memory import Memory
 from slams.core.covariance import Covariance
 from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, normal

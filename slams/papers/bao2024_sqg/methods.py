@@ -13,7 +13,8 @@ from torch import Tensor
 from slams import assimilation
 from slams.assimilation.base import Posterior
 from slams.assimilation.baseline.filters import FreeRun
-from slams.assimilation.filter import Filter, FilterState, Memory
+from slams.assimilation.filter import Filter, FilterState
+from slams.assimilation.memory import Memory
 from slams.core.errors import InvalidValueError, divergence_counted
 from slams.core.geometry.torus import energy_spectrum
 from slams.core.random import Rng, fork, normal

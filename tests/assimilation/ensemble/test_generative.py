@@ -10,7 +10,7 @@ from slams.assimilation import LETKF, GenerativeEnKF, PseudoEnKF
 from slams.assimilation.ensemble.bias_aware import shrunk
 from slams.assimilation.ensemble.generative import merge
 from slams.assimilation.ensemble.pseudo import sites_of
-from slams.assimilation.filter import Memory
+from slams.assimilation.memory import Memory
 from slams.core.covariance import Isotropic
 from slams.core.errors import DivergenceWarning
 from slams.core.geometry.localization import Localization

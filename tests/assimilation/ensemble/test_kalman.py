@@ -16,7 +16,7 @@ from slams.assimilation.ensemble.kalman import (
     rotated_root_update,
     square_root_update,
 )
-from slams.assimilation.filter import Memory
+from slams.assimilation.memory import Memory
 from slams.core.covariance import Dense, Diagonal
 from slams.core.random import normal
 from slams.observation.observation import Observation

@@ -5,7 +5,8 @@ import torch
 
 from slams.assimilation.ensemble.kalman import ETKF, EnKF
 from slams.assimilation.ensemble.smoother import EnKS, IEnKS, annealing_step, gauss_newton_step
-from slams.assimilation.filter import Filter, Memory
+from slams.assimilation.filter import Filter
+from slams.assimilation.memory import Memory
 from slams.core.covariance import Isotropic
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import Pointwise, Select

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.bent_sensors import PRIORS, SENSORS, Sensor, distance, measured, posterior, problem, still
 from slams.assimilation import ETKF, SSLS, EnKF, EnSF
 from slams.assimilation.ensemble.kalman import Departures
-from slams.assimilation.filter import Memory
+from slams.assimilation.memory import Memory
 from slams.assimilation.score.true_likelihood import bent, thinned
 from slams.core.covariance import Isotropic
 from slams.core.geometry.localization import Localization

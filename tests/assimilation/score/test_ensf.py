@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation import ETKF, LETKF, EnKF, EnSF
-from slams.assimilation.filter import Memory
+from slams.assimilation.memory import Memory
 from slams.assimilation.score.ensemble_mixture import coordinates
 from slams.core.covariance import Diagonal, Isotropic
 from slams.core.geometry.localization import Localization

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation import DampedEnSF, SingleMemberEnSF
-from slams.assimilation.filter import Memory
+from slams.assimilation.memory import Memory
 from slams.assimilation.score.ensf_damped import _phi
 from slams.core.covariance import Diagonal
 from slams.observation import Observation, operators

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slams.assimilation import SSLS, EnKF
-from slams.assimilation.filter import Memory
+from slams.assimilation.memory import Memory
 from slams.assimilation.score.ensemble_score import Frame, GivenScore, KernelScore, NetworkScore
 from slams.assimilation.score.langevin_chains import _correlation
 from slams.assimilation.score.ssls import Ridge, Tempering

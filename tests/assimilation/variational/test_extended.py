@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slams.assimilation.filter import Memory
+from slams.assimilation.memory import Memory
 from slams.assimilation.variational.extended import EKF
 from slams.core.covariance import Dense
 from slams.observation.operators import Select
