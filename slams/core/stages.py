@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from slams.core.errors import InvalidValueError
-from slams.core.files import write_text
+from slams.core.files import measure, sha256_of, write_text
 from slams.core.renamed import renamed
 from slams.core.settings import differences, plain
 from slams.core.tensorfile import read_facts, read_tensors, write_tensors
@@ -240,18 +240,7 @@ class Stages:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
+    return measure(path)[0]
 
 
-def _sha256(path: Path) -> str:
-    """SHA-256 of a file, or of all files of a folder."""
-    running = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
-        with file.open("rb") as stream:
-            running.update(hashlib.file_digest(stream, "sha256").digest())
-    return running.hexdigest()
-
-
-_MEASURES: dict[str, Callable[[Path], Any]] = {"sizes": _size, "sha256": _sha256}  # the quick one first
+_MEASURES: dict[str, Callable[[Path], Any]] = {"sizes": _size, "sha256": sha256_of}  # the quick one first

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from slams.core.errors import InvalidValueError
+from slams.core.files import sha256_of
 from slams.data.archives import REGISTRY
 from slams.data.files.stations import quality, read_table
 from slams.data.files.units import same
 from slams.data.status import changed, data_folders, store_paths
-from slams.data.store.manifest import Row, read_manifest, sha256_of
+from slams.data.store.manifest import Row, read_manifest
 from slams.data.store.store import FieldStore
 from slams.data.store.writer import running_hash, seal
 

@@ -1,6 +1,5 @@
 """Common parts of all studies: plans, simulated archives, training and weights."""
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from slams.core.console import Console
 from slams.core.errors import InvalidValueError, NonFiniteError
+from slams.core.files import sha256_of
 from slams.core.renamed import renamed
 from slams.core.settings import build, read_tree, sized
 from slams.core.stages import Stage, Stages
@@ -205,4 +205,4 @@ def weights_file(
     if not path.exists() or (train and not same(read_facts(path))):
         make()
         path = own
-    return path, hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return path, sha256_of(path)[:16]

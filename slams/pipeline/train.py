@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from slams.core.console import Console
 from slams.core.device import computing_device
-from slams.core.files import write_text
+from slams.core.files import sha256_of, write_text
 from slams.core.random import fork
 from slams.core.settings import plain
 from slams.core.stages import Stage, Stages, digest
@@ -34,7 +34,6 @@ from slams.pipeline.model.codec import (
     Anomalies,
     MultimodalCodec,
     anomalies,
-    file_digest,
     take_codec,
     trained_codec,
 )
@@ -66,7 +65,7 @@ def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
         for name, x in fields.values.items()
     }
     content = [sizes, str(fields.dates[0]), str(fields.dates[-1])]
-    taken = [file_digest(trained_codec(recipe.latent.trained))[:16]] if recipe.latent.trained else []
+    taken = [sha256_of(trained_codec(recipe.latent.trained))[:16]] if recipe.latent.trained else []
     e, data = recipe.experiment, replace(recipe.data, store="")
     codec = [replace(data, test=("", ""), direct={}), recipe.latent, recipe.seed, content, taken]
     inputs: dict[str, Any] = {"codec": codec, "prior": [codec, recipe.prior]}
@@ -387,7 +386,7 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
 def latents(codec: MultimodalCodec, out: Path, x_train: Anomalies) -> Tensor:
     """Training latents, encoded once and stored beside the run; encoded again if the codec changed."""
     stages, file = Stages(out), "latents.npy"
-    stage = Stage("latents", file_digest(out / codecs.FILE_NAME))
+    stage = Stage("latents", sha256_of(out / codecs.FILE_NAME))
     if not stages.done(stage, (file,)):
         stages.forget(stage)  # half-written latents must not pass for those of the codec
         np.save(out / file, codec.encode(x_train).numpy())

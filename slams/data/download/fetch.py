@@ -15,6 +15,7 @@ import requests
 from filelock import FileLock, Timeout
 
 from slams.core.errors import InvalidValueError, SlamsError
+from slams.core.files import measure, sha256_of
 from slams.data.download.transfer import (
     Connection,
     Report,
@@ -28,7 +29,7 @@ from slams.data.download.transfer import (
     version_of,
 )
 from slams.data.safety import contained, is_address, refuse_pickles
-from slams.data.store.manifest import Row, file_row, md5_of, measure, read_manifest, record_files, sha256_of
+from slams.data.store.manifest import Row, file_row, md5_of, read_manifest, record_files
 
 _RECORD_EVERY = 2.0  # seconds: a manifest of ten thousand files isn't rewritten for each
 _NAMED = 10  # files that an error names one by one

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,13 +12,11 @@ from typing import Any
 import zarr
 from filelock import FileLock
 
-from slams.core.files import write_text
+from slams.core.files import measure, sha256_of, write_text
 
 NAME = "manifest.json"
 Row = dict[str, Any]
 Manifest = dict[str, list[Row]]
-
-_BLOCK = 1 << 20
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
@@ -89,26 +87,10 @@ def file_row(
     }
 
 
-def measure(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Size [bytes] and time of change [ns] of a file or of all in a folder: a cheap test of whether it changed."""
-    stats = [os.stat(file) for file in _files(Path(path))]
-    return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Checksum of a file, or of a folder: of its files' names and contents in order of name."""
-    top = Path(path)
-    if top.is_file():
-        return _hash(top, hashlib.sha256())
-    digest = hashlib.sha256()
-    for file in _files(top):
-        digest.update(f"{file.relative_to(top).as_posix()}\0{_hash(file, hashlib.sha256())}\n".encode())
-    return digest.hexdigest()
-
-
 def md5_of(path: str | os.PathLike[str]) -> str:
     """MD5 checksum of a file, as published by older archives; detects accidental damage only."""
-    return _hash(Path(path), hashlib.md5(usedforsecurity=False))
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def record_files(folder: str | os.PathLike[str], rows: Sequence[Row]) -> None:
@@ -202,21 +184,6 @@ def _stores(folder: Path, old: Sequence[Row]) -> list[Row]:
             row = {"path": path.name, "url": attrs.get("url"), "date": dates.get((path.name, seal)) or _now()}
             rows.append(row | {"size": measure(path)[0], "sha256": seal, "version": attrs.get("version")})
     return rows
-
-
-def _files(top: Path) -> Iterable[Path]:
-    """The file, or the files of a folder in order of name."""
-    if not top.is_dir():
-        return [top]
-    found = (Path(parent, name) for parent, _, names in os.walk(top) for name in names)
-    return sorted(found, key=lambda file: file.relative_to(top).as_posix())
-
-
-def _hash(file: Path, digest: Any) -> str:
-    with file.open("rb") as handle:
-        while block := handle.read(_BLOCK):
-            digest.update(block)
-    return str(digest.hexdigest())
 
 
 def _now() -> str:

@@ -1,6 +1,5 @@
 """Codec: physical fields of several modalities to one latent and back, and its file."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -184,11 +183,6 @@ def trained_codec(run: str) -> Path:
             "latent.trained empty to train an autoencoder here."
         )
     return path
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def take_codec(recipe: Recipe, layouts: Mapping[str, Layout]) -> MultimodalCodec:

@@ -1,6 +1,5 @@
 """Analyses as CF files: one root group of state variables, one group a modality that was observed."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from torch import Tensor
 
 import slams
 from slams.core.errors import InvalidValueError
-from slams.core.files import atomic
+from slams.core.files import atomic, sha256_of
 from slams.core.settings import plain
 from slams.data.files.read import write_netcdf
 from slams.pipeline.inputs.named_files import FileSource
@@ -92,10 +91,7 @@ def _gross_errors(model: Model, name: str) -> dict[str, Any]:
 
 def provenance(model: Model, folder: Path, observations: Any, seed: int) -> dict[str, str]:
     """Provenance of an analysis, as attributes."""
-    weights = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in ("codec.safetensors", "denoiser.safetensors")
-    }
+    weights = {name: sha256_of(folder / name) for name in ("codec.safetensors", "denoiser.safetensors")}
     return {
         "Conventions": "CF-1.11",
         "title": "Posterior ensemble of multimodal latent assimilation",
