@@ -35,16 +35,18 @@ def times(first, count, step):
     return np.datetime64(first, "s") + np.timedelta64(step, "m") * np.arange(count)
 
 
+LINES = [
+    files.isd_line("2016-01-01T00:00", -2.2, -3.7, 1013.2, (3.0, 90), [(6, 1.2), (24, 5.0)]),
+    files.isd_line("2016-01-01T01:00", wind=(0.0, None), lat=-60.75, lon=-12.767),
+    files.isd_line("2016-01-01T02:00", 10.0, kind="FM-15"),
+    files.isd_line("2016-01-01T23:59", 99.0, kind="SOD"),
+    files.isd_line("2016-01-01T03:00", -2.0, qc="3"),
+    files.isd_line("2016-01-01T04:00", -2.0, 1.5, qc="2", rain=[(12, 0.0)]),
+]
+
+
 def test_lines_of_isd_become_observations_in_si_units(tmp_path):
-    lines = [
-        files.isd_line("2016-01-01T00:00", -2.2, -3.7, 1013.2, (3.0, 90), [(6, 1.2), (24, 5.0)]),
-        files.isd_line("2016-01-01T01:00", wind=(0.0, None), lat=-60.75, lon=-12.767),
-        files.isd_line("2016-01-01T02:00", 10.0, kind="FM-15"),
-        files.isd_line("2016-01-01T23:59", 99.0, kind="SOD"),
-        files.isd_line("2016-01-01T03:00", -2.0, qc="3"),
-        files.isd_line("2016-01-01T04:00", -2.0, qc="2"),
-    ]
-    path = files.isd(tmp_path / "any.gz", lines)
+    path = files.isd(tmp_path / "any.gz", LINES)
     table = STATIONS.open(path)
     assert tuple(table.columns) == COLUMNS and set(table["station"]) == {"024130-99999"}
     first = table[table["time"] == np.datetime64("2016-01-01T00:00")].set_index("variable")["value"]
@@ -232,16 +234,6 @@ def test_files_are_joined_to_one_table_once(tmp_path):
     assert len(read_table(STATIONS.process(sources, tmp_path / "b.nc", [2016]))) == 24
     with pytest.raises(ValueError, match="no observation of 1999"):
         STATIONS.process(sources, tmp_path / "c.nc", [1999])
-
-
-LINES = [
-    files.isd_line("2016-01-01T00:00", -2.2, -3.7, 1013.2, (3.0, 90), [(6, 1.2), (24, 5.0)]),
-    files.isd_line("2016-01-01T01:00", wind=(0.0, None), lat=-60.75, lon=-12.767),
-    files.isd_line("2016-01-01T02:00", 10.0, kind="FM-15"),
-    files.isd_line("2016-01-01T23:59", 99.0, kind="SOD"),
-    files.isd_line("2016-01-01T03:00", -2.0, qc="3"),
-    files.isd_line("2016-01-01T04:00", -2.0, 1.5, qc="2", rain=[(12, 0.0)]),
-]
 
 
 def test_the_table_of_ncei_is_the_same_observations_as_the_lines(tmp_path):
