@@ -240,7 +240,11 @@ class Stages:
 
 
 def _size(path: Path) -> int:
-    return measure(path)[0]
+    return measure(path)[0] if path.exists() else 0
 
 
-_MEASURES: dict[str, Callable[[Path], Any]] = {"sizes": _size, "sha256": sha256_of}  # the quick one first
+def _sha256(path: Path) -> str:
+    return sha256_of(path) if path.exists() else ""
+
+
+_MEASURES: dict[str, Callable[[Path], Any]] = {"sizes": _size, "sha256": _sha256}  # the quick one first
