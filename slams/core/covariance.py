@@ -131,6 +131,9 @@ class Diagonal(Covariance):
 
     def information(self, jacobian: Tensor, precision: Tensor) -> Tensor:
         """See `Covariance.information`."""
+        seen = (precision != 0).flatten(0, -2).any(0) if precision.ndim > 1 else precision != 0
+        if not bool(seen.all()):  # most of a grid may be unobserved
+            jacobian, precision = jacobian[seen], precision[..., seen]
         return jacobian.mT @ (precision[..., None] * jacobian)
 
     def sample(self, *shape: int, rng: Rng = None) -> Tensor:

@@ -211,8 +211,13 @@ class NetworkDenoiser(Denoiser):
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """(*B, L, *Z), () or (b, 1, ..., 1) -> (*B, L, *Z)."""
         linear = self.gaussian(x_t, t)
+        return linear + self.correction(x_t, linear, t)
+
+    def correction(self, x_t: Tensor, linear: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        """s_t f(x_t, g, t), or s_t f(x_t, g, t, c) of a network that takes features c of observations as well."""
         alpha, sigma = self.schedule(t)
-        return linear + sigma / (alpha**2 + sigma**2).sqrt() * self.network(x_t, linear, t)
+        given = () if context is None else (context,)
+        return sigma / (alpha**2 + sigma**2).sqrt() * self.network(x_t, linear, t, *given)
 
     def loss(self, x: Tensor, *, rng: Rng = None) -> Tensor:
         """Mean squared error of the denoised windows in units of s_t^2, t uniform.

@@ -17,6 +17,7 @@ class WindowMLP(nn.Module):
         hidden: Width of the layers.
         blocks: Number of residual blocks.
         embedding: Size of the time embedding.
+        context: Number of features of observations a step; 0 for a network that takes none.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class WindowMLP(nn.Module):
         hidden: int = 256,
         blocks: int = 3,
         embedding: int = 32,
+        context: int = 0,
     ) -> None:
         super().__init__()
         size = length * event[0]
@@ -42,14 +44,17 @@ class WindowMLP(nn.Module):
             for _ in range(blocks)
         )
         self.last = zero(nn.Linear(hidden, size))
+        self.context = nn.Linear(length * context, hidden, bias=False) if context else None
 
-    def forward(self, x_t: Tensor, linear: Tensor, t: Tensor) -> Tensor:
-        """(*B, L, D), the same, () or (b, 1, 1) -> (*B, L, D)."""
+    def forward(self, x_t: Tensor, linear: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        """(*B, L, D), the same, () or (b, 1, 1), context (*B, L, C) -> (*B, L, D)."""
         lead = x_t.shape[:-2]
         stacked = torch.cat([x_t.flatten(-2), linear.flatten(-2)], -1).reshape(
             -1, 2 * x_t.shape[-2] * x_t.shape[-1]
         )
         x = self.first(torch.cat([stacked, self.time(t).expand(len(stacked), -1)], -1))
+        if self.context is not None and context is not None:
+            x = x + self.context(context.flatten(-2).flatten(0, -2))
         for block in self.blocks:
             x = x + block(x)
         return self.last(x).reshape(*lead, *x_t.shape[-2:])

@@ -43,6 +43,7 @@ class WindowUNet(nn.Module):
         embedding: Size of the time embedding.
         places: Number of learned maps.
         periodic: Whether longitude is periodic.
+        context: Channels a step of features of observations; 0 for a network that takes none.
 
     Raises:
         ValueError: If the width is not divisible by 2 once per level.
@@ -61,6 +62,7 @@ class WindowUNet(nn.Module):
         embedding: int = 64,
         places: int = 4,
         periodic: bool = True,
+        context: int = 0,
     ) -> None:
         super().__init__()
         channels, height, width = event
@@ -77,14 +79,16 @@ class WindowUNet(nn.Module):
         size = length * channels
         self.first = SphereConv(2 * size + places, hidden[0], periodic=periodic)
         self.last = zero(SphereConv(hidden[0], size, periodic=periodic))
+        # by points: the blocks behind it look around, and most channels of a context are zero most of the time
+        self.context = nn.Conv2d(length * context, hidden[0], 1, bias=False) if context else None
         self.down = nn.ModuleList(_stack(h, blocks, embedding, periodic) for h in hidden)
         self.up = nn.ModuleList(_stack(h, blocks, embedding, periodic) for h in hidden[:-1])
         pairs = list(zip(hidden[:-1], hidden[1:], strict=True))
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairs)
         self.grow = nn.ModuleList(SphereConv(b, a, periodic=periodic) for a, b in pairs)
 
-    def forward(self, x_t: Tensor, linear: Tensor, t: Tensor) -> Tensor:
-        """(*B, L, C, H, W), the same, () or (b, 1, ..., 1) -> (*B, L, C, H, W)."""
+    def forward(self, x_t: Tensor, linear: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        """(*B, L, C, H, W), the same, () or (b, 1, ..., 1), context (*B, L, C', H, W) -> (*B, L, C, H, W)."""
         lead = x_t.shape[:-4]
         stacked = (
             torch.cat([x_t, linear], -3)
@@ -93,9 +97,9 @@ class WindowUNet(nn.Module):
         )
         x = torch.cat([stacked, self.place.expand(len(stacked), *self.place.shape)], 1)
         embedded = self.time(t)
-        if self.rows:
-            x = F.pad(x, (0, 0, 0, self.rows), mode="replicate")
-        x = self.first(x)
+        x = self.first(self._padded(x))
+        if self.context is not None and context is not None:
+            x = x + self.context(self._padded(context.flatten(-4, -3).flatten(0, -4)))
         kept = []
         for level, blocks in enumerate(self.down):
             for block in blocks:  # type: ignore[attr-defined]
@@ -108,6 +112,9 @@ class WindowUNet(nn.Module):
             for block in self.up[level]:  # type: ignore[attr-defined]
                 x = block(x, embedded)
         return self.last(F.silu(x))[..., : x_t.shape[-2], :].reshape(*lead, *x_t.shape[-4:])
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, self.rows), mode="replicate") if self.rows else x
 
 
 class PublishedUNet(nn.Module):

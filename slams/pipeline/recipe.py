@@ -90,6 +90,8 @@ class PriorRecipe:
             event=(*Z), **network_settings) and called as f(x_t, g, t) with x_t and the closed form's mean g of shape
             (*B, L, *Z); see `slams.diffusion.denoiser.NetworkDenoiser`. Its package must be trusted (`--trust`).
         network_settings: Plain keyword arguments of that class.
+        networks: Number of random networks of observations that the network is trained on beside none, of latents "grid"
+            and "vector" (see `slams.pipeline.model.conditional`); 0 trains the prior alone.
     """
 
     window: int = 3
@@ -102,6 +104,7 @@ class PriorRecipe:
     fit: FitSettings = field(default_factory=FitSettings)
     network: str = ""
     network_settings: dict[str, Any] = field(default_factory=dict)
+    networks: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,8 +151,12 @@ class AssimilationRecipe:
         steps: Denoiser evaluations per draw.
         order, grid, eta: Settings of `slams.diffusion.sampler.Sampler`.
         corrections, tau: Langevin corrections per step and their size.
-        guidance: "covariance", "sda" (gradient through the network, widened by gamma) or "published" (the encoded
-            observations, degraded in the latent, are the observation).
+        method: "conditional" (the network knows the observations) or "guided" (the prior is guided by their likelihood);
+            empty: the one with the lower CRPS on validation days.
+        weight: Weight of classifier-free guidance of "conditional"; 1 is the posterior, 0 the prior.
+        guidance: Guidance of "guided", and by modalities that the network was not trained on: "covariance", "sda"
+            (gradient through the network, widened by gamma) or "published" (the encoded observations, degraded in the
+            latent, are the observation).
         gamma: Width gamma of "sda".
         published_std: Noise of the "published" pseudo-observation [latent standard deviations].
         residual: Whether draws include the decoder's residual.
@@ -165,6 +172,8 @@ class AssimilationRecipe:
     eta: float = 0.0
     corrections: int = 0
     tau: float = 0.5
+    method: str = ""
+    weight: float = 1.0
     guidance: str = "covariance"
     gamma: float = 0.01
     published_std: float = 0.1
@@ -227,6 +236,7 @@ class Recipe:
             ("data.match", self.data.match, ("end", "start", "date")),
             ("latent.kind", self.latent.kind, ("grid", "vector", "published", "pixel")),
             ("assimilation.guidance", a.guidance, ("covariance", "sda", "published")),
+            ("assimilation.method", a.method, ("", "conditional", "guided")),
             ("assimilation.grid", a.grid, ("time", "snr")),
         ):
             if value not in choices:
@@ -238,6 +248,7 @@ class Recipe:
             )
         if p.window < 1 or p.window % 2 == 0:
             raise InvalidValueError(f"prior.window must be odd (a day and its neighbours), got {p.window}.")
+        self._check_networks()
         moved = [name for name, operator in a.operators.items() if operator.kind != "stride"]
         if moved and a.guidance == "published":
             raise InvalidValueError(
@@ -249,6 +260,27 @@ class Recipe:
             for key in ("steps", "batch", "every"):
                 if getattr(fit, key) < 1:
                     raise InvalidValueError(f"{name}.fit.{key} must be at least 1, got {getattr(fit, key)}.")
+
+    def _check_networks(self) -> None:
+        """Whether a network can be trained on observations where one is asked for."""
+        a, p = self.assimilation, self.prior
+        if p.networks < 0:
+            raise InvalidValueError(f"prior.networks must be 0 or more, got {p.networks}.")
+        if p.networks and self.latent.kind not in ("grid", "vector"):
+            raise InvalidValueError(
+                f"prior.networks={p.networks} needs an encoder for each modality, and latent.kind {self.latent.kind!r} "
+                "has one for all; use latent.kind 'grid' or 'vector', or prior.networks: 0."
+            )
+        if p.networks and (p.network or p.published):
+            raise InvalidValueError(
+                f"prior.networks={p.networks} trains our own network on observations; leave out "
+                f"{'prior.network' if p.network else 'prior.published'}, or set prior.networks: 0."
+            )
+        if a.method == "conditional" and not p.networks:
+            raise InvalidValueError(
+                "assimilation.method 'conditional' needs a network trained on observations; set prior.networks (24, say) "
+                "and train again, or use 'guided'."
+            )
 
     @cached_property
     def modalities(self) -> dict[str, Modality]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, is_dataclass, replace
 from dataclasses import fields as fields_of
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from slams.pipeline.inputs.operators import operators_of
 from slams.pipeline.model import codec as codecs
 from slams.pipeline.model import prior as priors
 from slams.pipeline.model.build import build_denoiser
-from slams.pipeline.model.calibrate import calibrate, learnt_prior
+from slams.pipeline.model.calibrate import calibrate_errors, calibrate_spread, learnt_prior
 from slams.pipeline.model.closed_form import chooses, closed_form, within
 from slams.pipeline.model.codec import (
     Anomalies,
@@ -37,7 +38,8 @@ from slams.pipeline.model.codec import (
     take_codec,
     trained_codec,
 )
-from slams.pipeline.model.learning import REPLACED, judged, learning_notes
+from slams.pipeline.model.conditional import ConditionalTraining
+from slams.pipeline.model.learning import REPLACED, judged, learning_notes, noise_losses
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.prior import LearntPrior
 from slams.pipeline.recipe import FitSettings, Recipe, to_tree
@@ -49,6 +51,7 @@ FILES = {
     "calibration": (priors.FILE_NAME,),
     "report": ("baselines.safetensors", "analysis.nc", "truth.nc", "metrics.csv"),
 }  # of each stage; a report can be without figures
+Loss = tuple[Callable[[nn.Module, torch.Generator], Tensor], Callable[[nn.Module], float]]
 _VERSION = 2  # of all stages, because each rests on those before it
 
 
@@ -69,6 +72,8 @@ def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
     e, data = recipe.experiment, replace(recipe.data, store="")
     codec = [replace(data, test=("", ""), direct={}), recipe.latent, recipe.seed, content, taken]
     inputs: dict[str, Any] = {"codec": codec, "prior": [codec, recipe.prior]}
+    if recipe.prior.networks:  # their errors are calibrated for the sets
+        inputs["prior"] += [e.sets, e.share, recipe.assimilation.operators]
     inputs["calibration"] = [inputs["prior"], e.sets, e.share, recipe.assimilation]
     inputs["report"] = [inputs["calibration"], e, list(e.sets), data]
     earlier = {} if taken else _earlier_keys(recipe, fields, out)
@@ -180,7 +185,10 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model 
         validation = fields.part(recipe.data.validation)
         starts = window_starts(fields.dates[validation], recipe.prior.window)
         model.prior.error_is_least = True  # also of a prior that an earlier version calibrated
-        calibrate(model, anomalies(codec, fields, validation), starts, console)
+        x_validation = anomalies(codec, fields, validation)
+        if not recipe.prior.networks:  # whose training needs the errors
+            calibrate_errors(model, x_validation, starts, console)
+        calibrate_spread(model, x_validation, starts, console)
         model.prior.save(recipe, path)
         for name in ("prior", "calibration"):  # both are in this file
             stages.finish(plan[name], files)
@@ -352,35 +360,54 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
     torch.manual_seed(recipe.seed)
     device = codec.device
     denoiser = build_denoiser(recipe, gaussian, codec.periodic).to(device)
+    learnt = learnt_prior(codec, denoiser, covariance, (z, x_train), (z_validation, x_validation))
     steps = torch.arange(length)
-    subset = validation_starts[:: max(1, len(validation_starts) // 64)]
-    sample = z_validation[subset[:, None] + steps].to(device)
-
-    def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
-        rows = starts[torch.randint(len(starts), (prior.fit.batch,), generator=rng)]
-        return module.loss(z[rows[:, None] + steps].to(device), rng=rng)  # type: ignore[operator]
-
-    def validate(module: nn.Module) -> float:
-        with torch.no_grad():
-            return float(module.loss(sample, rng=fork(recipe.seed, "validation noise")))  # type: ignore[operator]
-
+    own, fresh = (each[:: max(1, len(each) // 64), None] + steps for each in (starts, validation_starts))
+    sample = z_validation[fresh].to(device)
+    if prior.networks:
+        model = Model(codec, learnt).on(device)
+        calibrate_errors(model, x_validation, validation_starts, console)
+        with console.bar("random networks of observations", prior.networks) as advance:
+            task = ConditionalTraining(model, x_train, z, starts, advance)
+        learnt.trained = task.trained
+        batches = task.batches(x_validation, sample, fresh)
+        own_loss: Loss = (task.loss, partial(task.validate, batches))
+    else:
+        own_loss = _unconditional(recipe, z, starts, sample)
     untrained = copy.deepcopy(denoiser.state_dict())
-    _fit(denoiser, loss, validate, prior.fit, recipe, "prior", out, key, console)
-    some = starts[:: max(1, len(starts) // 64)]
+    _fit(denoiser, *own_loss, prior.fit, recipe, "prior", out, key, console)
+    closed = [
+        noise_losses(denoiser, part, recipe.seed, corrected=False) for part in (z[own].to(device), sample)
+    ]
+    pair = (
+        (task.losses(batches, denoiser, corrected=False), task.losses(batches, denoiser))
+        if prior.networks
+        else (closed[1], noise_losses(denoiser, sample, recipe.seed))
+    )
     found = judged(
-        denoiser,
-        z[some[:, None] + steps].to(device),
-        sample,
-        fields.dates[validation_index][subset.numpy()],
-        recipe.seed,
+        closed[0].mean(), closed[1].mean(), *pair, fields.dates[validation_index][fresh[:, 0].numpy()]
     )
     if (
         found["network"] == REPLACED and not prior.network
     ):  # another's may differ from the closed form untrained
         denoiser.load_state_dict(untrained)
-    learnt = learnt_prior(codec, denoiser, covariance, (z, x_train), (z_validation, x_validation))
     learnt.learning = found | {"days": len(index)}
     learnt.save(recipe, out / priors.FILE_NAME)
+
+
+def _unconditional(recipe: Recipe, z: Tensor, starts: Tensor, sample: Tensor) -> Loss:
+    """Loss and validation of a network of the prior alone."""
+    steps = torch.arange(recipe.prior.window)
+
+    def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
+        rows = starts[torch.randint(len(starts), (recipe.prior.fit.batch,), generator=rng)]
+        return module.loss(z[rows[:, None] + steps].to(sample.device), rng=rng)  # type: ignore[operator]
+
+    def validate(module: nn.Module) -> float:
+        with torch.no_grad():
+            return float(module.loss(sample, rng=fork(recipe.seed, "validation noise")))  # type: ignore[operator]
+
+    return loss, validate
 
 
 def latents(codec: MultimodalCodec, out: Path, x_train: Anomalies) -> Tensor:

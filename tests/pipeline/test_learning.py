@@ -7,7 +7,7 @@ from torch import nn
 
 from slams.diffusion.denoiser import NetworkDenoiser, WindowGaussian
 from slams.diffusion.schedule import VPCosine
-from slams.pipeline.model.learning import KEPT, REPLACED, judged, learning_notes
+from slams.pipeline.model.learning import KEPT, REPLACED, judged, learning_notes, noise_losses
 from slams.pipeline.model.model import Model
 
 DAYS = np.datetime64("2001-01-01") + 5 * np.arange(60)
@@ -30,7 +30,9 @@ def findings(network: nn.Module, variance: float, rng: torch.Generator) -> dict:
     one = torch.ones(1, 1)
     gaussian = WindowGaussian(one, one, 1e-3, (1,), VPCosine())
     train, fresh = (variance**0.5 * torch.randn(60, 1, 1, generator=rng) for _ in range(2))
-    return judged(NetworkDenoiser(gaussian, network), train, fresh, DAYS, 0)
+    denoiser = NetworkDenoiser(gaussian, network)
+    closed, own = (noise_losses(denoiser, part, 0, corrected=False) for part in (fresh, train))
+    return judged(own.mean(), closed.mean(), closed, noise_losses(denoiser, fresh, 0), DAYS)
 
 
 def test_a_network_that_is_better_is_kept_and_one_that_is_not_is_replaced(rng):

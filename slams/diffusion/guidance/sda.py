@@ -78,6 +78,32 @@ class CovarianceGuidance(Guidance):
         }
         return CovarianceGuided(prior, gaussian, observations, jacobians)
 
+    def beside(
+        self,
+        denoiser: Denoiser,
+        observations: Observations,
+        known: Observations,
+        jacobians: Mapping[str, Tensor],
+    ) -> Denoiser:
+        """A denoiser that knows some observations already, guided by others.
+
+        The precision of what is not yet known is C^-1 + (alpha_t / sigma_t)^2 1 + M with M that of both.
+
+        Args:
+            denoiser: E[x | x_t, known], of windows.
+            observations: The others, values (W, L, *O).
+            known: Those that the denoiser knows, (W, L, *O).
+            jacobians: Linear operators of the known ones.
+        """
+        if self.gaussian is None:
+            raise InvalidTypeError("guidance beside known observations needs a closed form; pass gaussian=….")
+        given = dict(self.jacobians or {})
+        for name, o in observations.items():
+            if name not in given:
+                given[name] = pattern_jacobian(o, self.gaussian)
+        both = Observations({**known, **observations})
+        return CovarianceGuided(denoiser, self.gaussian, observations, {**given, **jacobians}, counted=both)
+
 
 def covariance_of(prior: Denoiser) -> WindowGaussian:
     """The closed-form Gaussian of a prior: itself, or the one that its network corrects.
@@ -128,6 +154,7 @@ class CovarianceGuided(Denoiser):
         gaussian: The closed form whose covariance is used.
         observations: Observations of each window, values (W, L, *O), or of one, (L, *O).
         jacobians: G of each modality, (prod(O), K).
+        counted: Observations that M counts, where the denoiser knows some already; the observations if None.
     """
 
     values: Tensor
@@ -139,6 +166,8 @@ class CovarianceGuided(Denoiser):
         gaussian: WindowGaussian,
         observations: Observations,
         jacobians: Mapping[str, Tensor],
+        *,
+        counted: Observations | None = None,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -146,10 +175,11 @@ class CovarianceGuided(Denoiser):
         self.schedule = denoiser.schedule
         self.alone = not observations.batch
         self.observations = observations.windows(gaussian.length) if self.alone else observations
-        self.index, first = self.observations.patterns()
+        counted = self.observations if counted is None else counted
+        self.index, first = counted.patterns()
         values, vectors = [], []
         for window in first:
-            information = self.observations.information(jacobians, window)
+            information = counted.information({name: jacobians[name] for name in counted}, window)
             value, vector = torch.linalg.eigh(gaussian.posterior_precision(information))
             values.append(value.clamp(min=1e-6).to(gaussian.basis))
             vectors.append(vector.to(gaussian.basis))

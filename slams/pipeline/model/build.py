@@ -1,6 +1,7 @@
 """Untrained networks of a recipe; their shapes come from the data."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -84,11 +85,21 @@ def build_denoiser(recipe: Recipe, gaussian: WindowGaussian, periodic: bool) -> 
                 "use prior.published: false."
             )
         network: nn.Module = WindowMLP(
-            prior.window, gaussian.event, hidden=prior.hidden[0], blocks=prior.blocks
+            prior.window,
+            gaussian.event,
+            hidden=prior.hidden[0],
+            blocks=prior.blocks,
+            context=context_channels(recipe),
         )
-    else:
-        kind = PublishedUNet if prior.published else WindowUNet
-        network = kind(
-            prior.window, gaussian.event, hidden=prior.hidden, blocks=prior.blocks, periodic=periodic
-        )
+        return NetworkDenoiser(gaussian, network)
+    settings: dict[str, Any] = {"hidden": prior.hidden, "blocks": prior.blocks, "periodic": periodic}
+    if prior.published:
+        return NetworkDenoiser(gaussian, PublishedUNet(prior.window, gaussian.event, **settings))
+    network = WindowUNet(prior.window, gaussian.event, context=context_channels(recipe), **settings)
     return NetworkDenoiser(gaussian, network)
+
+
+def context_channels(recipe: Recipe) -> int:
+    """Channels a step of `slams.pipeline.model.conditional.ObservationFeatures`; 0 without training on observations."""
+    channels = recipe.latent.channels
+    return channels + len(recipe.modalities) * (2 * channels + 2) if recipe.prior.networks else 0

@@ -93,18 +93,17 @@ def profile(decoded: Tensor, residual: Tensor, whole: Tensor) -> Tensor:
     return torch.stack([torch.stack([x[rows].mean() for rows in groups]) for x in (value, ratio)])
 
 
-def calibrate(model: Model, validation: Anomalies, starts: Tensor, console: Console) -> None:
-    """Choose a factor for each modality's error covariance and one for the spread, on the validation part.
+def calibrate_errors(model: Model, validation: Anomalies, starts: Tensor, console: Console) -> None:
+    """Choose a factor for each modality's error covariance, on the validation part.
 
     Residuals of different modalities are dependent and training residuals are too small; the factor
     with the best CRPS of the closed-form posterior, one modality after another over the sets it is in, corrects
-    for both. The spread's factor is the square root of error variance over predicted variance.
+    for both.
     """
     recipe, sets, prior = model.recipe, model.recipe.experiment.sets, model.prior
     if not sets:
         return
     prior.factors = dict.fromkeys(sorted(prior.errors), 1.0)  # calibrating twice changes nothing
-    prior.inflation = 1.0
     score = closed_form_score(model, validation, starts)
     names = sorted({n for group in sets.values() for n in group})
     with console.bar("calibrating observation errors", 2 * len(names)) as advance:
@@ -117,7 +116,13 @@ def calibrate(model: Model, validation: Anomalies, starts: Tensor, console: Cons
                 trials[factor] = sum(score(group) for group in users)
             prior.factors[name] = min(trials, key=lambda f: trials[f])
             advance(1, ", ".join(f"{n} x {f:g}" for n, f in prior.factors.items() if f != 1))
-    rows = starts[:: max(1, len(starts) // 48), None] + torch.arange(recipe.prior.window)
+
+
+def calibrate_spread(model: Model, validation: Anomalies, starts: Tensor, console: Console) -> None:
+    """Choose the factor on the spread of draws on the validation part: the root of error variance over predicted one."""
+    if not model.recipe.experiment.sets:
+        return
+    rows = starts[:: max(1, len(starts) // 48), None] + torch.arange(model.recipe.prior.window)
     _inflate(model, validation, rows[:: max(1, len(rows) // 8)], console)
 
 
@@ -158,6 +163,7 @@ def closed_form_score(
 def _inflate(model: Model, validation: Anomalies, rows: Tensor, console: Console) -> None:
     """Factor on the deviations of the draws that makes their variance that of the error, over a few windows."""
     recipe, prior, states = model.recipe, model.prior, model.states
+    prior.inflation = 1.0
     if recipe.assimilation.members == 1:  # without a spread
         return
     sets = list(recipe.experiment.sets.values())[-3:]

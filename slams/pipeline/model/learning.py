@@ -21,44 +21,47 @@ _DRAWS = 8  # of the noise, for each window
 _OVERFIT = 2.0  # loss of the closed form on validation days over that on training days
 
 
-@torch.no_grad()
 def judged(
-    denoiser: NetworkDenoiser, train: Tensor, validation: Tensor, days: np.ndarray, seed: int
+    train: float, validation: float, closed: np.ndarray, corrected: np.ndarray, days: np.ndarray
 ) -> dict[str, Any]:
-    """Losses of closed form and network, and whether the network is better beyond doubt.
+    """Whether the network is better than the closed form beyond doubt.
 
     The gain of the network is the share of the closed form's validation loss that it removes, with a 95 % interval paired
-    over blocks of 15 days. The noise is another than that of the early stopping.
+    over blocks of 15 days.
 
     Args:
-        denoiser: The trained denoiser.
-        train: Some training windows (n, L, *Z).
-        validation: Some validation windows (m, L, *Z).
+        train: Loss of the closed form on training windows.
+        validation: The same on validation windows.
+        closed: Loss of the closed form in each validation window (m), of the task that the network was trained for.
+        corrected: The same with the network.
         days: First day of each validation window, datetime64[D].
-        seed: Seed of the noise.
 
     Returns:
         "loss" of the closed form on training and validation windows; "gain" with lower and upper bound; "network",
         `REPLACED` if the interval reaches 0, else `KEPT`, also where there are too few blocks for an interval.
     """
-
-    def losses(windows: Tensor, corrected: bool) -> np.ndarray:
-        drawn = [
-            denoiser.errors(windows, rng=fork(seed, "gain", draw), corrected=corrected).flatten(1).mean(1)
-            for draw in range(_DRAWS)
-        ]
-        return np.asarray(torch.stack(drawn).mean(0).double().cpu())
-
-    closed = losses(validation, corrected=False)
-    difference = closed - losses(validation, corrected=True)
+    difference = closed - corrected
     block = (days - days[0]).astype(int) // _BLOCK
     interval = mean_interval([float(difference[block == each].mean()) for each in np.unique(block)])
     gain = [value / float(closed.mean()) for value in interval]
     return {
-        "loss": [float(losses(train, corrected=False).mean()), float(closed.mean())],
+        "loss": [float(train), float(validation)],
         "gain": [None if math.isnan(value) else value for value in gain],
         "network": REPLACED if gain[1] <= 0 else KEPT,
     }
+
+
+@torch.no_grad()
+def noise_losses(
+    denoiser: NetworkDenoiser, windows: Tensor, seed: int, *, corrected: bool = True
+) -> np.ndarray:
+    """Loss of each window (n), over several draws of noise that early stopping has not seen."""
+    drawn = [
+        denoiser.errors(windows, rng=fork(seed, "gain", draw), corrected=corrected).flatten(1).mean(1)
+        for draw in range(_DRAWS)
+    ]
+    found: np.ndarray = torch.stack(drawn).mean(0).double().cpu().numpy()
+    return found
 
 
 def learning_notes(model: Model, out: Path) -> list[str]:

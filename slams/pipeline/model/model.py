@@ -12,6 +12,8 @@ from slams.assimilation.baseline.gaussian import residual_variance
 from slams.assimilation.score.sda import SDA
 from slams.core.covariance import Covariance, Dense, Diagonal
 from slams.core.errors import InvalidValueError, MissingFileError
+from slams.diffusion.guidance.base import Guidance
+from slams.diffusion.guidance.conditional import ConditionalGuidance
 from slams.diffusion.guidance.sda import CovarianceGuidance, GaussianGuidance
 from slams.diffusion.sampler import Sampler
 from slams.observation.observation import Observation, Observations
@@ -20,6 +22,7 @@ from slams.pipeline.inputs.operators import noise_gain, operators_of, through
 from slams.pipeline.model import codec as codecs
 from slams.pipeline.model import prior as priors
 from slams.pipeline.model.codec import MultimodalCodec
+from slams.pipeline.model.features import ObservationFeatures
 from slams.pipeline.model.prior import LearntPrior
 from slams.pipeline.recipe import Recipe
 
@@ -132,6 +135,11 @@ class Model:
         decode = self.codec.autoencoder.decode
         return {name: partial(decode, name=name) for name in self.layouts} | {"latent": lambda z: z}
 
+    @property
+    def method(self) -> str:
+        """Method of the draws, "conditional" or "guided": the recipe's, or the one chosen on validation days."""
+        return self.recipe.assimilation.method or self.prior.method
+
     def sda(self) -> SDA:
         """The assimilation method with this prior and the recipe's settings."""
         a = self.recipe.assimilation
@@ -146,7 +154,11 @@ class Model:
         operators = {name: operator.to(self.device) for name, operator in self.jacobians().items()}
         operators["latent"] = self.prior.gaussian.basis
         closed = CovarianceGuidance(self.prior.gaussian, operators)
-        guidance = GaussianGuidance(a.gamma) if a.guidance == "sda" else closed
+        guidance: Guidance = GaussianGuidance(a.gamma) if a.guidance == "sda" else closed
+        if self.method == "conditional":
+            known = {n: operators[n] for n in self.prior.trained if n not in self.operators}
+            features = ObservationFeatures(self.codec, known)
+            guidance = ConditionalGuidance(known, features, a.weight, others=guidance)
         return SDA(self.prior.denoiser, sampler, guidance=guidance)
 
     def published(self, anomalies: Mapping[str, Tensor]) -> Observations:

@@ -45,6 +45,8 @@ class LearntPrior(nn.Module):
             `coefficients` (n, K); empty in runs of versions before 0.2, whose files hold the results.
         factors: Calibrated factor on each error covariance.
         inflation: Calibrated factor on the deviations of the draws from their mean.
+        trained: Names of the modalities that the network was trained on as observations.
+        method: Method of draws with the lower CRPS on validation days, "conditional" or "guided".
         learning: Findings of `slams.pipeline.model.learning.judged`; empty in runs of versions before 0.2.
     """
 
@@ -65,6 +67,8 @@ class LearntPrior(nn.Module):
         self.statistics = dict(statistics or {})
         self.factors = dict.fromkeys(errors, 1.0)
         self.inflation = 1.0
+        self.trained: list[str] = []
+        self.method = "guided"
         self.learning: dict[str, Any] = {}
         self.error_is_least = True  # the stated one; versions before 0.2 calibrated with it on top
 
@@ -95,6 +99,8 @@ class LearntPrior(nn.Module):
             "recipe": to_tree(recipe),
             "factors": self.factors,
             "inflation": self.inflation,
+            "trained": self.trained,
+            "method": self.method,
             "learning": self.learning,
         }
         write_tensors(path, flat(groups, "."), facts)
@@ -128,6 +134,7 @@ class LearntPrior(nn.Module):
         fill(denoiser, weights, path)
         prior = cls(denoiser, **{part: groups.get(part, {}) for part in (*_PARTS, "statistics")})
         prior.factors, prior.inflation = facts["factors"], facts["inflation"]
+        prior.trained, prior.method = facts.get("trained", []), facts.get("method", "guided")
         prior.learning = facts.get("learning", {})
         prior.error_is_least = "learning" in facts
         return prior.eval()
