@@ -26,6 +26,11 @@ def _as_it_is(mean: Tensor) -> Tensor:
     return mean
 
 
+def _root(mean: Tensor) -> Tensor:
+    """Square root of an estimate of a square that sampling can make negative; such a one counts as 0."""
+    return mean.clamp(min=0).sqrt()
+
+
 @dataclass(frozen=True)
 class Metric:
     """A score as the function `finish` of the mean of a statistic, or of other metrics.
@@ -101,6 +106,15 @@ def squared_error(samples: Tensor, truth: Tensor) -> Tensor:
     return (samples.mean(0) - truth).square()
 
 
+def squared_error_of_infinite(samples: Tensor, truth: Tensor) -> Tensor:
+    """Unbiased squared error of the mean of infinitely many members: (N, *E) and (*E) to (*E).
+
+    (mean over members - truth)^2 less `predictive_variance` / (N + 1), which is the sampling variance of the mean of N
+    independent members; NaN for a single one. A value can be negative.
+    """
+    return squared_error(samples, truth) - predictive_variance(samples, truth) / (len(samples) + 1)
+
+
 def predictive_variance(samples: Tensor, truth: Tensor) -> Tensor:
     """(N + 1) / N times the unbiased variance of the members, NaN for a single one: (N, *E) to (*E).
 
@@ -170,12 +184,21 @@ def covered(samples: Tensor, truth: Tensor) -> Tensor:
 
 
 def covered_fair(samples: Tensor, truth: Tensor) -> Tensor:
-    """`covered` with quantiles at position (N + 1) p: a calibrated ensemble of any N >= 19 covers 9 times in 10.
+    """`covered` with quantiles at the 0-based position (N + 1) p - 1: a calibrated ensemble covers 9 times in 10.
+
+    Of N < 19 members these quantiles lie beyond the outermost ones, at an unknown place. A truth beyond all members then
+    counts as covered with the share 1 - (N + 1) / 20 of its rank's probability, so that members and truth of one law
+    have .90 whatever the law: 1 (N - 1) / (N + 1) + 2 (1 - (N + 1) / 20) / (N + 1). For N >= 19 the interpolation between
+    members adds up to .01 for a normal law.
 
     Source:
         Hyndman & Fan (1996), type 6.
+
+    >>> covered_fair(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([3.0])), 1 - 4 / 20
+    (tensor([0.8000]), 0.8)
     """
-    return _between(samples, truth, [(len(samples) + 1) * p - 1 for p in (_LOWER, _UPPER)])
+    inside = _between(samples, truth, [(len(samples) + 1) * p - 1 for p in (_LOWER, _UPPER)])
+    return inside.clamp(min=max(0.0, 1 - _LOWER * (len(samples) + 1)))
 
 
 def gaussian_covered(mean: Tensor, std: Tensor, truth: Tensor) -> Tensor:
@@ -238,6 +261,9 @@ def _between(samples: Tensor, truth: Tensor, positions: Sequence[float]) -> Tens
 # One entry a metric; their order is that of metrics.csv and of tables.
 RMSE = Metric("rmse", squared_error, torch.sqrt, gaussian=lambda m, s, y: (m - y).square(), key="squared_error",
               label="RMSE", dimensional=True, law="log-normal")
+RMSE_INF = Metric("rmse_inf", squared_error_of_infinite, _root, gaussian=lambda m, s, y: (m - y).square(),
+                  key="squared_error_of_infinite", label="RMSE of infinitely many members", dimensional=True,
+                  scope="fields", law="log-normal")
 BIAS = Metric("bias", error, gaussian=lambda m, s, y: m - y, key="error", dimensional=True, better=0.0, scope="fields")
 CRPS = Metric("crps", fair_crps, gaussian=gaussian_crps, label="CRPS", dimensional=True, law="log-normal")
 SPREAD = Metric("spread", predictive_variance, torch.sqrt, gaussian=lambda m, s, y: s**2, key="predictive_variance",
@@ -247,7 +273,7 @@ SPREAD_SKILL = Metric("spread_skill", None, torch.div, of=(SPREAD, RMSE), label=
 COVERAGE90 = Metric("coverage90", covered, gaussian=gaussian_covered, key="covered", better=0.9,
                     label="coverage of the 90 % interval", law="share")
 COVERAGE90_FAIR = Metric("coverage90_fair", covered_fair, gaussian=gaussian_covered, key="covered_fair", better=0.9,
-                         label="coverage by fair quantiles", scope="fields", shown="file", law="share")
+                         label="coverage by fair quantiles", scope="fields", law="share")
 W1 = Metric("w1", wasserstein, gaussian=gaussian_wasserstein, label="Wasserstein-1", dimensional=True, pooled=True,
             scope="fields", shown="report", law="log-normal")
 _OF_TWINS = (  # measured by twin experiments themselves
@@ -264,7 +290,7 @@ _OF_TWINS = (  # measured by twin experiments themselves
     Metric("network_calls", label="network calls per step", scope="twin", shown="further", law="log-normal"),
     Metric("cpu_seconds", label="CPU seconds per step", scope="twin", law="log-normal"),
 )
-_ALL = (RMSE, BIAS, CRPS, SPREAD, SPREAD_SKILL, COVERAGE90, COVERAGE90_FAIR, W1, *_OF_TWINS)
+_ALL = (RMSE, RMSE_INF, BIAS, CRPS, SPREAD, SPREAD_SKILL, COVERAGE90, COVERAGE90_FAIR, W1, *_OF_TWINS)
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 # fmt: on
 
