@@ -188,6 +188,14 @@ def window_covariance(windows: Tensor, shrink: float) -> Tensor:
     return ((vectors * values.clamp(min=1e-6 * float(values[-1]))) @ vectors.mT).to(windows.dtype)
 
 
+class NoCorrection(nn.Module):
+    """The network f = 0 of `NetworkDenoiser`, which is then its closed form."""
+
+    def forward(self, x_t: Tensor, linear: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        """Zeros of the shape of x_t."""
+        return torch.zeros_like(x_t)
+
+
 class NetworkDenoiser(Denoiser):
     """A network that corrects a closed-form denoiser.
 

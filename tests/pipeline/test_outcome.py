@@ -14,6 +14,7 @@ from slams.core.console import Console
 from slams.core.settings import override
 from slams.core.stages import Stage, Stages
 from slams.evaluation import Scores, window_statistics
+from slams.evaluation.tables import read_metrics, scores_by_method
 from slams.pipeline import run as experiment
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
 from slams.pipeline.results import scoring as score
@@ -61,8 +62,8 @@ def analysed(monkeypatch) -> list[int]:
     return calls
 
 
-# 6 units a part: references, three sets, shuffled, withheld
-@pytest.mark.parametrize(("kills", "left"), [([8], 5), ([14, 20], 3), ([32], 1)])
+# units: 6 of the references, 12 of each of three sets (with and without network), 6 shuffled, 6 withheld
+@pytest.mark.parametrize(("kills", "left"), [([8], 8), ([20, 32], 4), ([50], 1)])
 def test_a_killed_test_goes_on_with_the_next_set_and_ends_with_the_same_files(
     kills, left, done, tmp_path, analysed
 ):
@@ -85,6 +86,29 @@ def test_a_killed_test_goes_on_with_the_next_set_and_ends_with_the_same_files(
     one, other = (load_file(folder / "baselines.safetensors") for folder in (out, whole))
     assert all(torch.equal(one[key].nan_to_num(), other[key].nan_to_num()) for key in one)
     assert not list(out.glob("resume_*"))
+
+
+def test_without_a_network_that_corrects_nothing_the_analysis_is_the_same(done):
+    """Equal noise for both: to the last digit, in every set. The training of so small a world leaves the network out."""
+    _, out = done
+    rows = read_metrics(out / "metrics.csv")
+    for label in (":coarse", ":stn", ""):
+        for variable in ("temp", "rain"):
+            one, other = (
+                [repr({**row, "method": ""}) for row in rows
+                 if (row["method"], row["variable"], row["part"]) == (f"{name}{label}", variable, "all")]
+                for name in ("analysis", "no_network")
+            )  # fmt: skip
+            assert one == other and len(one) > 5
+
+
+def test_every_set_has_the_latent_gaussian(done):
+    """Its error is near the analysis, whose prior and errors it shares: their means differ by sampling alone."""
+    _, out = done
+    rows = read_metrics(out / "metrics.csv")
+    for label in (":coarse", ":stn", ":shuffled dates", ""):
+        value = scores_by_method(rows, "rmse_inf", variable="temp", part="all")
+        assert value[f"latent_gaussian{label}"][0] == pytest.approx(value[f"analysis{label}"][0], rel=0.15)
 
 
 def experiment_values(path: Path) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ A baseline is a class of `BASELINES`: the test of a run scores it, and `slams as
 """
 
 import abc
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol, Self
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slams.assimilation.baseline.gaussian import ClosedFormGaussian
 from slams.assimilation.baseline.interpolation import AnomalyInterp
 from slams.core.random import fork, normal
 from slams.diffusion.trajectory import MarkovBlanket
@@ -112,12 +114,22 @@ class ClimatologicalNormal(Baseline):
 
 
 class ClosedForm(Baseline):
-    """The closed-form Gaussian (see `slams.assimilation.baseline.gaussian.ClosedFormGaussian`)."""
+    """The closed-form Gaussian of the states' own patterns.
+
+    See `slams.assimilation.baseline.gaussian.ClosedFormGaussian`.
+
+    Attributes:
+        closed: Gaussian of the values of the state that are present.
+        present: Mask of those values among all, (D).
+        operators: Linear operators of modalities on its patterns.
+        errors: Their error covariances or variances.
+    """
 
     name = "gaussian"
 
     def __init__(self, model: Model, fitted: Baselines) -> None:
         super().__init__(model, fitted)
+        self.closed, self.present = fitted.gaussian, fitted.present
         self.operators, self.errors = fitted.linear(model)
 
     def unknown(self, names: Iterable[str]) -> list[str]:
@@ -133,12 +145,12 @@ class ClosedForm(Baseline):
     def moments(self, observations: Observed, composed: bool = True) -> Moments:  # noqa: D102
         length = self.model.recipe.prior.window
         seen = self.model.seen(observations, self.errors)
-        mean_std = self.fitted.gaussian.windows(seen.windows(length) if composed else seen, self.operators)
+        mean_std = self.closed.windows(seen.windows(length) if composed else seen, self.operators)
         if composed:  # each step from the window in whose middle it is
             k = length // 2
             mean_std = tuple(torch.cat([v[0, :k], v[:, k], v[-1, length - k :]]) for v in mean_std)  # type: ignore[assignment]
         found: Moments = {}
-        for name, (own, rows) in split(self.model, self.fitted.present).items():
+        for name, (own, rows) in split(self.model, self.present).items():
             pair = []
             for part in mean_std:
                 full = torch.full((*part.shape[:-1], len(own)), torch.nan)
@@ -167,6 +179,27 @@ class ClosedForm(Baseline):
                 for whole, part in zip(found[n], pair, strict=True):
                     whole[segment.days] = part[segment.keep]
         return found
+
+
+class LatentGaussian(ClosedForm):
+    """The closed form of the latent prior: patterns, operators and errors of the analysis, without its network.
+
+    With a ~ N(0, C) the coefficients of the latents' patterns over a window and the decoders linearized on them, the
+    state is x = G a + e, where e has the variance of the linearized decoders' residuals, and a modality y_m = G_m a + r,
+    where r has the calibrated error of the analysis. Mean and standard deviation of x are exact.
+    """
+
+    name = "latent_gaussian"
+
+    def __init__(self, model: Model, fitted: Baselines) -> None:
+        Baseline.__init__(self, model, fitted)
+        prior, states = model.prior, model.states
+        masks = [model.codec.statistics[n].present.expand(model.layouts[n].shape).flatten() for n in states]
+        self.present = torch.cat(masks)
+        decode, rest = (torch.cat([part[n] for n in states]) for part in (prior.operators, prior.errors))
+        gaussian = copy.deepcopy(prior.gaussian).cpu()
+        self.closed = ClosedFormGaussian(gaussian, decode[self.present], rest[self.present])
+        self.operators, self.errors = model.jacobians(), model.errors()
 
 
 class Interpolation(Baseline):
@@ -262,7 +295,13 @@ class Regression(Baseline):
         return found
 
 
-BASELINES: tuple[type[Baseline], ...] = (ClimatologicalNormal, ClosedForm, Interpolation, Regression)
+BASELINES: tuple[type[Baseline], ...] = (
+    ClimatologicalNormal,
+    ClosedForm,
+    LatentGaussian,
+    Interpolation,
+    Regression,
+)
 
 
 def _direct(model: Model, names: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from slams.assimilation.baseline.gaussian import residual_variance
 from slams.assimilation.score.sda import SDA
 from slams.core.covariance import Covariance, Dense, Diagonal
 from slams.core.errors import InvalidValueError, MissingFileError
+from slams.diffusion.denoiser import NetworkDenoiser, NoCorrection
 from slams.diffusion.guidance.base import Guidance
 from slams.diffusion.guidance.conditional import ConditionalGuidance
 from slams.diffusion.guidance.sda import CovarianceGuidance, GaussianGuidance
@@ -59,6 +60,23 @@ class Model:
         self.codec.autoencoder.to(device)
         self.prior.denoiser.to(device)
         return self
+
+    def without_network(self) -> "Model":
+        """The model whose prior is its closed form; everything else is shared."""
+        kept = self.prior
+        prior = LearntPrior(
+            NetworkDenoiser(kept.gaussian, NoCorrection()),
+            kept.operators,
+            kept.errors,
+            kept.residuals,
+            kept.profiles,
+            kept.samples,
+            kept.statistics,
+        )
+        prior.factors, prior.inflation = kept.factors, kept.inflation
+        prior.trained, prior.method = kept.trained, self.method
+        prior.learning, prior.error_is_least = kept.learning, kept.error_is_least
+        return Model(self.codec, prior, self.recipe)
 
     def seen(
         self,

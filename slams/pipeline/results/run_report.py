@@ -23,8 +23,9 @@ from slams.pipeline.results.outcome import Outcome
 from slams.pipeline.results.scoring import BLOCK
 
 _GAINS = "1 - exp(mean log ratio of the errors of a window), with Student's t, over independent windows"
-_ANALYSES = ("analysis", "gaussian", "interpolation", "ridge")  # methods that use the observations of a set
-_METHODS = ("analysis", "gaussian", "interpolation", "climatology", "reconstruction", "prior")
+_GAUSSIANS = ("no_network", "latent_gaussian", "gaussian")
+_ANALYSES = ("analysis", *_GAUSSIANS, "interpolation", "ridge")  # methods that use the observations of a set
+_METHODS = ("analysis", *_GAUSSIANS, "interpolation", "climatology", "reconstruction", "prior")
 
 
 def write_summary(

@@ -1,7 +1,7 @@
 """The test of a run: methods on every set of observations, scored over the same windows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -73,6 +73,11 @@ class Part:
         """Suffix of a method's name; empty for the main set."""
         return "" if self.main else f":{self.label}"
 
+    @property
+    def rounds(self) -> int:
+        """How often the sampler goes through all windows; once for the references."""
+        return max(1, sum(method in (_analysis, _no_network, _withheld) for method in self.methods))
+
 
 def test(
     model: Model,
@@ -98,7 +103,9 @@ def test(
     """
     runner = Test(model, baselines, fields)
     parts, whole = _parts(model), runner.blank()
-    with console.bar("assimilating test windows", len(parts) * runner.units) as advance:
+    with console.bar(
+        "assimilating test windows", sum(part.rounds for part in parts) * runner.units
+    ) as advance:
         runner.advance = advance
         for number, part in enumerate(parts):
             own = Stage(f"resume_test_{number}", stage and stage.key)
@@ -108,7 +115,7 @@ def test(
                 if stages:
                     stages.save(own, *found)
             else:
-                advance(runner.units, "")
+                advance(part.rounds * runner.units, "")
             whole.unpack(*found)
             baselines.interpolators.update(whole.interpolators)
     return whole
@@ -118,7 +125,7 @@ def _parts(model: Model) -> list[Part]:
     """The references, every set, and the main set once more with dates shuffled and with stations withheld."""
     e = model.recipe.experiment
     main = list(e.sets)[-1]
-    methods = [_analysis, *(_scored(baseline) for baseline in BASELINES if baseline.observes)]
+    methods = [_analysis, _no_network, *(_scored(baseline) for baseline in BASELINES if baseline.observes)]
     parts = [Part("references", [_references])]
     parts += [Part(label, methods, names, main=label == main) for label, names in e.sets.items()]
     if e.shuffled:
@@ -147,7 +154,7 @@ class Test:
         slices: Slice of each trajectory in the days of all.
         values: Anomalies on the days of all trajectories, by modality.
         truth: State variables on those days, physical.
-        units: Number of sampler steps of a part.
+        units: Number of sampler steps of one round through all windows.
         advance: Progress callback.
     """
 
@@ -288,7 +295,7 @@ def _references(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estima
     """References without observations: climatology, the autoencoder's reconstruction and the unconditional prior."""
     model = test.model
     rng = fork(test.recipe.seed, "prior")
-    drawn = model.sda().prior(max(64, test.recipe.assimilation.members), rng=rng)
+    drawn = model.sda().prior(test.recipe.assimilation.members, rng=rng)
     middle = drawn[:, drawn.shape[1] // 2, None]
     alone = [baseline(model, test.baselines) for baseline in BASELINES if not baseline.observes]
     for i, days in enumerate(test.slices):
@@ -308,14 +315,24 @@ def _references(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estima
 
 def _analysis(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estimate]:
     """Draws of the posterior; those of the main set are stored, also at the observation points."""
-    model = test.model
+    return _drawn(test, part, seen, test.model, "analysis")
+
+
+def _no_network(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estimate]:
+    """The analysis without the prior's network, from the same noise."""
+    drawn = _drawn(test, part, seen, test.model.without_network(), "no_network")
+    return (replace(each, kept=False) for each in drawn if each.variable in test.model.states)
+
+
+def _drawn(test: Test, part: Part, seen: list[Observed], model: Model, method: str) -> Iterator[Estimate]:
+    """Draws of a model's posterior; equal noise for every model."""
     rng = fork(test.recipe.seed, "analysis", part.label)
     draws = posterior(model, seen, test.composed, rng=rng, progress=lambda n: test.advance(n, part.label))
     observed = [name for name in part.names if part.main and name not in model.states]
     for i, z in enumerate(draws):
         for name in (*model.states, *observed):
             members = decoded(model, z, name, test.phase(i), rng=rng)
-            yield Estimate(f"analysis{part.tail}", name, i, members, kept=part.main)
+            yield Estimate(f"{method}{part.tail}", name, i, members, kept=part.main)
 
 
 def _scored(baseline: type[Baseline]) -> Callable[[Test, Part, list[Observed]], Iterator[Estimate]]:
