@@ -11,7 +11,7 @@ from torch import Tensor
 from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, normal
 from slams.core.renamed import old_keywords
-from slams.diffusion.denoiser import Denoiser
+from slams.diffusion.denoiser import Denoiser, WindowGaussian
 from slams.diffusion.divergence import data_scale, diverged_step, is_sound
 from slams.diffusion.schedule import Schedule
 
@@ -270,6 +270,21 @@ class Sampler:
 
 
 Sampler.__init__ = old_keywords(Sampler.RENAMED)(Sampler.__init__)  # type: ignore[method-assign]
+
+
+def ends_for(gaussian: WindowGaussian, ends: tuple[float, float] = (0.05, 60.0)) -> tuple[float, float]:
+    """Range of alpha / sigma in which draws of a Gaussian are made, for `Sampler.ends`.
+
+    It begins at a tenth of the reciprocal of the widest direction, or lower: steps from the noisiest time to a ratio at
+    which a direction already shows leave it too narrow (half the variance of directions of 20 standard deviations from
+    .05 on).
+
+    Args:
+        gaussian: Closed form of the prior.
+        ends: Range for a Gaussian without wider directions.
+    """
+    widest = float(gaussian.values.max()) ** 0.5
+    return min(ends[0], 0.1 / widest), ends[1]
 
 
 class _Step(NamedTuple):

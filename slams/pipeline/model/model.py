@@ -16,7 +16,7 @@ from slams.diffusion.denoiser import NetworkDenoiser, NoCorrection
 from slams.diffusion.guidance.base import Guidance
 from slams.diffusion.guidance.conditional import ConditionalGuidance
 from slams.diffusion.guidance.sda import CovarianceGuidance, GaussianGuidance
-from slams.diffusion.sampler import Sampler
+from slams.diffusion.sampler import Sampler, ends_for
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import Flatten
 from slams.pipeline.inputs.operators import noise_gain, operators_of, through
@@ -168,6 +168,7 @@ class Model:
             a.tau,
             order=a.order,
             time_grid="snr" if a.grid == "snr" else "time",
+            ends=ends_for(self.prior.gaussian),
         )
         operators = {name: operator.to(self.device) for name, operator in self.jacobians().items()}
         operators["latent"] = self.prior.gaussian.basis
