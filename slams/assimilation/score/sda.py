@@ -14,11 +14,12 @@ from slams.assimilation.checks import check_observations
 from slams.core.errors import InvalidTypeError, InvalidValueError
 from slams.core.random import Rng, generator, normal, settled
 from slams.core.renamed import old_keywords
-from slams.diffusion.denoiser import Denoiser
+from slams.diffusion.denoiser import Denoiser, NetworkDenoiser, WindowGaussian
 from slams.diffusion.divergence import refuse_diverged
 from slams.diffusion.guidance.sda import CovarianceGuidance, GaussianGuidance
 from slams.diffusion.sampler import Sampler
 from slams.diffusion.trajectory import MarkovBlanket
+from slams.diffusion.trajectory_gaussian import TrajectoryDenoiser
 from slams.observation.observation import Observations
 
 GuidanceLike = Callable[[Denoiser, Observations], Denoiser]
@@ -28,8 +29,9 @@ class SDA(Assimilator):
     """Samples of p(x_1..x_L | y_1..y_L) by a guided denoiser.
 
     A prior of trajectories, such as a `MarkovBlanket`, is guided as a whole, so that any observations will do: of one
-    step, or of differences between steps that a window does not span. A prior of windows is guided window by window, and
-    the guided windows are composed over longer records.
+    step, or of differences between steps that a window does not span. A prior of windows is composed over longer records:
+    where prior and guidance have a covariance in closed form, its Gaussian is extended to the record exactly
+    (`TrajectoryDenoiser`); else windows are guided one by one, and the guided ones composed (`MarkovBlanket`).
 
     Args:
         prior: E[x | x_t] of trajectories or of windows.
@@ -119,7 +121,7 @@ class SDA(Assimilator):
         """Draws for many windows at once, each with its own observations.
 
         Args:
-            observations: Values (W, L, *O).
+            observations: Values (W, L, *O); L may be longer than the prior's windows, which are then composed.
             members: N.
             rng: Generator or seed.
             progress: Called with 1 after each step of the sampler.
@@ -129,7 +131,7 @@ class SDA(Assimilator):
         """
         rng, like = generator(rng, "method"), _like(self.denoiser).to(self.dtype)
         shape = (members, observations.batch[0], observations.steps)
-        guided = self.guidance(self.denoiser, observations)
+        guided = self.guidance(self._whole(observations.steps), observations)
         return self._drawn(guided, self._noise(shape, like, rng), rng, progress)
 
     def prior(self, members: int, length: int | None = None, *, rng: Rng = None) -> Tensor:
@@ -149,8 +151,7 @@ class SDA(Assimilator):
         steps = length or self.length
         if steps is None:
             raise InvalidValueError("this prior takes any length; give the number of steps.")
-        window = self._window(steps)
-        whole = MarkovBlanket(self.denoiser, window) if window else self.denoiser
+        whole = self._whole(steps)
         rng, like = generator(rng, "prior"), _like(self.denoiser).to(self.dtype)
         return self._drawn(whole, self._noise((members, steps), like, rng), rng, None)
 
@@ -171,7 +172,9 @@ class SDA(Assimilator):
         """Rows of the draws, over all replicates, that are drawn at once, and their guided denoiser."""
         count, steps = observations.batch.numel(), observations.steps
         index = torch.arange(count * members, device=next(iter(observations.values())).value.device)
-        if window := self._window(steps):
+        prior = self._whole(steps)
+        if isinstance(prior, MarkovBlanket) and prior is not self.denoiser:
+            window = prior.length
             for replicate, own in enumerate(index.split(members)):
                 record = _records(observations, replicate).windows(window)
                 guided = MarkovBlanket(self.guidance(self.denoiser, record), window)
@@ -180,7 +183,16 @@ class SDA(Assimilator):
         for rows in index.split(self.rows or len(index)):
             # without replicates all rows share one record, which need not be conditioned on row by row
             record = _records(observations, rows // members) if observations.batch else observations
-            yield rows, self.guidance(self.denoiser, record)
+            yield rows, self.guidance(prior, record)
+
+    def _whole(self, steps: int) -> Denoiser:
+        """The prior of records of so many steps: as it is, or composed of its windows."""
+        window, exact = self._window(steps), isinstance(self.guidance, CovarianceGuidance)
+        if window is None:
+            return self.denoiser
+        if exact and isinstance(self.denoiser, (NetworkDenoiser, WindowGaussian)):
+            return TrajectoryDenoiser(self.denoiser, steps)
+        return MarkovBlanket(self.denoiser, window)
 
     def _window(self, steps: int) -> int | None:
         """Length of the windows to be composed over so many steps, None where the prior takes them as they are."""

@@ -12,6 +12,7 @@ from slams.core.errors import InvalidTypeError, InvalidValueError, NonFiniteErro
 from slams.diffusion.denoiser import Denoiser, WindowGaussian
 from slams.diffusion.guidance.base import Guidance, GuidedDenoiser
 from slams.diffusion.trajectory import MarkovBlanket
+from slams.diffusion.trajectory_gaussian import TrajectoryDenoiser, TrajectoryGaussian, TrajectoryGuided
 from slams.observation.observation import Observation, Observations
 
 
@@ -59,7 +60,8 @@ class CovarianceGuidance(Guidance):
         """The guided denoiser; one of composed windows is composed of guided ones.
 
         Args:
-            prior: Denoiser of windows, or of windows composed by `MarkovBlanket`.
+            prior: Denoiser of windows, or of windows composed by `MarkovBlanket`; or a `TrajectoryDenoiser`, whose own
+                closed form is used.
             observations: Observations of each window, values (W, L, *O), or of one trajectory, (L, *O).
             members: Not available here.
 
@@ -75,12 +77,19 @@ class CovarianceGuidance(Guidance):
         if isinstance(prior, MarkovBlanket):
             windows = observations.windows(prior.length)
             return MarkovBlanket(self(prior.denoiser, windows), prior.length)
-        gaussian = covariance_of(prior) if self.gaussian is None else self.gaussian
+        gaussian: WindowGaussian | TrajectoryGaussian
+        if isinstance(prior, TrajectoryDenoiser):
+            gaussian = prior.gaussian
+        else:
+            gaussian = covariance_of(prior) if self.gaussian is None else self.gaussian
         given = self.jacobians or {}
         jacobians = {
             name: given[name] if name in given else pattern_jacobian(o, gaussian)
             for name, o in observations.items()
         }
+        if isinstance(prior, TrajectoryDenoiser):
+            return TrajectoryGuided(prior, observations, jacobians)
+        assert isinstance(gaussian, WindowGaussian)
         return CovarianceGuided(prior, gaussian, observations, jacobians, given)
 
     def beside(
@@ -125,7 +134,7 @@ def covariance_of(prior: Denoiser) -> WindowGaussian:
     return gaussian
 
 
-def pattern_jacobian(observation: Observation, gaussian: WindowGaussian) -> Tensor:
+def pattern_jacobian(observation: Observation, gaussian: WindowGaussian | TrajectoryGaussian) -> Tensor:
     """Derivative of an operator with respect to the patterns' coefficients of one step, at the mean of the prior.
 
     G = dh(V a)/da at a = 0, from as many derivatives as there are values or patterns, whichever are fewer.
