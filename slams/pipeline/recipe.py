@@ -1,5 +1,6 @@
 """Recipes: YAML to typed settings; an unknown key is an error that names the nearest."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -117,6 +118,9 @@ class OperatorRecipe:
         size: Side of a block [cells].
         step, offset: Distance of the cells observed by "stride" along both axes, and the first.
         points: (latitude, longitude) of each point [degrees].
+        std: Standard deviation of the independent errors of what a "block_mean" or a "stride" returns, in standard
+            deviations of the anomaly: one, or one for each level. It takes the place of the modality's `error_std`,
+            which is one in the file's unit for each cell; none if empty.
     """
 
     kind: str
@@ -124,6 +128,7 @@ class OperatorRecipe:
     step: int = 1
     offset: int = 0
     points: tuple[tuple[float, float], ...] = ()
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in ("block_mean", "points", "stride"):
@@ -139,6 +144,15 @@ class OperatorRecipe:
             raise InvalidValueError(
                 f"the operator {self.kind!r} has {len(self.points)} points; give points=[[lat, lon], ...] with kind "
                 "'points', and only there (assimilation.operators)."
+            )
+        if self.std and self.kind == "points":
+            raise InvalidValueError(
+                "an operator's std is for kinds 'block_mean' and 'stride'; state the error of points as the modality's "
+                "error_std (data.modalities)."
+            )
+        if not all(0 < std < math.inf for std in self.std):
+            raise InvalidValueError(
+                f"an operator's std must be positive and finite, got {list(self.std)} (assimilation.operators)."
             )
 
 
@@ -190,6 +204,8 @@ class ExperimentRecipe:
         share: Fraction of observed cells of gridded state variables, for sets with such a variable.
         windows: Number of test windows; 0 analyses the whole test period.
         spacing: Least number of days between the starts of test windows.
+        every: Days from one observed day to the next, in every window or trajectory from its first day on; 1 observes
+            every day.
         shuffled: Whether to also run the main set with shuffled dates of its observation-role modalities.
         withhold: 0-based indices of stations withheld for verification in a separate run, by modality.
     """
@@ -198,6 +214,7 @@ class ExperimentRecipe:
     share: float = 0.05
     windows: int = 16
     spacing: int = 15
+    every: int = 1
     shuffled: bool = False
     withhold: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -246,6 +263,8 @@ class Recipe:
             raise InvalidValueError(
                 f"assimilation needs at least one member and one step, got members={a.members}, steps={a.steps}."
             )
+        if self.experiment.every < 1:
+            raise InvalidValueError(f"experiment.every is a number of days, got {self.experiment.every}.")
         if p.window < 1 or p.window % 2 == 0:
             raise InvalidValueError(f"prior.window must be odd (a day and its neighbours), got {p.window}.")
         self._check_networks()

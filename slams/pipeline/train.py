@@ -75,6 +75,8 @@ def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
     if recipe.prior.networks:  # their errors are calibrated for the sets
         inputs["prior"] += [e.sets, e.share, recipe.assimilation.operators]
     inputs["calibration"] = [inputs["prior"], e.sets, e.share, recipe.assimilation]
+    if e.every > 1:  # a list of its own keeps the digests of runs before there was this setting
+        inputs["calibration"].append(e.every)
     inputs["report"] = [inputs["calibration"], e, list(e.sets), data]
     earlier = {} if taken else _earlier_keys(recipe, fields, out)
     return {name: Stage(name, each, _VERSION, earlier.get(name, ())) for name, each in inputs.items()}

@@ -172,6 +172,46 @@ def test_a_stride_leaves_every_other_cell_and_replaces_the_columns(rng):
     torch.testing.assert_close(seen, expected, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [OperatorRecipe("block_mean", size=2, std=(0.5, 3.0)), OperatorRecipe("stride", step=2, std=(0.5, 3.0))],
+    ids=["block_mean", "stride"],
+)
+def test_the_stated_errors_are_those_of_what_an_operator_returns(settings, rng):
+    """Of 400 days and at least 6 values a level, whatever error_std says; 5 standard errors of a deviation."""
+    recipe = override(to_tree(linear_recipe("block_mean")), [])
+    recipe["assimilation"]["operators"]["t"] = to_tree(settings)
+    recipe = from_tree(recipe)
+    x = torch.randn(400, *GRID.shape, generator=rng)
+    std = {"t": torch.tensor([2.0, 5.0]).reshape(2, 1, 1)}
+    pair = [
+        observe({"t": GRID}, recipe, {"t": x}, ["t"], days=torch.arange(400)[:, None], std=each)["t"][:, 0]
+        for each in (std, None)
+    ]
+    operator = operator_of(settings, GRID)
+    seen, plain = (value if operator is None else operator(value).unflatten(1, (2, -1)) for value in pair)
+    assert torch.equal(torch.isfinite(seen), torch.isfinite(plain))
+    for level, wanted in enumerate(settings.std):
+        error = (seen - plain)[:, level]
+        error = error[torch.isfinite(error)]
+        assert len(error) == 400 * 6
+        assert abs(float(error.std()) / wanted - 1) < 5 / (2 * len(error)) ** 0.5
+
+
+def test_the_stated_errors_enter_the_likelihood_in_place_of_the_instruments(linear):
+    """R = factor x residual + std^2, level by level; the same for a Gaussian's own residuals."""
+    if linear.recipe.assimilation.operators["t"].kind == "points":
+        pytest.skip("the errors of points are the modality's")
+    tree = to_tree(linear.recipe)
+    tree["assimilation"]["operators"]["t"]["std"] = [0.5, 3.0]
+    model = Model(linear.codec, linear.prior, from_tree(tree))
+    y = torch.zeros(1, L, *GRID.shape)
+    (found,) = model.seen({"t": y}, model.errors()).values()
+    left = 2.0 * residual_variance(model.operators["t"](model.prior.samples["t"]))
+    expected = left + torch.tensor([0.25, 9.0]).repeat_interleave(6)
+    torch.testing.assert_close(found.noise.variance, expected)
+
+
 BLOCK_SETTING = "assimilation.operators.temp={kind: block_mean, size: 2}"
 
 
@@ -236,7 +276,10 @@ def test_a_test_through_operators_scores_every_method_that_can_use_them(tmp_path
         ("{temp: {kind: stride, step: 2, offset: 2}}", "offset < step"),
         ("{temp: {kind: block_mean, sise: 2}}", "did you mean .*size"),
         ("{tmep: {kind: block_mean, size: 2}}", "names 'tmep', which is no modality"),
-        ("{temp: {kind: block_mean, size: 3}}", "do not divide the grid of temp, 4 x 6"),
+        ("{temp: {kind: block_mean, size: 3}}", "do not divide .* temp, 4 x 6.*--grid 1.5deg-published"),
+        ("{temp: {kind: block_mean, size: 2, std: [1, 2]}}", "one for each of the 1 levels of temp, got 2"),
+        ("{temp: {kind: block_mean, size: 2, std: [0]}}", "std must be positive"),
+        ("{temp: {kind: points, points: [[41, -4]], std: [1]}}", "state the error of points as .*error_std"),
         ("{temp: {kind: points, points: [[60, 0]]}}", "lie outside the grid's latitudes"),
         ("{stn: {kind: block_mean, size: 2}}", "is at stations; withhold"),
     ],

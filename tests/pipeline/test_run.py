@@ -141,6 +141,26 @@ def test_shuffling_gives_every_window_the_observations_of_another_and_leaves_sta
         assert all(w != v for w, v in enumerate(source))
 
 
+@pytest.mark.parametrize("shape", ["windows", "trajectory"])
+def test_only_every_fourth_day_is_observed_from_the_first_on(fields, days, shape):
+    """Of states, stations and gridded observations; the days that are observed are as without the setting."""
+    days = torch.arange(11) if shape == "trajectory" else 3 * torch.arange(WINDOWS)[:, None] + torch.arange(9)
+    names = ["t", "s", "o"]
+    plain, seen = (
+        observe(LAYOUTS, recipe(every=every), fields, names, days=days, std=STD) for every in (1, 4)
+    )
+    for name in names:
+        time = days.ndim - 1
+        length = days.shape[-1]
+        kept = [k for k in range(length) if k % 4 == 0]
+        left = [k for k in range(length) if k % 4]
+        assert bool(torch.isnan(seen[name].index_select(time, torch.tensor(left))).all())
+        one, other = (x[name].index_select(time, torch.tensor(kept)).nan_to_num(9.0) for x in (seen, plain))
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="experiment.every is a number of days, got 0"):
+        recipe(every=0)
+
+
 def test_withheld_stations_are_missing_and_the_others_untouched(fields, days):
     seen = observe(LAYOUTS, recipe(), fields, ["s"], days=days, withhold={"s": [0, 2], "o": [1]})["s"]
     assert bool(torch.isnan(seen[..., [0, 2]]).all())

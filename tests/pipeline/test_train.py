@@ -323,6 +323,18 @@ def test_a_prior_in_the_layout_of_earlier_versions_is_read_as_it_was(trained, co
     assert all(torch.equal(x, model.prior.operators[name]) for name, x in again.prior.operators.items())
 
 
+def test_errors_of_operators_and_days_observed_leave_codec_and_prior_alone(trained, copy):
+    """They are calibrated for, and need no other training."""
+    plan = stages.stages_of(trained.recipe, trained.fields, copy)
+    for setting in (
+        "assimilation.operators={temp: {kind: block_mean, size: 2, std: [0.5]}}",
+        "experiment.every=4",
+    ):
+        other = stages.stages_of(with_settings(trained.recipe, setting), trained.fields, copy)
+        same = {name for name, stage in other.items() if stage.key == plan[name].key}
+        assert same == {"codec", "prior"}
+
+
 def test_a_ledger_of_earlier_versions_is_believed_and_then_brought_up_to_date(trained, copy, fitted):
     """If settings and climate are those of the files; a later setting that changes rewrites the file they follow from."""
     plan = stages.stages_of(trained.recipe, trained.fields, copy)

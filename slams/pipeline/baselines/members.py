@@ -224,9 +224,11 @@ class Interpolation(Baseline):
             if (name, direct) not in known:
                 validation = days.validation
                 subset = torch.arange(0, len(validation[name]), max(1, len(validation[name]) // 60))
-                seen = observe(model.layouts, model.recipe, validation, direct, days=subset, std=std)
+                # windows of one day, all of them observed
+                seen = observe(model.layouts, model.recipe, validation, direct, days=subset[:, None], std=std)
+                days_seen = {n: value[:, 0] for n, value in seen.items()}
                 known[name, direct] = fit_interpolation(
-                    model, fitted.networks, name, seen, validation[name][subset]
+                    model, fitted.networks, name, days_seen, validation[name][subset]
                 )
             fitted.interpolators[label, name] = known[name, direct]
         return cls(model, fitted, {n: known[n, d] for n, d in _direct(model, names).items()})

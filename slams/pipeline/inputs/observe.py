@@ -8,7 +8,7 @@ from torch import Tensor
 from slams.core.errors import InvalidValueError
 from slams.core.random import fork, normal
 from slams.pipeline.inputs.layout import Layout
-from slams.pipeline.inputs.operators import thinned
+from slams.pipeline.inputs.operators import noisy, thinned
 from slams.pipeline.recipe import Recipe
 
 
@@ -47,8 +47,9 @@ def observe(
     """Observed anomalies, NaN where unobserved.
 
     A modality with the role of an observation is observed as in its file. A state variable is observed in columns, with
-    fresh instrument noise of its `error_std`. One with a block mean or points as its operator is left whole here:
-    the operator is applied where observations are made of it.
+    fresh instrument noise of its `error_std`, or of its operator's `std`. One with a block mean or points as its operator
+    is left whole here: the operator is applied where observations are made of it. Of all days the first and every
+    `experiment.every`-th are observed.
 
     Args:
         layouts: Layouts of the modalities.
@@ -68,17 +69,22 @@ def observe(
         state, error = name in recipe.states, recipe.modalities[name].error_std
         rows = days.roll(len(days) // 2, 0) if shuffled and not state else days
         value = anomalies[name][rows].clone()
+        operator = recipe.assimilation.operators.get(name)
         if state:
-            if std is not None and error is not None:
-                value = value + error / std[name] * normal(
-                    value.shape, like=value, rng=fork(recipe.seed, "noise", name)
-                )
-            if name not in recipe.assimilation.operators:
+            rng = fork(recipe.seed, "noise", name)
+            if std is not None and operator is not None and operator.std:
+                value = noisy(operator, layouts[name], value, rng)
+            elif std is not None and error is not None:
+                value = value + error / std[name] * normal(value.shape, like=value, rng=rng)
+            if operator is None:
                 hidden = torch.ones(layouts[name].weights().numel(), dtype=torch.bool)
                 hidden[columns(layouts[name], recipe.experiment.share, recipe.seed)] = False
                 shape = layouts[name].weights().shape
                 value = value.masked_fill(hidden.reshape(shape), torch.nan)
         value = thinned(recipe, name, value)
+        if recipe.experiment.every > 1:
+            unseen = torch.arange(days.shape[-1]) % recipe.experiment.every > 0
+            value[..., unseen, *[slice(None)] * len(layouts[name].shape)] = torch.nan
         for station in (withhold or {}).get(name, ()):
             if not 0 <= station < value.shape[-1]:
                 raise InvalidValueError(

@@ -19,7 +19,7 @@ from slams.diffusion.guidance.sda import CovarianceGuidance, GaussianGuidance
 from slams.diffusion.sampler import Sampler, ends_for
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import Flatten
-from slams.pipeline.inputs.operators import noise_gain, operators_of, through
+from slams.pipeline.inputs.operators import instrument_std, noise_gain, operators_of, through
 from slams.pipeline.model import codec as codecs
 from slams.pipeline.model import prior as priors
 from slams.pipeline.model.codec import MultimodalCodec
@@ -101,7 +101,11 @@ class Model:
             error, shape = errors[name], self.layouts[name].shape
             operator: nn.Module = self.operators.get(name, Flatten(len(shape)))
             stated = self.recipe.modalities[name].error_std
-            if stated is not None:
+            settings = self.recipe.assimilation.operators.get(name)
+            std = instrument_std(settings, self.layouts[name]) if settings is not None else None
+            if std is not None:
+                error = error + (std**2).repeat_interleave(len(error) // shape[0])
+            elif stated is not None:
                 extra = (stated / self.codec.statistics[name].std.expand(shape).flatten()) ** 2
                 if name in self.operators:
                     each = extra.reshape(shape[0], -1)[:, 0].repeat_interleave(len(error) // shape[0])
