@@ -112,7 +112,9 @@ class CovarianceGuidance(Guidance):
         if self.gaussian is None:
             raise InvalidTypeError("guidance beside known observations needs a closed form; pass gaussian=….")
         given = self.jacobians or {}
-        own = {n: given[n] if n in given else pattern_jacobian(o, self.gaussian) for n, o in observations.items()}
+        own = {
+            n: given[n] if n in given else pattern_jacobian(o, self.gaussian) for n, o in observations.items()
+        }
         both = Observations({**known, **observations})
         return CovarianceGuided(
             denoiser, self.gaussian, observations, {**own, **jacobians}, given, counted=both

@@ -84,7 +84,7 @@ def observe(
         value = thinned(recipe, name, value)
         if recipe.experiment.every > 1:
             unseen = torch.arange(days.shape[-1]) % recipe.experiment.every > 0
-            value[..., unseen, *[slice(None)] * len(layouts[name].shape)] = torch.nan
+            value = value.masked_fill(unseen.reshape(-1, *[1] * len(layouts[name].shape)), torch.nan)
         for station in (withhold or {}).get(name, ()):
             if not 0 <= station < value.shape[-1]:
                 raise InvalidValueError(
