@@ -131,8 +131,8 @@ class Diagonal(Covariance):
 
     def information(self, jacobian: Tensor, precision: Tensor) -> Tensor:
         """See `Covariance.information`."""
-        seen = (precision != 0).flatten(0, -2).any(0) if precision.ndim > 1 else precision != 0
-        if not bool(seen.all()):  # most of a grid may be unobserved
+        seen = (precision != 0).reshape(-1, self.size).any(0)
+        if not bool(seen.all()):  # of a grid seen in a few columns, those rows only
             jacobian, precision = jacobian[seen], precision[..., seen]
         return jacobian.mT @ (precision[..., None] * jacobian)
 

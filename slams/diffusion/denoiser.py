@@ -15,6 +15,8 @@ from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator, normal, uniform
 from slams.diffusion.schedule import Schedule
 
+SHRINKS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # to choose from
+
 
 class Denoiser(nn.Module, abc.ABC):
     """E[x | x_t] of windows: (*B, L, *Z) and a diffusion time, to the same shape."""
@@ -148,14 +150,22 @@ def window_moments(
     Returns:
         V (D, K), C (L K, L K) and the variance a component outside the patterns.
     """
+    basis, lags, outside = window_lags(z, starts, length, fraction=fraction, most=most)
+    return basis, shrunk(lags, shrink).to(z.dtype), outside
+
+
+def window_lags(
+    z: Tensor, starts: Tensor, length: int, *, fraction: float = 0.99, most: int = 256
+) -> tuple[Tensor, Tensor, float]:
+    """`window_moments` with the covariance as `lag_covariances` has it, to be `shrunk`."""
     flat = z.flatten(1)
     thin = max(1, len(flat) // 2000)  # neighbouring days add little to patterns, and cost grows with n^3
     patterns = eof(flat[::thin], fraction=fraction, most=most)
     coefficients = flat @ patterns.basis
     windows = torch.stack([coefficients[starts + k] for k in range(length)], 1)
-    covariance = window_covariance(windows, shrink)
     outside = flat.square().sum(1).mean() - coefficients.square().sum(1).mean()
-    return patterns.basis, covariance, float(outside) / max(flat.shape[1] - coefficients.shape[1], 1)
+    per_component = float(outside) / max(flat.shape[1] - coefficients.shape[1], 1)
+    return patterns.basis, lag_covariances(windows), per_component
 
 
 def window_covariance(windows: Tensor, shrink: float) -> Tensor:
@@ -171,6 +181,11 @@ def window_covariance(windows: Tensor, shrink: float) -> Tensor:
     Returns:
         Symmetric positive semi-definite matrix (L K, L K).
     """
+    return shrunk(lag_covariances(windows), shrink).to(windows.dtype)
+
+
+def lag_covariances(windows: Tensor) -> Tensor:
+    """Covariance of coefficients (w, L, K) over a window, each lag averaged over the window, (L, K, L, K) float64."""
     count, length, patterns = windows.shape
     flat = windows.double().flatten(1)
     sample = (flat.mT @ flat / count).reshape(length, patterns, length, patterns)
@@ -180,12 +195,51 @@ def window_covariance(windows: Tensor, shrink: float) -> Tensor:
         for i in range(length - lag):
             stationary[i + lag, :, i, :] = mean
             stationary[i, :, i + lag, :] = mean.mT
-    same = torch.eye(patterns, dtype=sample.dtype, device=sample.device)[:, None, :]
-    stationary = stationary * (same + (1 - shrink) * (1 - same))
-    matrix = stationary.reshape(length * patterns, length * patterns)
-    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    return stationary
+
+
+def shrunk(lags: Tensor, shrink: float) -> Tensor:
+    """`lag_covariances` with pairs of different patterns times 1 - shrink, positive semi-definite, (L K, L K)."""
+    matrix = _mixed(lags, shrink)
+    values, vectors = torch.linalg.eigh(matrix)
     # averaging the lags can leave tiny negative eigenvalues
-    return ((vectors * values.clamp(min=1e-6 * float(values[-1]))) @ vectors.mT).to(windows.dtype)
+    return (vectors * values.clamp(min=1e-6 * float(values[-1]))) @ vectors.mT
+
+
+def _mixed(lags: Tensor, shrink: float) -> Tensor:
+    patterns = lags.shape[1]
+    same = torch.eye(patterns, dtype=lags.dtype, device=lags.device)[:, None, :]
+    mixed = (lags * (same + (1 - shrink) * (1 - same))).flatten(2).flatten(0, 1)
+    return (mixed + mixed.mT) / 2
+
+
+def shrink_for(
+    lags: Tensor, fresh: Tensor, schedule: Schedule, values: Sequence[float] = SHRINKS, *, rng: Rng = None
+) -> float:
+    """The shrinkage whose closed form denoises new windows best.
+
+    The loss is the mean over diffusion times of log E|m(x_t) - x|^2, m = alpha C (alpha^2 C + sigma^2)^-1 x_t, so that
+    each amount of noise counts by its relative gain.
+
+    Args:
+        lags: `lag_covariances` of training windows, (L, K, L, K).
+        fresh: Coefficients of new windows, (m, L K).
+        schedule: Noise schedule.
+        values: Weights to choose from.
+        rng: Generator or seed of the noise.
+    """
+    x, eye = fresh.double(), torch.eye(fresh.shape[1], dtype=torch.float64)
+    noise = normal(x.shape, like=x, rng=generator(rng, "shrinkage"))
+    losses = {}
+    for shrink in values:
+        covariance, losses[shrink] = _mixed(lags, shrink), 0.0
+        for t in (0.1, 0.25, 0.4, 0.55, 0.7, 0.85):
+            alpha, sigma = schedule(torch.tensor(t, dtype=torch.float64))
+            # lags averaged over the window may leave eigenvalues below zero, none as far as the noise
+            factor = torch.linalg.cholesky(alpha**2 * covariance + sigma**2 * eye)
+            mean = alpha * torch.cholesky_solve((alpha * x + sigma * noise).mT, factor).mT @ covariance
+            losses[shrink] += float((mean - x).square().mean().log())
+    return min(losses, key=lambda shrink: losses[shrink])
 
 
 class NoCorrection(nn.Module):

@@ -1,6 +1,7 @@
 """Operators that combine neighbours on a regular grid: block means, vorticity."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,12 @@ class AvgPool(nn.Module):
             return self._blocks(x) / self.size**self.axes
         weight = self.weights.to(x).expand(grid)
         return self._blocks(x * weight) / self._blocks(weight)
+
+    def squared_weights(self, grid: Sequence[int]) -> Tensor:
+        """Sum of the squared weights of each block of a grid: its variance, of independent cells of variance 1."""
+        weight = torch.ones(()) if self.weights is None else self.weights
+        weight = weight.expand(*grid)
+        return self._blocks(weight.square()) / self._blocks(weight).square()
 
     def _blocks(self, x: Tensor) -> Tensor:
         x = x.unflatten(-1, (-1, self.size)).sum(-1)

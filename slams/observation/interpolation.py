@@ -1,5 +1,7 @@
 """Interpolation of a grid to points: on a line, a torus, a box of latitudes and longitudes, and the sphere."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,10 @@ class _WeightedSum(nn.Module):
             ValueError: If the state is not on the operator's grid.
         """
         return self._gather(self._flat(x))
+
+    def squared_weights(self, grid: Sequence[int]) -> Tensor:
+        """Sum of the squared weights of each point (P): its variance, of independent cells of variance 1."""
+        return self.weights.square().sum(0)
 
     def _flat(self, x: Tensor) -> Tensor:
         if tuple(x.shape[-len(self.shape) :]) != self.shape:

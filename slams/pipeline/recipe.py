@@ -82,7 +82,8 @@ class PriorRecipe:
         patterns: Largest number of patterns of the closed form. 0: at most 400; of a "vector" latent those with the best
             closed-form posterior on validation days, and the prior is that of the latents within them.
         fraction: Fraction of variance explained by the patterns.
-        shrink: Weight of the diagonal in the covariance of the patterns' coefficients, in [0, 1].
+        shrink: Weight of the diagonal in the covariance of the patterns' coefficients, in [0, 1]; null takes the one that
+            denoises validation windows best.
         published: Whether the network is the published U-Net.
         hidden: Channels of the network at each level.
         blocks: Residual blocks a level.
@@ -98,7 +99,7 @@ class PriorRecipe:
     window: int = 3
     patterns: int = 0
     fraction: float = 0.999
-    shrink: float = 0.0
+    shrink: float | None = 0.0
     published: bool = False
     hidden: tuple[int, ...] = (64, 96)
     blocks: int = 2

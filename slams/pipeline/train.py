@@ -352,13 +352,14 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
         window_starts(fields.dates[rows], length) for rows in (index, validation_index)
     )
     with console.bar("closed form of the prior", 1) as advance:
-        gaussian, covariance, whole = closed_form(
+        gaussian, covariance, whole, shrink = closed_form(
             codec, (z, x_train, starts), (z_validation, x_validation, validation_starts)
         )
         count = gaussian.basis.shape[1]
         if chooses(codec):
             z, z_validation = within(z, gaussian.basis), within(z_validation, gaussian.basis)
-        advance(1, f"{count} patterns" + (f" of {whole}, chosen on validation days" if count < whole else ""))
+        told = f"{count} patterns" + (f" of {whole}, chosen on validation days" if count < whole else "")
+        advance(1, told + (f", shrink {shrink:g}" if prior.shrink is None else ""))
     torch.manual_seed(recipe.seed)
     device = codec.device
     denoiser = build_denoiser(recipe, gaussian, codec.periodic).to(device)
@@ -393,7 +394,7 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
         found["network"] == REPLACED and not prior.network
     ):  # another's may differ from the closed form untrained
         denoiser.load_state_dict(untrained)
-    learnt.learning = found | {"days": len(index)}
+    learnt.learning = found | {"days": len(index), "shrink": shrink}
     learnt.save(recipe, out / priors.FILE_NAME)
 
 

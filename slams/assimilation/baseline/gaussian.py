@@ -1,12 +1,63 @@
 """The closed-form Gaussian: the fair zero-shot baseline, and the yardstick for observation errors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from slams.core.errors import NonFiniteError
 from slams.diffusion.denoiser import WindowGaussian
-from slams.observation.observation import Observations
+from slams.observation.observation import Observation, Observations
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the values of one modality say of a Gaussian's coefficients, window by window.
+
+    Attributes:
+        pulled: G^T R^-1 y of each step, (W, L, K).
+        matrices: G^T R^-1 G of each pattern of observed values, (n, K, K).
+        pattern: Number of the pattern of each step, (W, L).
+    """
+
+    pulled: Tensor
+    matrices: Tensor
+    pattern: Tensor
+
+    @classmethod
+    def of(cls, observation: Observation, operator: Tensor) -> Self:
+        """Evidence of anomalies (W, L, *O); only the rows of G that were seen at all are touched.
+
+        Args:
+            observation: Values; its own operator is not used.
+            operator: G, (prod(O), K).
+
+        Raises:
+            FloatingPointError: If the operator or the result is not finite.
+        """
+        seen, noise = observation.seen, observation.noise
+        steps = seen.flatten(0, -2)
+        numbers: dict[bytes, int] = {}
+        pattern = [numbers.setdefault(step.cpu().numpy().tobytes(), len(numbers)) for step in steps]
+        first = steps[[pattern.index(number) for number in range(len(numbers))]]
+        rows = steps.any(0)
+        weighted = noise.apply(observation.filled, observation.precision)[..., rows]
+        matrices = torch.stack([noise.information(operator, noise.precision(each)) for each in first])
+        found = cls(weighted @ operator[rows], matrices, torch.tensor(pattern).reshape(seen.shape[:-1]))
+        if not bool(torch.isfinite(found.pulled).all() and torch.isfinite(matrices).all()):
+            bad = int((~torch.isfinite(operator)).any(1).sum())
+            raise NonFiniteError(
+                f"the closed form of observations is not finite: {bad} of {len(operator)} rows of their operator "
+                "are not; a point without training data, or a decoder that diverged, makes such rows."
+            )
+        return found
+
+    def scaled(self, factor: float) -> "Evidence":
+        """The evidence of errors whose covariance is `factor` times as large."""
+        return Evidence(self.pulled / factor, self.matrices / factor, self.pattern)
 
 
 class ClosedFormGaussian:
@@ -38,33 +89,46 @@ class ClosedFormGaussian:
 
         Returns:
             Mean and standard deviation of the scored state, each (W, L, D).
+
+        Raises:
+            FloatingPointError: If an operator is not finite.
         """
-        index, first = observations.patterns()
-        length, patterns = observations.steps, self.prior.basis.shape[1]
-        pulled = sum(
-            (
-                o.noise.apply(torch.nan_to_num(o.value).flatten(-o.event), o.precision) @ operators[name]
-                for name, o in observations.items()
-            ),
-            start=torch.zeros(()),
-        )
-        mean = torch.empty(len(index), length, len(self.decode))
+        return self.given([Evidence.of(o, operators[name]) for name, o in observations.items()])
+
+    def given(self, evidence: Sequence[Evidence]) -> tuple[Tensor, Tensor]:
+        """Posterior of each window, given the evidence of some modalities; see `windows`."""
+        length, patterns = evidence[0].pattern.shape[1], self.prior.basis.shape[1]
+        pulled = torch.stack([each.pulled for each in evidence]).sum(0)
+        seen = torch.stack([each.pattern for each in evidence], 1).flatten(1)
+        mean = torch.empty(len(seen), length, len(self.decode))
         std = torch.empty_like(mean)
-        prior = (
-            self.prior.posterior_precision(torch.zeros(length, patterns, patterns)).double() / self.inflation
-        )
-        for number, window in enumerate(first):
-            information = torch.block_diag(*observations.information(operators, window)).double()
-            factor = torch.linalg.cholesky(prior + (information + information.mT) / 2)
-            covariance = torch.cholesky_inverse(factor).float()
-            rows = [w for w, n in enumerate(index) if n == number]
-            a = pulled[rows].flatten(1) @ covariance
-            mean[rows] = a.unflatten(1, (length, patterns)) @ self.decode.mT
+        for row in seen.unique(dim=0):
+            windows = (seen == row).all(1).nonzero().squeeze(-1)
+            covariance = self._covariance(evidence, int(windows[0]))
+            a = pulled[windows].flatten(1) @ covariance
+            mean[windows] = a.unflatten(1, (length, patterns)) @ self.decode.mT
             blocks = covariance.unflatten(1, (length, patterns)).unflatten(0, (length, patterns))
             for k in range(length):
                 variance = ((self.decode @ blocks[k, :, k, :]) * self.decode).sum(-1) + self.rest
-                std[rows, k] = variance.clamp(min=1e-12).sqrt()
+                std[windows, k] = variance.clamp(min=1e-12).sqrt()
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
+            raise NonFiniteError(
+                "the closed form's mean or spread is not finite; check that operators, errors and observations are."
+            )
         return mean, std
+
+    def _covariance(self, evidence: Sequence[Evidence], window: int) -> Tensor:
+        """Posterior covariance of a window's coefficients, (L K, L K)."""
+        total = torch.stack([each.matrices[each.pattern[window]] for each in evidence]).sum(0)
+        information = torch.block_diag(*total).double()
+        factor = torch.linalg.cholesky(self._precision / self.inflation + (information + information.mT) / 2)
+        return torch.cholesky_inverse(factor).to(self.decode)
+
+    @cached_property
+    def _precision(self) -> Tensor:
+        patterns = self.prior.basis.shape[1]
+        nothing = torch.zeros(self.prior.length, patterns, patterns)
+        return self.prior.posterior_precision(nothing)
 
 
 def ridge(a: Tensor, y: Tensor, penalty: float) -> Tensor:

@@ -1,6 +1,7 @@
 """Observation operators of a recipe: block means, points, or every n-th cell of a gridded modality."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.recipe import OperatorRecipe, Recipe
 
 
-def operator_of(settings: OperatorRecipe, layout: Layout) -> nn.Module | None:
+def operator_of(settings: OperatorRecipe, layout: Layout) -> Compose | None:
     """Operator H on the grid of a modality, (*B, C, H, W) -> (*B, C * P).
 
     It acts on standardized anomalies; as their spread is one a channel, and H is linear, that is the anomaly of
@@ -51,7 +52,7 @@ def operator_of(settings: OperatorRecipe, layout: Layout) -> nn.Module | None:
     return Compose([by_name(settings.kind, given, **grid, periodic=layout.is_global), Flatten(2)])
 
 
-def operators_of(recipe: Recipe, layouts: Mapping[str, Layout]) -> dict[str, nn.Module]:
+def operators_of(recipe: Recipe, layouts: Mapping[str, Layout]) -> dict[str, Compose]:
     """Operators of a recipe that change the points of a modality, by modality."""
     found = {n: operator_of(settings, layouts[n]) for n, settings in recipe.assimilation.operators.items()}
     return {name: operator for name, operator in found.items() if operator is not None}
@@ -106,13 +107,8 @@ def through(operator: nn.Module, patterns: Tensor, layout: Layout) -> Tensor:
     return operator(patterns.mT.reshape(-1, *layout.shape)).mT
 
 
-def noise_gain(operator: nn.Module, layout: Layout) -> Tensor:
+def noise_gain(operator: Compose, layout: Layout) -> Tensor:
     """Variance of what H makes of independent errors of variance 1 in each cell, sum_j H_ij^2, shape (C * P)."""
-    height, width = layout.shape[-2:]
-    total = torch.zeros(())
-    for cells in torch.arange(height * width).split(
-        1024
-    ):  # of a large grid, all at once are more than memory has
-        single = nn.functional.one_hot(cells, height * width).float().reshape(-1, 1, height, width)
-        total = total + operator(single).square().sum(0)
-    return total.repeat(layout.shape[0])
+    mean: Any = operator.operators[0]  # block means or points of one channel
+    gain: Tensor = mean.squared_weights(layout.shape[-2:])
+    return gain.flatten().float().repeat(layout.shape[0])

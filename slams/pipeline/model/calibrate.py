@@ -1,7 +1,9 @@
 """Observation errors: error covariances of the decoders, calibrated on the validation part."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from slams.assimilation.baseline.gaussian import (
     ClosedFormGaussian,
+    Evidence,
     normal_crps,
     residual_covariance,
     residual_variance,
@@ -25,6 +28,7 @@ from slams.pipeline.model.prior import LearntPrior, operators_on_patterns
 FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 WIDEST = 1.5  # factor on the spread
 DENSE_UP_TO = 512  # values of a modality: beyond it a full error covariance is neither estimated nor stored
+_SCORED = 600  # points of the state in the score of a calibration
 _CLASSES = 10  # of decoded rain, equally frequent
 
 
@@ -97,7 +101,7 @@ def calibrate_errors(model: Model, validation: Anomalies, starts: Tensor, consol
     """Choose a factor for each modality's error covariance, on the validation part.
 
     Residuals of different modalities are dependent and training residuals are too small; the factor
-    with the best CRPS of the closed-form posterior, one modality after another over the sets it is in, corrects
+    with the best CRPS of the closed-form posterior, one modality after another over all sets it is in, corrects
     for both.
     """
     recipe, sets, prior = model.recipe, model.recipe.experiment.sets, model.prior
@@ -106,14 +110,23 @@ def calibrate_errors(model: Model, validation: Anomalies, starts: Tensor, consol
     prior.factors = dict.fromkeys(sorted(prior.errors), 1.0)  # calibrating twice changes nothing
     score = closed_form_score(model, validation, starts)
     names = sorted({n for group in sets.values() for n in group})
+    known: dict[tuple[tuple[str, float], ...], float] = {}
+
+    def relative(group: Sequence[str]) -> float:
+        """Log of the score, so that a set counts by its relative gain, not by the size of its errors."""
+        key = tuple((name, prior.factors[name]) for name in sorted(group))
+        if key not in known:
+            known[key] = math.log(score(group))
+        return known[key]
+
     with console.bar("calibrating observation errors", 2 * len(names)) as advance:
         for name in names * 2:  # twice: the best factor of one depends on the others'
-            users = [group for group in sets.values() if name in group][-2:]
+            users = [group for group in sets.values() if name in group]
             trials = {}
             stated = name not in model.states and recipe.modalities[name].error_std is not None
             for factor in FACTORS[1:] if stated else FACTORS:  # no error is below the instrument's
                 prior.factors[name] = factor
-                trials[factor] = sum(score(group) for group in users)
+                trials[factor] = sum(relative(group) for group in users)
             prior.factors[name] = min(trials, key=lambda f: trials[f])
             advance(1, ", ".join(f"{n} x {f:g}" for n, f in prior.factors.items() if f != 1))
 
@@ -131,6 +144,9 @@ def closed_form_score(
 ) -> Callable[[Sequence[str]], float]:
     """Mean CRPS of the closed-form posterior on validation windows, as a function of the observed modalities.
 
+    What a modality's values say is computed once and rescaled by its factor, unless its instrument's error is stated,
+    which no factor changes.
+
     Args:
         model: Model whose factors may change between calls.
         validation: Anomalies of validation days.
@@ -147,14 +163,25 @@ def closed_form_score(
             "calibrated; choose another data.validation."
         )
     # a subset of the points is as informative as all of them
-    scored = scored[:: max(1, len(scored) // 2000)]
+    scored = scored[:: max(1, len(scored) // _SCORED)]
     rest = torch.cat([prior.errors[n] for n in states])[scored]  # states have variances, no full covariance
     closed = ClosedFormGaussian(copy.deepcopy(prior.gaussian).cpu(), decode[scored], rest)
     target, jacobians = target[..., scored], model.jacobians()
+    single = {name: error / prior.factors[name] for name, error in model.errors().items()}
+
+    @cache
+    def values(name: str) -> dict[str, Tensor]:
+        return observe(model.layouts, recipe, {name: validation[name]}, [name], days=rows)
+
+    @lru_cache(maxsize=2 * len(single))  # that of the last factor, and of the one on trial
+    def evidence(name: str, factor: float) -> Evidence:
+        if factor != 1 and recipe.modalities[name].error_std is None:
+            return evidence(name, 1.0).scaled(factor)
+        seen = model.seen(values(name), {name: factor * single[name]})
+        return Evidence.of(seen[name], jacobians[name])
 
     def score(names: Sequence[str]) -> float:
-        seen = observe(model.layouts, recipe, {n: validation[n] for n in names}, names, days=rows)
-        mean, std = closed.windows(model.seen(seen, model.errors()), jacobians)
+        mean, std = closed.given([evidence(name, prior.factors[name]) for name in names])
         return float(normal_crps(target - mean, std).nanmean())
 
     return score

@@ -1,8 +1,15 @@
 """The closed form of a prior, with as many patterns as help on validation days."""
 
+import torch
 from torch import Tensor, nn
 
-from slams.diffusion.denoiser import NetworkDenoiser, WindowGaussian, window_moments
+from slams.diffusion.denoiser import (
+    NetworkDenoiser,
+    WindowGaussian,
+    shrink_for,
+    shrunk,
+    window_lags,
+)
 from slams.diffusion.schedule import VPCosine
 from slams.pipeline.model.calibrate import closed_form_score, learnt_prior
 from slams.pipeline.model.codec import Anomalies, MultimodalCodec
@@ -14,13 +21,16 @@ _NEAR = 1.003  # of the best score
 Part = tuple[Tensor, Anomalies, Tensor]
 
 
-def closed_form(codec: MultimodalCodec, train: Part, validation: Part) -> tuple[WindowGaussian, Tensor, int]:
+def closed_form(
+    codec: MultimodalCodec, train: Part, validation: Part
+) -> tuple[WindowGaussian, Tensor, int, float]:
     """The Gaussian over windows of latents.
 
     Patterns that hold the noise of instruments instead of the weather let observations be explained by that noise, and
     their residuals vanish on the days of the fit. Where the recipe leaves the number of patterns of a vector latent open,
     it is the least whose closed-form posterior on validation windows has a CRPS, summed over the sets of observations,
-    within 0.3 % of the best.
+    within 0.3 % of the best. Where the recipe leaves the shrinkage open, it is the one that denoises validation windows
+    best (`slams.diffusion.denoiser.shrink_for`).
 
     Args:
         codec: Trained codec with its recipe.
@@ -28,12 +38,19 @@ def closed_form(codec: MultimodalCodec, train: Part, validation: Part) -> tuple[
         validation: The same of validation days.
 
     Returns:
-        The Gaussian, the covariance of its coefficients (L K, L K), and the number of patterns there were to choose from.
+        The Gaussian, the covariance of its coefficients (L K, L K), the number of patterns there were to choose from,
+        and the shrinkage.
     """
     prior, (z, _, starts) = codec.recipe.prior, train
-    basis, covariance, remainder = window_moments(
-        z, starts, prior.window, fraction=prior.fraction, most=prior.patterns or MOST, shrink=prior.shrink
+    basis, lags, remainder = window_lags(
+        z, starts, prior.window, fraction=prior.fraction, most=prior.patterns or MOST
     )
+    shrink, schedule = prior.shrink, VPCosine()
+    if shrink is None:
+        windows = validation[2][:: max(1, len(validation[2]) // 128), None] + torch.arange(prior.window)
+        fresh = (validation[0].flatten(1) @ basis)[windows].flatten(1)
+        shrink = shrink_for(lags, fresh, schedule, rng=codec.recipe.seed)
+    covariance = shrunk(lags, shrink).to(z.dtype)
     whole = basis.shape[1]
     if chooses(codec):
         counts = sorted({max(1, round(whole * 0.8**step)) for step in range(28)})
@@ -41,7 +58,7 @@ def closed_form(codec: MultimodalCodec, train: Part, validation: Part) -> tuple[
         enough = next(k for k, score in zip(counts, scores, strict=True) if score <= _NEAR * min(scores))
         basis, covariance = leading(basis, covariance, enough)
         remainder = 0.0  # of the latents within the patterns
-    return WindowGaussian(basis, covariance, remainder, z.shape[1:], VPCosine()), covariance, whole
+    return WindowGaussian(basis, covariance, remainder, z.shape[1:], schedule), covariance, whole, shrink
 
 
 def chooses(codec: MultimodalCodec) -> bool:

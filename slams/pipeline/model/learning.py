@@ -123,12 +123,12 @@ def _closed_form_notes(model: Model) -> list[str]:
         return []
     patterns = prior.gaussian.basis.shape[1]
     own, fresh = found["loss"]
+    shrink = found.get("shrink", settings.shrink)  # in runs before it could be chosen, that of the recipe
     if found["days"] < patterns * settings.window or fresh > _OVERFIT * own:
         notes.append(
             f"closed-form Gaussian: {patterns} patterns over {settings.window} days are {patterns * settings.window} "
             f"coefficients, fitted to {found['days']} days; its loss is {fresh:.3g} on validation days and {own:.3g} on "
-            f"training days. Try fewer prior.patterns, prior.shrink above {settings.shrink:g} (up to 1), or more "
-            "training days."
+            f"training days. Try fewer prior.patterns, prior.shrink above {shrink:g} (up to 1), or more training days."
         )
     gain, lower, upper = found["gain"]
     if found["network"] == REPLACED:

@@ -109,7 +109,7 @@ class Model:
                 extra = (stated / self.codec.statistics[name].std.expand(shape).flatten()) ** 2
                 if name in self.operators:
                     each = extra.reshape(shape[0], -1)[:, 0].repeat_interleave(len(error) // shape[0])
-                    extra = each * noise_gain(operator, self.layouts[name])
+                    extra = each * noise_gain(self.operators[name], self.layouts[name])
                 if name not in self.states and self.prior.error_is_least:
                     own = error.diagonal() if error.ndim == 2 else error
                     extra = (extra - own).clamp(min=0)

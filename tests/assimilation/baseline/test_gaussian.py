@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from slams.assimilation.baseline.gaussian import ClosedFormGaussian, normal_crps, residual_covariance, ridge
+from slams.assimilation.baseline.gaussian import (
+    ClosedFormGaussian,
+    Evidence,
+    normal_crps,
+    residual_covariance,
+    ridge,
+)
 from slams.core.covariance import Dense, Diagonal
+from slams.core.errors import NonFiniteError
 from slams.diffusion.denoiser import WindowGaussian
 from slams.diffusion.schedule import VPCosine
 from slams.observation.observation import Observation, Observations
@@ -147,3 +154,32 @@ def test_an_orthonormal_basis_makes_no_difference(rng):
     turned.g = {m: g @ q for m, g in turned.g.items()}
     for a, b in zip(problem.found(), turned.found(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def test_evidence_of_errors_some_times_as_large_is_scaled(rng):
+    """Against the evidence of the larger errors itself; 1e-5 is float32. Rows that no window saw are not touched."""
+    problem = Problem(rng)
+    for name, r in problem.r.items():
+        value, g = problem.y[name].float(), problem.g[name].float()
+        kinds = [
+            Dense((f * r).float()) if name == "dense" else Diagonal(f * r.diagonal().float()) for f in (1, 4)
+        ]
+        one, four = (Evidence.of(Observation(value, Flatten(1), noise), g) for noise in kinds)
+        torch.testing.assert_close(one.scaled(4.0).pulled, four.pulled, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one.scaled(4.0).matrices, four.matrices, rtol=1e-5, atol=1e-6)
+        assert len(one.matrices) == len(one.pattern.unique())
+    value[..., 0], g[0] = NAN, 7.0
+    seen = Observation(value, Flatten(1), kinds[0])
+    found, other = Evidence.of(seen, g), Evidence.of(seen, torch.cat([torch.full_like(g[:1], -3.0), g[1:]]))
+    assert torch.equal(found.pulled, other.pulled) and torch.equal(found.matrices, other.matrices)
+
+
+def test_a_closed_form_that_is_not_finite_is_refused(rng):
+    problem = Problem(rng)
+    problem.g["diagonal"][1, 2] = NAN
+    with pytest.raises(NonFiniteError, match="1 of 2 rows"):
+        problem.found()
+    problem = Problem(rng)
+    problem.decode[0, 0] = NAN
+    with pytest.raises(NonFiniteError, match="mean or spread"):
+        problem.found()
