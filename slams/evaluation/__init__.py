@@ -12,6 +12,7 @@ from slams.evaluation.metrics import (
     Metric,
     register,
 )
+from slams.evaluation.precipitation import amount_statistics
 from slams.evaluation.scores import Gain, Scores
 from slams.evaluation.spectra import power_spectrum, radial_spectrum
 from slams.evaluation.windows import (
@@ -23,6 +24,6 @@ from slams.evaluation.windows import (
 
 __all__ = [
     "BIAS", "COVERAGE90", "CRPS", "METRICS", "RMSE", "SPREAD", "SPREAD_SKILL", "Gain", "Metric", "MetricResult",
-    "ScoreTable", "Scores", "effective_count", "evaluate", "gaussian_window_statistics", "power_spectrum",
-    "radial_spectrum", "rank_flatness", "register", "window_statistics",
+    "ScoreTable", "Scores", "amount_statistics", "effective_count", "evaluate", "gaussian_window_statistics",
+    "power_spectrum", "radial_spectrum", "rank_flatness", "register", "window_statistics",
 ]  # fmt: skip

@@ -47,7 +47,8 @@ class Metric:
         label: Name on axes; `name` if empty.
         dimensional: Whether it has the unit of the variable.
         better: "lower", "higher", or the value of a perfect ensemble, such as 0.9 for a coverage.
-        scope: Scope of the metric: "fields" verified in windows, "twin" experiments, or both.
+        scope: Scope of the metric: "fields" verified in windows, "twin" experiments, or both ("all"); "amounts" for
+            fields such as rain alone (see `slams.evaluation.precipitation`).
         shown: Prominence: on the "console" and in the report, in the main table of the "report", among its
             "further" tables, or in the "file" alone.
         pooled: Whether the statistic compares samples: it takes the weights of the points (n) as third argument
@@ -66,7 +67,7 @@ class Metric:
     label: str = ""
     dimensional: bool = False
     better: Literal["lower", "higher"] | float = "lower"
-    scope: Literal["all", "fields", "twin"] = "all"
+    scope: Literal["all", "fields", "twin", "amounts"] = "all"
     shown: Literal["console", "report", "further", "file"] = "console"
     pooled: bool = False
     law: Law = "any"
@@ -329,9 +330,9 @@ def named(metric: str | Metric) -> Metric:
     return METRICS[metric]
 
 
-def metrics_of(scope: Literal["fields", "twin"]) -> list[Metric]:
-    """The metrics of a scope, in order."""
-    return [metric for metric in METRICS.values() if metric.scope in ("all", scope)]
+def metrics_of(*scopes: Literal["fields", "twin", "amounts"]) -> list[Metric]:
+    """The metrics of some scopes, in order."""
+    return [metric for metric in METRICS.values() if metric.scope in ("all", *scopes)]
 
 
 def shown(names: Iterable[str], *places: str) -> list[str]:

@@ -187,7 +187,7 @@ class Scores:
             sums, stretches = series.stacked(), series.stretches(self.apart)
             whole = _means({name: each.sum(0) for name, each in sums.items()})
             sums = {name: torch.stack([each[at].sum(0) for at in stretches]) for name, each in sums.items()}
-            for metric in metrics_of("fields"):
+            for metric in metrics_of("fields", "amounts"):
                 if any(each.key not in sums for each in metric.parts):
                     continue
                 value = metric.value(whole)
@@ -282,7 +282,7 @@ class Scores:
             ValueError: If the methods were not scored on the same cells of the same windows.
         """
         if named(metric).better != "lower":
-            known = ", ".join(each.name for each in metrics_of("fields") if each.better == "lower")
+            known = ", ".join(m.name for m in metrics_of("fields", "amounts") if m.better == "lower")
             raise InvalidValueError(
                 f"a gain needs a score that is better when smaller ({known}), got {metric!r}."
             )
