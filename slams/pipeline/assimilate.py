@@ -154,7 +154,7 @@ def analyse(
     return analysis_tree(
         model,
         record.dates,
-        {n: found[n] for n in model.states},
+        {n: found[n] for n in model.recipe.analysed},
         {n: (found[n], torch.isfinite(x)) for n, x in shown.items()},
         attributes_of(model, folder, sources, dates=dates, seed=seed, baselines=baselines),
         groups,
@@ -331,7 +331,7 @@ def _analyse(
 ) -> dict[str, Tensor]:
     """Physical members (N, T, *S) of the states and of the observed modalities."""
     count, days = model.recipe.assimilation.members, len(record.dates)
-    phase, names = phase_of(record.dates), list(dict.fromkeys([*model.states, *record.seen]))
+    phase, names = phase_of(record.dates), list(dict.fromkeys([*model.recipe.analysed, *record.seen]))
     found = {n: torch.empty(count, days, *model.layouts[n].shape) for n in names}
     residual = {n: fork(seed, "residual", n) for n in names}
     length = model.recipe.prior.window
@@ -344,10 +344,11 @@ def _analyse(
             seen = [seen_on(segment, record.seen) for segment in group]
             long = len(group[0].rows) != length
             draws = posterior(model, seen, long, rng=rng, progress=_counter(advance))
-            for segment, z in zip(group, draws, strict=True):
+            for segment, z, observed in zip(group, draws, seen, strict=True):
                 for n in names:
                     kept, when = z[:, segment.keep], phase[segment.days]
-                    found[n][:, segment.days] = decoded(model, kept, n, when, rng=residual[n])
+                    own = {m: x[segment.keep] for m, x in observed.items()}
+                    found[n][:, segment.days] = decoded(model, kept, n, when, rng=residual[n], seen=own)
     return found
 
 

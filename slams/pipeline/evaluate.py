@@ -138,7 +138,10 @@ def scored(
                 members, masks = {}, _masks(target, truth, at)
                 for method, array in target.methods.items():
                     members[method] = _tensor(array.isel(time=at), target.layout)
-                    score(scores, method, name, target.layout, members[method], truth, blocks(days), masks)
+                    score(
+                        scores, method, name, target.layout, members[method], truth, blocks(days), masks,
+                        amount=target.transform.lower is not None,
+                    )  # fmt: skip
                     advance(1, f"{name}: {method}")
                 layout, points = target.layout, _observations(targets, target, at)
                 views.append(

@@ -110,6 +110,24 @@ class PriorRecipe:
 
 
 @dataclass(frozen=True)
+class AmountsRecipe:
+    """Amounts such as rain, drawn with a point mass at their bound by decoders of their own.
+
+    Attributes:
+        variables: Names of modalities with a bounded transform. One with the role of an observation is analysed, too,
+            and scored where a set does not observe it.
+        hidden: Width of the networks.
+        fit: Settings of their training; with no steps, draws are those of the codec's decoder, clipped at the bound.
+    """
+
+    variables: tuple[str, ...] = ()
+    hidden: int = 32
+    fit: FitSettings = field(
+        default_factory=lambda: FitSettings(steps=400, batch=16, learning_rate=2e-3, ema=0.99, every=50)
+    )
+
+
+@dataclass(frozen=True)
 class OperatorRecipe:
     """Observation operator of a gridded modality in place of its cells; needs no other training.
 
@@ -231,7 +249,7 @@ class Recipe:
         device: Device of the networks: "auto" (a GPU if available), "cpu" or "cuda". Random numbers are drawn
             on the CPU, so that results agree up to rounding.
         until: Last stage; "codec" stops after the autoencoder, for other recipes (see `LatentRecipe.trained`).
-        planet, data, latent, prior, assimilation, experiment: Settings of each part.
+        planet, data, latent, prior, amounts, assimilation, experiment: Settings of each part.
     """
 
     name: str = "run"
@@ -243,6 +261,7 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     latent: LatentRecipe = field(default_factory=LatentRecipe)
     prior: PriorRecipe = field(default_factory=PriorRecipe)
+    amounts: AmountsRecipe = field(default_factory=AmountsRecipe)
     assimilation: AssimilationRecipe = field(default_factory=AssimilationRecipe)
     experiment: ExperimentRecipe = field(default_factory=ExperimentRecipe)
 
@@ -323,6 +342,7 @@ class Recipe:
             *((f"experiment.sets.{key}", members) for key, members in self.experiment.sets.items()),
             *((f"data.direct.{key}", (key, *members)) for key, members in self.data.direct.items()),
             ("latent.scales", self.latent.scales),
+            ("amounts.variables", self.amounts.variables),
             ("assimilation.operators", self.assimilation.operators),
             ("experiment.withhold", self.experiment.withhold),
         ]
@@ -332,12 +352,23 @@ class Recipe:
                     raise InvalidValueError(
                         f"{group} names {member!r}, which is no modality; there are {sorted(found)}."
                     )
+        for name in self.amounts.variables:
+            if found[name].transformed.lower is None:
+                raise InvalidValueError(
+                    f"amounts.variables names {name!r}, whose transform {found[name].transform!r} has no bound; name "
+                    "amounts such as rain, with transform: log1p."
+                )
         return found
 
     @cached_property
     def states(self) -> list[str]:
         """Names of the state variables."""
         return [name for name, modality in self.modalities.items() if modality.role == "state"]
+
+    @cached_property
+    def analysed(self) -> list[str]:
+        """Names of the state variables, and of amounts observed by some sets and analysed in the others."""
+        return [*self.states, *(name for name in self.amounts.variables if name not in self.states)]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

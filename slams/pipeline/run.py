@@ -54,7 +54,7 @@ def run(recipe: Recipe, *, console: Console | None = None) -> Path:
     if model is not None and recipe.experiment.sets:
         _test(model, fields, out, console)
         rows = read_metrics(out / "metrics.csv")
-        for variable in model.states:
+        for variable in model.recipe.analysed:
             metrics = shown((row["metric"] for row in rows), "console")
             table = wide(rows, variable=variable, metrics=metrics, interval=False)
             console.rich.print(console_table(table, title=f"{variable} [{model.layouts[variable].units}]"))
@@ -102,7 +102,7 @@ def _test(model: Model, fields: Fields, out: Path, console: Console) -> None:
 
 
 def _write(model: Model, outcome: Outcome, out: Path, label: str, names: tuple[str, ...]) -> None:
-    states = {name: outcome.members[name] for name in model.states}
+    states = {name: outcome.members[name] for name in model.recipe.analysed}
     observed = {name: (outcome.members[name], torch.isfinite(outcome.observed[name])) for name in names}
     tree = analysis_tree(
         model,

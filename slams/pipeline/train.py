@@ -26,8 +26,10 @@ from slams.networks.autoencoder import MultimodalAutoencoder
 from slams.pipeline.inputs.fields import Fields, phase_of
 from slams.pipeline.inputs.large import fit_statistics
 from slams.pipeline.inputs.operators import operators_of
+from slams.pipeline.model import amounts
 from slams.pipeline.model import codec as codecs
 from slams.pipeline.model import prior as priors
+from slams.pipeline.model.amounts import AmountDecoder
 from slams.pipeline.model.build import build_denoiser
 from slams.pipeline.model.calibrate import calibrate_errors, calibrate_spread, learnt_prior
 from slams.pipeline.model.closed_form import chooses, closed_form, within
@@ -39,6 +41,7 @@ from slams.pipeline.model.codec import (
     trained_codec,
 )
 from slams.pipeline.model.conditional import ConditionalTraining
+from slams.pipeline.model.learn_amounts import train_amounts
 from slams.pipeline.model.learning import REPLACED, judged, learning_notes, noise_losses
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.prior import LearntPrior
@@ -49,6 +52,7 @@ FILES = {
     "codec": (codecs.FILE_NAME,),
     "prior": (priors.FILE_NAME,),
     "calibration": (priors.FILE_NAME,),
+    "amounts": (amounts.FILE_NAME,),
     "report": ("baselines.safetensors", "analysis.nc", "truth.nc", "metrics.csv"),
 }  # of each stage; a report can be without figures
 Loss = tuple[Callable[[nn.Module, torch.Generator], Tensor], Callable[[nn.Module], float]]
@@ -56,7 +60,7 @@ _VERSION = 2  # of all stages, because each rests on those before it
 
 
 def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
-    """The stages of a run: "codec", "prior", "calibration" and "report".
+    """The stages of a run: "codec", "prior", "calibration", "amounts" and "report".
 
     Args:
         recipe: Recipe of the run.
@@ -77,7 +81,9 @@ def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
     inputs["calibration"] = [inputs["prior"], e.sets, e.share, recipe.assimilation]
     if e.every > 1:  # a list of its own keeps the digests of runs before there was this setting
         inputs["calibration"].append(e.every)
-    inputs["report"] = [inputs["calibration"], e, list(e.sets), data]
+    inputs["amounts"] = [inputs["calibration"], recipe.amounts]
+    before = inputs["amounts"] if recipe.amounts.variables else inputs["calibration"]
+    inputs["report"] = [before, e, list(e.sets), data]
     earlier = {} if taken else _earlier_keys(recipe, fields, out)
     return {name: Stage(name, each, _VERSION, earlier.get(name, ())) for name, each in inputs.items()}
 
@@ -197,10 +203,37 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model 
         model = Model(codec, LearntPrior.load(codec, path)).on(
             device
         )  # as a resumed run has it, to the last bit
+    model.prior.amounts = _amounts(model, fields, stages, plan["amounts"], console)
     for note in learning_notes(model, out):
         console.say(note)
     _remove_resumes(out)
     return model
+
+
+def _amounts(
+    model: Model, fields: Fields, stages: Stages, stage: Stage, console: Console
+) -> dict[str, AmountDecoder]:
+    """The decoders of amounts: from disk, or newly trained."""
+    recipe, path, files = model.recipe, stages.folder / amounts.FILE_NAME, FILES["amounts"]
+    if not recipe.amounts.variables or recipe.amounts.fit.steps < 1:
+        path.unlink(missing_ok=True)
+        return {}
+    if stages.done(stage, files):
+        console.reused("decoders of amounts")
+    else:
+
+        def optimize(
+            module: nn.Module,
+            name: str,
+            loss: Callable[[nn.Module, torch.Generator], Tensor],
+            validate: Callable[[nn.Module], float],
+        ) -> None:
+            settings, key = recipe.amounts.fit, digest(stage.key)
+            _fit(module, loss, validate, settings, recipe, f"decoder of {name}", stages.folder, key, console)
+
+        amounts.save_amounts(train_amounts(model, fields, optimize, console), path)
+        stages.finish(stage, files)
+    return amounts.load_amounts(recipe, model.codec, path)
 
 
 def _remove_resumes(out: Path) -> None:

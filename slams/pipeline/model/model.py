@@ -20,6 +20,7 @@ from slams.diffusion.sampler import Sampler, ends_for
 from slams.observation.observation import Observation, Observations
 from slams.observation.operators import Flatten
 from slams.pipeline.inputs.operators import instrument_std, noise_gain, operators_of, through
+from slams.pipeline.model import amounts
 from slams.pipeline.model import codec as codecs
 from slams.pipeline.model import prior as priors
 from slams.pipeline.model.codec import MultimodalCodec
@@ -76,6 +77,7 @@ class Model:
         prior.factors, prior.inflation = kept.factors, kept.inflation
         prior.trained, prior.method = kept.trained, self.method
         prior.learning, prior.error_is_least = kept.learning, kept.error_is_least
+        prior.amounts = kept.amounts
         return Model(self.codec, prior, self.recipe)
 
     def seen(
@@ -225,4 +227,6 @@ class Model:
                     f"{folder} is no trained run: {name} is not there; train one with `slams train` or check the path."
                 )
         codec = MultimodalCodec.load(folder / codecs.FILE_NAME)
-        return cls(codec, LearntPrior.load(codec, folder / priors.FILE_NAME))
+        prior = LearntPrior.load(codec, folder / priors.FILE_NAME)
+        prior.amounts = amounts.load_amounts(codec.recipe, codec, folder / amounts.FILE_NAME)
+        return cls(codec, prior)

@@ -55,11 +55,19 @@ def _inflated(z: Tensor, factor: float) -> Tensor:
 
 
 def decoded(
-    model: Model, z: Tensor, name: str, phase: Tensor, *, rng: Rng, residual: bool | None = None
+    model: Model,
+    z: Tensor,
+    name: str,
+    phase: Tensor,
+    *,
+    rng: Rng,
+    residual: bool | None = None,
+    seen: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Physical draws of a modality (N, T, *S) from latent draws (N, T, *Z).
 
-    A draw of the decoder's residual is added; bounded variables stay in their bounds.
+    Amounts with a stochastic decoder are drawn by it. To others a draw of the decoder's residual is added; bounded
+    variables stay in their bounds.
 
     Args:
         model: Trained model.
@@ -67,13 +75,22 @@ def decoded(
         name: Name of the modality.
         phase: Phase of the year, (T).
         rng: Generator of the residual.
-        residual: Whether to add the residual; the recipe's choice if None.
+        residual: Whether to add the residual; the recipe's choice if None. Without it nothing is random.
+        seen: Observed anomalies (T, *S) by modality, which decoders of amounts read.
 
     Raises:
         FloatingPointError: If the decoder's values are not finite.
     """
+    random = model.recipe.assimilation.residual if residual is None else residual
+    if random and name in model.prior.amounts:
+        return model.codec.masked(name, model.prior.amounts[name].draws(z, phase, seen, rng=rng))
+    return clipped(model, z, name, phase, rng=rng, residual=random)
+
+
+def clipped(model: Model, z: Tensor, name: str, phase: Tensor, *, rng: Rng, residual: bool = True) -> Tensor:
+    """`decoded` by the codec's decoder, with bounded variables clipped at their bound."""
     x = finite(model.codec.decode(z, name), z, f"the decoder of {name}")
-    if model.recipe.assimilation.residual if residual is None else residual:
+    if residual:
         # member by member, which bounds the memory
         variance = torch.stack([model.prior.unresolved(name, member) for member in x.flatten(2)])
         x = x + variance.sqrt().reshape(x.shape) * normal(x.shape, like=x, rng=rng)

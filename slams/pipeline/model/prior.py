@@ -20,6 +20,7 @@ from slams.core.stages import Stage, Stages
 from slams.core.tensorfile import fill, flat, grouped, read_tensors, write_tensors
 from slams.diffusion.denoiser import NetworkDenoiser, WindowGaussian
 from slams.diffusion.schedule import VPCosine
+from slams.pipeline.model.amounts import AmountDecoder
 from slams.pipeline.model.build import build_denoiser
 from slams.pipeline.model.codec import MultimodalCodec
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
@@ -47,6 +48,7 @@ class LearntPrior(nn.Module):
         inflation: Calibrated factor on the deviations of the draws from their mean.
         trained: Names of the modalities that the network was trained on as observations.
         method: Method of draws with the lower CRPS on validation days, "conditional" or "guided".
+        amounts: Stochastic decoders of amounts, by name; they have a file of their own.
         learning: Findings of `slams.pipeline.model.learning.judged`; empty in runs of versions before 0.2.
     """
 
@@ -69,6 +71,7 @@ class LearntPrior(nn.Module):
         self.inflation = 1.0
         self.trained: list[str] = []
         self.method = "guided"
+        self.amounts: dict[str, AmountDecoder] = {}
         self.learning: dict[str, Any] = {}
         self.error_is_least = True  # the stated one; versions before 0.2 calibrated with it on top
 

@@ -17,6 +17,7 @@ from slams.core.files import atomic, sha256_of
 from slams.core.settings import plain
 from slams.data.files.read import write_netcdf
 from slams.pipeline.inputs.named_files import FileSource
+from slams.pipeline.model.amounts import FILE_NAME
 from slams.pipeline.model.model import Model
 from slams.pipeline.recipe import Recipe
 
@@ -92,6 +93,8 @@ def _gross_errors(model: Model, name: str) -> dict[str, Any]:
 def provenance(model: Model, folder: Path, observations: Any, seed: int) -> dict[str, str]:
     """Provenance of an analysis, as attributes."""
     weights = {name: sha256_of(folder / name) for name in ("codec.safetensors", "denoiser.safetensors")}
+    if model.prior.amounts:
+        weights[FILE_NAME] = sha256_of(folder / FILE_NAME)
     return {
         "Conventions": "CF-1.11",
         "title": "Posterior ensemble of multimodal latent assimilation",

@@ -20,7 +20,7 @@ from slams.pipeline.model.model import Model
 from slams.pipeline.recipe import to_tree
 from slams.pipeline.results.figures import Rows, View, calibration_facts, figures_of, save_figures
 from slams.pipeline.results.outcome import Outcome
-from slams.pipeline.results.scoring import BLOCK
+from slams.pipeline.results.scoring import BLOCK, in_unit
 
 _GAINS = "1 - exp(mean log ratio of the errors of a window), with Student's t, over independent windows"
 _GAUSSIANS = ("no_network", "latent_gaussian", "gaussian")
@@ -39,6 +39,11 @@ def write_summary(
         figures = figures_of(view, without="series")
         save_figures(out / "figures", figures)
         sections.append(_section(model, view, figures))
+    for name in recipe.analysed[len(model.states) :]:
+        note = (
+            f"{name} [{model.layouts[name].units}] in the sets that do not observe it, named behind a colon"
+        )
+        sections.append(Section(name, [Table(wide(rows, variable=name), note)]))
     for name in recipe.experiment.withhold:
         table = wide(rows, variable=name, part="withheld", metrics=("rmse", "bias", "crps"))
         note = f"{name} at the stations withheld; interpolated fields without their mean bias of the training days"
@@ -77,14 +82,16 @@ def _view(model: Model, outcome: Outcome, rows: Rows, name: str) -> View:
     direct = model.recipe.data.direct.get(name, ())
     # stations show more than a grid on a map of the variable
     seen = sorted(direct, key=lambda n: model.layouts[n].is_grid and n != name)
-    points = [(model.layouts[n], outcome.observed[n]) for n in seen if n in outcome.observed]
+    points = [
+        (model.layouts[n], in_unit(model, n, outcome.observed[n])) for n in seen if n in outcome.observed
+    ]
     return View(
         name,
         layout,
-        model.recipe.modalities[name].transformed.label(layout.units),
+        layout.units,
         outcome.dates,
-        outcome.truth[name],
-        outcome.members[name],
+        in_unit(model, name, outcome.truth[name]),
+        in_unit(model, name, outcome.members[name]),
         outcome.scores,
         rows,
         [method for method in _METHODS if method in known],

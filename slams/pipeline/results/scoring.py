@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from slams.core.console import Advance, Console
-from slams.core.random import fork
+from slams.core.random import fork, normal
 from slams.core.stages import Stage, Stages
-from slams.evaluation import Scores, gaussian_window_statistics, window_statistics
+from slams.evaluation import Scores, amount_statistics, gaussian_window_statistics, window_statistics
 from slams.observation.interpolation import nearest_turn
 from slams.observation.operators import Interpolate
+from slams.pipeline.baselines.censored_gaussian import CensoredGaussian
 from slams.pipeline.baselines.fit import Baselines
 from slams.pipeline.baselines.members import BASELINES, Baseline, Observed
 from slams.pipeline.inputs.fields import Fields, phase_of
@@ -21,7 +22,7 @@ from slams.pipeline.inputs.observe import observe
 from slams.pipeline.inputs.periods import cut
 from slams.pipeline.model.codec import Anomalies, anomalies
 from slams.pipeline.model.model import Model
-from slams.pipeline.model.posterior import WINDOWS, decoded, posterior
+from slams.pipeline.model.posterior import WINDOWS, clipped, decoded, posterior
 from slams.pipeline.results.outcome import Outcome
 
 BLOCK = 15  # days that count as one window of the intervals: errors of the weather last for days to a week
@@ -125,7 +126,12 @@ def _parts(model: Model) -> list[Part]:
     """The references, every set, and the main set once more with dates shuffled and with stations withheld."""
     e = model.recipe.experiment
     main = list(e.sets)[-1]
-    methods = [_analysis, _no_network, *(_scored(baseline) for baseline in BASELINES if baseline.observes)]
+    methods = [
+        _analysis,
+        _no_network,
+        *(_scored(baseline) for baseline in BASELINES if baseline.observes),
+        _censored,
+    ]
     parts = [Part("references", [_references])]
     parts += [Part(label, methods, names, main=label == main) for label, names in e.sets.items()]
     if e.shuffled:
@@ -153,7 +159,7 @@ class Test:
         composed: Whether trajectories are composed of windows.
         slices: Slice of each trajectory in the days of all.
         values: Anomalies on the days of all trajectories, by modality.
-        truth: State variables on those days, physical.
+        truth: Analysed variables on those days, physical.
         units: Number of sampler steps of one round through all windows.
         advance: Progress callback.
     """
@@ -171,7 +177,8 @@ class Test:
         ends = torch.tensor([0, *map(len, self.rows)]).cumsum(0).tolist()
         self.slices = [slice(first, last) for first, last in zip(ends[:-1], ends[1:], strict=True)]
         # as read: by way of anomalies a dry day may end a rounding error below zero
-        self.truth = {n: model.codec.masked(n, fields.values[n][self.days]) for n in model.states}
+        self._rivals: dict[str, CensoredGaussian] = {}
+        self.truth = {n: model.codec.masked(n, fields.values[n][self.days]) for n in self.recipe.analysed}
 
     @cached_property
     def train(self) -> Anomalies:
@@ -182,6 +189,12 @@ class Test:
     def validation(self) -> Anomalies:
         """Validation anomalies."""
         return anomalies(self.model.codec, self.fields, self.fields.part(self.recipe.data.validation))
+
+    def rival(self, name: str) -> CensoredGaussian:
+        """The censored Gaussian of an amount, fitted once."""
+        if name not in self._rivals:
+            self._rivals[name] = CensoredGaussian(self.model, self.fields, name)
+        return self._rivals[name]
 
     def blank(self) -> Outcome:
         """An empty outcome."""
@@ -197,7 +210,9 @@ class Test:
             for estimate in method(self, part, seen):
                 if estimate.kept:
                     members.setdefault(estimate.variable, []).append(estimate.value)  # type: ignore[arg-type]
-                if estimate.masks is not None or estimate.variable in self.truth:
+                name = estimate.variable
+                verifies = name in self.truth and (name in self.model.states or name not in part.names)
+                if estimate.masks is not None or verifies:
                     self._score(outcome.scores, estimate, seen)
         outcome.members = {name: torch.cat(each, 1) for name, each in members.items()}
         fits = self.baselines.interpolators.items()
@@ -243,13 +258,38 @@ class Test:
             width = value[1] * self.model.codec.statistics[name].std
             truth = torch.where(torch.isfinite(centre), truth, torch.nan)
             value = torch.nan_to_num(centre), torch.nan_to_num(width, nan=1.0)
-        score(scores, estimate.method, name, layout, value, truth, self._blocks(i), masks)
+        lower = self.recipe.modalities[name].transformed.lower
+        if (
+            lower is not None
+        ):  # amounts are scored in their own unit, where a normal is one only below its bound
+            if isinstance(value, tuple):
+                rng = fork(self.recipe.seed, "members", estimate.method, name, i)
+                noise = normal((self.recipe.assimilation.members, *value[0].shape), like=value[0], rng=rng)
+                value = (value[0] + value[1] * noise).clamp(min=lower)
+            value, truth = in_unit(self.model, name, value), in_unit(self.model, name, truth)
+        score(
+            scores,
+            estimate.method,
+            name,
+            layout,
+            value,
+            truth,
+            self._blocks(i),
+            masks,
+            amount=lower is not None,
+        )
 
     def _blocks(self, i: int) -> list[tuple[str, slice]]:
         """Windows of the intervals: the trajectory itself, or blocks of a continuous analysis."""
         days = self.dates[self.slices[i]]
         step = BLOCK if self.composed else len(days)
         return [(str(days[at]), slice(at, min(at + step, len(days)))) for at in range(0, len(days), step)]
+
+
+def in_unit(model: Model, name: str, x: Tensor) -> Tensor:
+    """Values of a modality in the unit of its files, without its transform."""
+    transform = model.recipe.modalities[name].transformed
+    return x if transform.name == "none" else torch.from_numpy(transform.inverse(x.numpy()))
 
 
 def score(
@@ -261,6 +301,8 @@ def score(
     truth: Tensor,
     blocks: Sequence[tuple[str, slice]],
     masks: Mapping[str, Tensor],
+    *,
+    amount: bool = False,
 ) -> None:
     """Add the scores of a method's estimate of one variable, whole and in parts.
 
@@ -273,6 +315,7 @@ def score(
         truth: Truth (T, *S), NaN where missing.
         blocks: Windows of the intervals: names and days.
         masks: Masks of the parts by name, (T, *S), or (C, P) for all days.
+        amount: Whether the members are amounts such as rain, which have scores of their own.
     """
     weights, levels = layout.weights(), layout.levels() or None
     for block, days in blocks:
@@ -284,10 +327,15 @@ def score(
                 statistics = gaussian_window_statistics(mean[days], std[days], truth[days], weights, mask)
             else:
                 statistics = window_statistics(value[:, days], truth[days], weights, mask)
+                if amount:
+                    statistics |= amount_statistics(
+                        value[:, days], truth[days], weights, mask, periodic=layout.is_global
+                    )
                 if (
                     len(value) == 1 and method != "reconstruction"
                 ):  # a draw of a distribution, no forecast by itself
-                    statistics["crps"] = torch.full_like(statistics["weight"], torch.nan)
+                    for key in [k for k in statistics if k.startswith("crps")]:
+                        statistics[key] = torch.full_like(statistics["weight"], torch.nan)
             scores.add(method, name, block, statistics, part=part, levels=levels)
 
 
@@ -310,7 +358,25 @@ def _references(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estima
             if i % max(1, len(test.slices) // 16) == 0:
                 each = [decoded(model, middle, name, phase[k : k + 1], rng=rng) for k in range(len(phase))]
                 yield Estimate("prior", name, i, torch.cat(each, 1))
+        for name in test.recipe.analysed[len(model.states) :]:
+            yield Estimate("climatology", name, i, _days_of_the_season(test, name, phase))
     test.advance(test.units, "")
+
+
+def _days_of_the_season(test: Test, name: str, phase: Tensor) -> Tensor:
+    """Fields of random training days within 15 days of the season, as many as members, (N, T, *S)."""
+    train = torch.from_numpy(test.fields.part(test.recipe.data.train))
+    seasons, rng = (
+        phase_of(test.fields.dates[train.numpy()]),
+        fork(test.recipe.seed, "days of the season", name),
+    )
+    found = []
+    for each in phase:
+        near = ((seasons - each + 0.5) % 1 - 0.5).abs() <= 15 / 365.25
+        some = train[near] if bool(near.any()) else train
+        rows = some[torch.randint(len(some), (test.recipe.assimilation.members,), generator=rng)]
+        found.append(test.fields.values[name][rows])
+    return test.model.codec.masked(name, torch.stack(found, 1))
 
 
 def _analysis(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estimate]:
@@ -321,18 +387,47 @@ def _analysis(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estimate
 def _no_network(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estimate]:
     """The analysis without the prior's network, from the same noise."""
     drawn = _drawn(test, part, seen, test.model.without_network(), "no_network")
-    return (replace(each, kept=False) for each in drawn if each.variable in test.model.states)
+    return (replace(each, kept=False) for each in drawn if each.variable in test.recipe.analysed)
 
 
 def _drawn(test: Test, part: Part, seen: list[Observed], model: Model, method: str) -> Iterator[Estimate]:
     """Draws of a model's posterior; equal noise for every model."""
     rng = fork(test.recipe.seed, "analysis", part.label)
     draws = posterior(model, seen, test.composed, rng=rng, progress=lambda n: test.advance(n, part.label))
-    observed = [name for name in part.names if part.main and name not in model.states]
+    analysed = test.recipe.analysed
+    observed = [name for name in part.names if part.main and name not in analysed]
     for i, z in enumerate(draws):
-        for name in (*model.states, *observed):
-            members = decoded(model, z, name, test.phase(i), rng=rng)
+        for name in (*analysed, *observed):
+            members = decoded(model, z, name, test.phase(i), rng=rng, seen=seen[i])
             yield Estimate(f"{method}{part.tail}", name, i, members, kept=part.main)
+        for name in (
+            model.prior.amounts if method == "analysis" else ()
+        ):  # the same latents without the decoder
+            off = clipped(model, z, name, test.phase(i), rng=fork(test.recipe.seed, "clipped", name, i))
+            yield Estimate(f"clipped{part.tail}", name, i, off)
+
+
+def _censored(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estimate]:
+    """The Gaussian rival of the stochastic decoders, where a set does not observe the amount."""
+    length = test.recipe.prior.window
+    for name in test.recipe.amounts.variables:
+        if name in part.names:
+            continue
+        method = test.rival(name)
+        setting = method.tuned(part.names)
+        for i, (own, rows) in enumerate(zip(seen, test.rows, strict=True)):
+            windows = torch.arange(len(rows) - length + 1)[:, None] + torch.arange(length)
+            rng = fork(test.recipe.seed, "censored", part.label, i)
+            x = method.members(
+                {n: v[windows] for n, v in own.items()},
+                rows[windows],
+                setting,
+                test.recipe.assimilation.members,
+                rng=rng,
+            )
+            k = length // 2  # each day from the window in whose middle it is
+            members = torch.cat([x[:, 0, :k], x[:, :, k], x[:, -1, length - k :]], 1)
+            yield Estimate(f"censored_gaussian{part.tail}", name, i, members)
 
 
 def _scored(baseline: type[Baseline]) -> Callable[[Test, Part, list[Observed]], Iterator[Estimate]]:
