@@ -160,7 +160,8 @@ def build(
         trunk = GridTrunk(
             DAYS, event, layout.shape, observed=observed, hidden=hidden, periodic=layout.is_global
         )
-    return CensoredNormal(trunk, *climate, lower=lower)
+    frequency, mean = climate
+    return CensoredNormal(trunk, frequency, mean, lower)
 
 
 def save_amounts(decoders: Mapping[str, AmountDecoder], path: Path) -> None:
@@ -203,6 +204,6 @@ def climate_of(x: Tensor, lower: float) -> tuple[Tensor, Tensor]:
     return above.nan_to_num(float(above.nanmean())), mean.nan_to_num(float(mean.nanmean())).clamp(min=1e-6)
 
 
-def seeded(recipe: Recipe, *label: object) -> torch.Generator:
+def seeded(recipe: Recipe, *label: str | int) -> torch.Generator:
     """Generator of a purpose of the decoders."""
     return fork(recipe.seed, "amounts", *label)

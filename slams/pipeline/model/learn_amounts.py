@@ -306,7 +306,7 @@ def _of_first_channel(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Location and scale (N, W, L, P) of the members of validation windows, and their truth (W, L, P)."""
     truth = days.physical(name)
-    location, scale, y = [], [], []
+    location, scale, y = list[Tensor](), list[Tensor](), list[Tensor]()
     for each in held:
         z = days.latents(each.coefficients, rng)
         for window, rows in enumerate(each.rows):
