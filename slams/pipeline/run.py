@@ -16,6 +16,7 @@ from slams.evaluation.metrics import shown
 from slams.evaluation.tables import console_table, read_metrics, wide, write_metrics
 from slams.pipeline.baselines.file import FILE_NAME, save_baselines
 from slams.pipeline.baselines.fit import fit_gaussian
+from slams.pipeline.baselines.spread import calibrate_gaussians
 from slams.pipeline.inputs.checks import check_fields, check_headers, check_settings
 from slams.pipeline.inputs.fields import Fields, load_fields
 from slams.pipeline.model.model import Model
@@ -86,6 +87,7 @@ def _test(model: Model, fields: Fields, out: Path, console: Console) -> None:
         return
     with console.bar("fitting the baselines", 1) as advance:
         baselines = fit_gaussian(model, fields)
+        calibrate_gaussians(model, baselines, fields)
         advance(1, json.dumps(baselines.settings))
     outcome = test(model, baselines, fields, console, stages, stage)
     save_baselines(baselines, out / FILE_NAME)

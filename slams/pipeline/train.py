@@ -31,7 +31,7 @@ from slams.pipeline.model import codec as codecs
 from slams.pipeline.model import prior as priors
 from slams.pipeline.model.amounts import AmountDecoder
 from slams.pipeline.model.build import build_denoiser
-from slams.pipeline.model.calibrate import calibrate_errors, calibrate_spread, learnt_prior
+from slams.pipeline.model.calibrate import calibrate_errors, learnt_prior
 from slams.pipeline.model.closed_form import chooses, closed_form, within
 from slams.pipeline.model.codec import (
     Anomalies,
@@ -45,6 +45,7 @@ from slams.pipeline.model.learn_amounts import train_amounts
 from slams.pipeline.model.learning import REPLACED, judged, learning_notes, noise_losses
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.prior import LearntPrior
+from slams.pipeline.model.spread import calibrate_spread
 from slams.pipeline.recipe import FitSettings, Recipe, to_tree
 from slams.training.fit import fit
 

@@ -1,11 +1,14 @@
 """The rows that the analysis is compared with: the closed form of its latent, and its sampler without the network."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from slams.pipeline.baselines.file import FILE_NAME, load_baselines
 from slams.pipeline.baselines.members import LatentGaussian
 from slams.pipeline.model.model import Model
+from slams.pipeline.model.posterior import posterior
 
 DAYS = 5
 
@@ -89,3 +92,35 @@ def test_without_its_network_a_model_denoises_as_the_closed_form(world):
     assert other.prior.gaussian is model.prior.gaussian and other.codec is model.codec
     assert other.prior.factors == model.prior.factors and other.prior.inflation == model.prior.inflation
     assert other.errors().keys() == model.errors().keys()
+
+
+def with_sets(model: Model, sets: dict[str, tuple[str, ...]]) -> Model:
+    """The model with other sets of observations in its recipe."""
+    experiment = replace(model.recipe.experiment, sets=sets)
+    return Model(model.codec, model.prior, replace(model.recipe, experiment=experiment))
+
+
+def test_the_spread_of_draws_is_widened_by_the_factor_of_their_set(world, seen):
+    """Of the set with the same modalities, else of the nearest; a single number is that of all sets."""
+    model = with_sets(Model.load(world.run), {"few": ("stn",), "both": ("coarse", "stn")})
+
+    def deviations(factors, names) -> torch.Tensor:
+        model.prior.inflation = factors
+        (z,) = posterior(model, [{n: seen[n] for n in names}], True, rng=torch.Generator().manual_seed(0))
+        return z - z.mean(0)
+
+    for names, factor in ((["stn"], 1.5), (["coarse", "stn"], 1.25), (["coarse"], 1.25)):
+        plain = deviations(1.0, names)
+        for factors in ({"few": 1.5, "both": 1.25, "gone": 3.0}, factor):
+            torch.testing.assert_close(deviations(factors, names), factor * plain, rtol=1e-4, atol=1e-5)
+
+
+def test_the_factor_of_a_gaussian_scales_what_is_not_its_residual(world, model, seen):
+    method = LatentGaussian(model, load_baselines(model, world.run / FILE_NAME))
+    mean, std = method.moments(seen)["temp"]
+    method.fitted.spreads = {"latent_gaussian": {"both": 1.4}, "gaussian": {"both": 1.1}}
+    same, wide = method.moments(seen)["temp"]
+    rest = model.prior.errors["temp"].reshape(mean.shape[1:])
+    expected = (1.4**2 * (std.square() - rest) + rest).sqrt()
+    torch.testing.assert_close(same, mean, equal_nan=True)
+    torch.testing.assert_close(wide, expected, rtol=1e-4, atol=1e-5, equal_nan=True)

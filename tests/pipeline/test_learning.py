@@ -64,8 +64,9 @@ def test_a_factor_at_the_end_of_its_grid_is_told(factor, world):
 
 def test_a_spread_at_its_limit_is_told(world):
     model = Model.load(world.run)
-    model.prior.inflation = 1.5
-    assert [note for note in learning_notes(model, world.run) if "the spread is x 1.5" in note]
+    for factors, label in ((1.5, "all sets"), ({"few": 1.5, "both": 1.2}, "few")):
+        model.prior.inflation = factors
+        assert [n for n in learning_notes(model, world.run) if f"the spread of {label} is x 1.5" in n]
 
 
 @pytest.mark.parametrize(

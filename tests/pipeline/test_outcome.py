@@ -16,6 +16,14 @@ from slams.core.stages import Stage, Stages
 from slams.evaluation import Scores, window_statistics
 from slams.evaluation.tables import read_metrics, scores_by_method
 from slams.pipeline import run as experiment
+from slams.pipeline.baselines.file import FILE_NAME, load_baselines
+from slams.pipeline.baselines.members import ClosedForm
+from slams.pipeline.baselines.spread import calibrate_gaussians
+from slams.pipeline.inputs.fields import load_fields
+from slams.pipeline.inputs.observe import observe
+from slams.pipeline.model.codec import anomalies
+from slams.pipeline.model.model import Model
+from slams.pipeline.model.spread import WIDEST, spread_windows
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
 from slams.pipeline.results import scoring as score
 from slams.pipeline.results.outcome import Outcome
@@ -109,6 +117,32 @@ def test_every_set_has_the_latent_gaussian(done):
     for label in (":coarse", ":stn", ":shuffled dates", ""):
         value = scores_by_method(rows, "rmse_inf", variable="temp", part="all")
         assert value[f"latent_gaussian{label}"][0] == pytest.approx(value[f"analysis{label}"][0], rel=0.15)
+
+
+def test_the_spread_of_the_gaussians_is_that_of_their_error_on_validation_days(done):
+    """Predicted and actual squared error of a Gaussian that was too narrow agree, unless the factor is at a bound."""
+    recipe, out = done
+    model, fields = Model.load(out), load_fields(recipe)
+    fitted = load_baselines(model, out / FILE_NAME)
+    assert fitted.spreads.keys() == {"gaussian", "latent_gaussian"}
+    assert all(each.keys() == recipe.experiment.sets.keys() for each in fitted.spreads.values())
+    fitted.gaussian.rest *= 0.5
+    calibrate_gaussians(model, fitted, fields)
+    validation = anomalies(model.codec, fields, fields.part(recipe.data.validation))
+    rows = spread_windows(torch.arange(len(validation["temp"]) - 2), 3)
+    inside = 0
+    for label, names in recipe.experiment.sets.items():
+        seen = observe(model.layouts, recipe, validation, names, days=rows)
+        moments = ClosedForm(model, fitted).moments(seen, composed=False)
+        predicted = actual = 0.0
+        for name, (mean, std) in moments.items():
+            area, error = model.layouts[name].weights(), validation[name][rows] - mean
+            actual += float((area * error.square()).nansum())
+            predicted += float((area * std.square() * torch.isfinite(error)).nansum())
+        if 1.0 < fitted.spreads["gaussian"][label] < WIDEST:
+            inside += 1
+            assert predicted == pytest.approx(actual, rel=1e-3)
+    assert inside
 
 
 def experiment_values(path: Path) -> dict[str, torch.Tensor]:

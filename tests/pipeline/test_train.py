@@ -244,7 +244,8 @@ def test_calibrated_factors_are_of_the_grid_and_the_spread_is_bounded(trained):
     assert set(prior.factors) == {"temp", "rain", "coarse", "stn"}
     assert set(prior.factors.values()) <= set(FACTORS)
     assert prior.factors["temp"] == prior.factors["rain"] == 1.0  # in no set
-    assert 0.7 <= prior.inflation <= 1.5
+    assert prior.inflation.keys() == trained.recipe.experiment.sets.keys()
+    assert all(1.0 <= factor <= 1.5 for factor in prior.inflation.values())
 
 
 def test_residual_of_rain_is_drawn_with_the_spread_it_has_at_that_amount(trained, rng):

@@ -40,6 +40,7 @@ def save_baselines(baselines: Baselines, path: str | Path) -> None:
             for (label, name), fitted in baselines.interpolators.items()
         ],
         "settings": baselines.settings,
+        "spreads": baselines.spreads,
     }
     write_tensors(path, flat(groups, ".") | {"rest": gaussian.rest, "present": baselines.present}, facts)
 
@@ -82,6 +83,7 @@ def load_baselines(model: Model, path: str | Path) -> Baselines:
             for label, name, length, ratios in facts["interpolators"]
         },
         facts["settings"],
+        facts.get("spreads", {}),
     )
 
 

@@ -43,6 +43,7 @@ class Baselines:
         networks: Points and climatological spread of the states and of modalities that measure them, one per channel.
         interpolators: Optimal interpolation by (set, variable).
         settings: Tuned settings, for the report.
+        spreads: Factors on the deviations of the closed-form Gaussians, by name and by set.
     """
 
     gaussian: ClosedFormGaussian
@@ -53,6 +54,7 @@ class Baselines:
     networks: Networks
     interpolators: dict[tuple[str, str], AnomalyInterp] = field(default_factory=dict)
     settings: dict[str, float] = field(default_factory=dict)
+    spreads: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def linear(self, model: Model) -> Linear:
         """Operators and errors, with the states' own rows of the patterns where no others were fitted."""

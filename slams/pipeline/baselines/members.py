@@ -30,6 +30,7 @@ from slams.pipeline.inputs.segments import Segment, seen_on
 from slams.pipeline.model.codec import Anomalies
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.posterior import decoded
+from slams.pipeline.model.spread import factor_of
 
 Observed = Mapping[str, Tensor]
 Moments = dict[str, tuple[Tensor, Tensor]]
@@ -142,17 +143,27 @@ class ClosedForm(Baseline):
         method = cls(model, fitted)
         return None if len(method.unknown(seen)) == len(seen) else method
 
-    def moments(self, observations: Observed, composed: bool = True) -> Moments:  # noqa: D102
+    def exact(self, observations: Observed, composed: bool) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the present values, before the spread is calibrated."""
         length = self.model.recipe.prior.window
         seen = self.model.seen(observations, self.errors)
-        mean_std = self.closed.windows(seen.windows(length) if composed else seen, self.operators)
-        if composed:  # each step from the window in whose middle it is
-            k = length // 2
-            mean_std = tuple(torch.cat([v[0, :k], v[:, k], v[-1, length - k :]]) for v in mean_std)  # type: ignore[assignment]
+        mean, std = self.closed.windows(seen.windows(length) if composed else seen, self.operators)
+        if not composed:
+            return mean, std
+        k = length // 2  # each step from the window in whose middle it is
+        mean, std = (torch.cat([v[0, :k], v[:, k], v[-1, length - k :]]) for v in (mean, std))
+        return mean, std
+
+    def moments(self, observations: Observed, composed: bool = True) -> Moments:  # noqa: D102
+        mean, std = self.exact(observations, composed)
+        seen = [n for n, value in observations.items() if bool(torch.isfinite(value).any())]
+        sets, rest = self.model.recipe.experiment.sets, self.closed.rest
+        factor = factor_of(self.fitted.spreads.get(self.name, {}), sets, seen)
+        std = (std.square() + (factor**2 - 1) * (std.square() - rest).clamp(min=0)).sqrt()
         found: Moments = {}
         for name, (own, rows) in split(self.model, self.present).items():
             pair = []
-            for part in mean_std:
+            for part in (mean, std):
                 full = torch.full((*part.shape[:-1], len(own)), torch.nan)
                 full[..., own] = part[..., rows]
                 pair.append(full.reshape(*part.shape[:-1], *self.model.layouts[name].shape))

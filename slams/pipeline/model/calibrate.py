@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,6 @@ from slams.assimilation.baseline.gaussian import (
 )
 from slams.core.console import Console
 from slams.core.errors import InvalidValueError
-from slams.core.random import fork
 from slams.diffusion.denoiser import NetworkDenoiser
 from slams.pipeline.inputs.observe import observe
 from slams.pipeline.model.codec import Anomalies, MultimodalCodec
@@ -26,7 +24,6 @@ from slams.pipeline.model.model import Model
 from slams.pipeline.model.prior import LearntPrior, operators_on_patterns
 
 FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-WIDEST = 1.5  # factor on the spread
 DENSE_UP_TO = 512  # values of a modality: beyond it a full error covariance is neither estimated nor stored
 _SCORED = 600  # points of the state in the score of a calibration
 _CLASSES = 10  # of decoded rain, equally frequent
@@ -131,14 +128,6 @@ def calibrate_errors(model: Model, validation: Anomalies, starts: Tensor, consol
             advance(1, ", ".join(f"{n} x {f:g}" for n, f in prior.factors.items() if f != 1))
 
 
-def calibrate_spread(model: Model, validation: Anomalies, starts: Tensor, console: Console) -> None:
-    """Choose the factor on the spread of draws on the validation part: the root of error variance over predicted one."""
-    if not model.recipe.experiment.sets:
-        return
-    rows = starts[:: max(1, len(starts) // 48), None] + torch.arange(model.recipe.prior.window)
-    _inflate(model, validation, rows[:: max(1, len(rows) // 8)], console)
-
-
 def closed_form_score(
     model: Model, validation: Anomalies, starts: Tensor
 ) -> Callable[[Sequence[str]], float]:
@@ -185,35 +174,3 @@ def closed_form_score(
         return float(normal_crps(target - mean, std).nanmean())
 
     return score
-
-
-def _inflate(model: Model, validation: Anomalies, rows: Tensor, console: Console) -> None:
-    """Factor on the deviations of the draws that makes their variance that of the error, over a few windows."""
-    recipe, prior, states = model.recipe, model.prior, model.states
-    prior.inflation = 1.0
-    if recipe.assimilation.members == 1:  # without a spread
-        return
-    sets = list(recipe.experiment.sets.values())[-3:]
-    ratios = []
-    rng = fork(recipe.seed, "inflation")
-    std = {n: s.std for n, s in model.codec.statistics.items()}
-    with console.bar("calibrating the spread", len(sets) * recipe.assimilation.steps) as advance:
-        for names in sets:
-            seen = observe(
-                model.layouts, recipe, {n: validation[n] for n in names}, names, days=rows, std=std
-            )
-            observations = model.seen(seen, model.errors(), model.device).pullback(model.decoders)
-            z = model.sda().windows(
-                observations, recipe.assimilation.members, rng=rng, progress=lambda n: advance(n, "")
-            )
-            error = spread = rest = 0.0
-            for n in states:
-                x = model.codec.decode(z, n)
-                weight = torch.where(torch.isfinite(validation[n][rows]), model.layouts[n].weights(), 0.0)
-                error += float((weight * torch.nan_to_num(validation[n][rows] - x.mean(0)) ** 2).sum())
-                spread += float((weight * x.var(0)).sum()) * (1 + 1 / len(x))
-                rest += float((weight * prior.residuals[n].reshape(model.layouts[n].shape)).sum())
-            ratios.append((max(error - rest, 0.1 * error) / spread) ** 0.5)
-        # a few windows of one season are no evidence that the draws are too wide on days to come
-        prior.inflation = float(np.clip(np.mean(ratios), 1.0, WIDEST))
-        advance(0, "x " + ", ".join(f"{r:.2f}" for r in ratios))

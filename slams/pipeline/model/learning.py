@@ -12,8 +12,9 @@ from torch import Tensor
 from slams.core.random import fork
 from slams.diffusion.denoiser import NetworkDenoiser
 from slams.evaluation.intervals import mean_interval
-from slams.pipeline.model.calibrate import FACTORS, WIDEST
+from slams.pipeline.model.calibrate import FACTORS
 from slams.pipeline.model.model import Model
+from slams.pipeline.model.spread import WIDEST
 
 REPLACED, KEPT = "closed form", "kept"
 _BLOCK = 15  # days whose windows count as one value of an interval
@@ -108,10 +109,12 @@ def learning_notes(model: Model, out: Path) -> list[str]:
                     "prior.patterns or latent.channels, or more training days."
                 )
             )
-    if prior.inflation >= WIDEST:
+    factors = prior.inflation if isinstance(prior.inflation, dict) else {"all sets": prior.inflation}
+    widest = [label for label, factor in factors.items() if factor >= WIDEST]
+    if widest:
         notes.append(
-            f"calibration: the spread is x {prior.inflation:g}, the largest factor allowed, so that draws remain too "
-            "narrow. Try more validation days, fewer prior.patterns or a larger prior.shrink."
+            f"calibration: the spread of {', '.join(widest)} is x {WIDEST:g}, the largest factor allowed, so that draws "
+            "remain too narrow. Try more validation days, fewer prior.patterns or a larger prior.shrink."
         )
     return notes
 

@@ -9,6 +9,7 @@ from slams.assimilation.score.latent import Latent
 from slams.core.random import Rng, normal
 from slams.diffusion.divergence import finite
 from slams.pipeline.model.model import Model
+from slams.pipeline.model.spread import factor_of
 
 WINDOWS = 8  # drawn at once, which bounds the memory of the decoders
 
@@ -46,7 +47,9 @@ def posterior(
             part = model.observations({n: value[first : first + WINDOWS] for n, value in stacked.items()})
             # one draw of noise for the windows of a member, which the verb would draw window by window
             draws += sda.windows(part.pullback(model.decoders), members, rng=rng, progress=progress).unbind(1)
-    return [_inflated(z, model.prior.inflation).cpu() for z in draws]
+    names = {n for values in seen for n, value in values.items() if bool(torch.isfinite(value).any())}
+    factor = factor_of(model.prior.inflation, model.recipe.experiment.sets, sorted(names))
+    return [_inflated(z, factor).cpu() for z in draws]
 
 
 def _inflated(z: Tensor, factor: float) -> Tensor:

@@ -45,7 +45,8 @@ class LearntPrior(nn.Module):
         statistics: Inputs of eigenvectors and operators: the Gaussian's `covariance` (L K, L K), and training
             `coefficients` (n, K); empty in runs of versions before 0.2, whose files hold the results.
         factors: Calibrated factor on each error covariance.
-        inflation: Calibrated factor on the deviations of the draws from their mean.
+        inflation: Calibrated factors on the deviations of the draws from their mean, by label of the set of
+            observations; one number for all sets before the calibration and in runs of earlier versions.
         trained: Names of the modalities that the network was trained on as observations.
         method: Method of draws with the lower CRPS on validation days, "conditional" or "guided".
         amounts: Stochastic decoders of amounts, by name; they have a file of their own.
@@ -68,7 +69,7 @@ class LearntPrior(nn.Module):
         self.profiles, self.samples = dict(profiles or {}), dict(samples or {})
         self.statistics = dict(statistics or {})
         self.factors = dict.fromkeys(errors, 1.0)
-        self.inflation = 1.0
+        self.inflation: float | dict[str, float] = 1.0
         self.trained: list[str] = []
         self.method = "guided"
         self.amounts: dict[str, AmountDecoder] = {}

@@ -58,7 +58,8 @@ def write_summary(
         sections.append(Section("What training did not learn", notes))
     settings = {
         "observation error factors": model.prior.factors,
-        "spread factor": model.prior.inflation,
+        "spread factors": model.prior.inflation,
+        "spread factors of the Gaussians": baselines.spreads,
         "closed-form Gaussian": baselines.settings,
         "interpolation": {
             " / ".join(k): [v.length, dict(v.ratios)] for k, v in baselines.interpolators.items()
