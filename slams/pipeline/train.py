@@ -43,6 +43,7 @@ from slams.pipeline.model.codec import (
 from slams.pipeline.model.conditional import ConditionalTraining
 from slams.pipeline.model.learn_amounts import train_amounts
 from slams.pipeline.model.learning import REPLACED, judged, learning_notes, noise_losses
+from slams.pipeline.model.method import choose_method
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.prior import LearntPrior
 from slams.pipeline.model.spread import calibrate_spread
@@ -197,6 +198,7 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model 
         x_validation = anomalies(codec, fields, validation)
         if not recipe.prior.networks:  # whose training needs the errors
             calibrate_errors(model, x_validation, starts, console)
+        choose_method(model, x_validation, starts, console)
         calibrate_spread(model, x_validation, starts, console)
         model.prior.save(recipe, path)
         for name in ("prior", "calibration"):  # both are in this file
