@@ -25,7 +25,8 @@ from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.named_files import match
 from slams.pipeline.results.evaluation_report import parts_shown, write_evaluation
 from slams.pipeline.results.figures import View
-from slams.pipeline.results.scoring import BLOCK, score
+from slams.pipeline.results.scoring import BLOCK
+from slams.pipeline.results.window_scores import score
 
 
 @dataclass

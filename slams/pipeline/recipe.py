@@ -12,6 +12,7 @@ from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.settings import build, override, plain, read_tree
 from slams.data.files.modality import Modality
 from slams.diffusion.sampler import Sampler
+from slams.pipeline.recipe_amounts import AmountsRecipe
 from slams.training.fit import FitSettings
 
 
@@ -107,24 +108,6 @@ class PriorRecipe:
     network: str = ""
     network_settings: dict[str, Any] = field(default_factory=dict)
     networks: int = 0
-
-
-@dataclass(frozen=True)
-class AmountsRecipe:
-    """Amounts such as rain, drawn with a point mass at their bound by decoders of their own.
-
-    Attributes:
-        variables: Names of modalities with a bounded transform. One with the role of an observation is analysed, too,
-            and scored where a set does not observe it.
-        hidden: Width of the networks.
-        fit: Settings of their training; with no steps, draws are those of the codec's decoder, clipped at the bound.
-    """
-
-    variables: tuple[str, ...] = ()
-    hidden: int = 32
-    fit: FitSettings = field(
-        default_factory=lambda: FitSettings(steps=400, batch=16, learning_rate=2e-3, ema=0.99, every=50)
-    )
 
 
 @dataclass(frozen=True)
@@ -352,12 +335,11 @@ class Recipe:
                     raise InvalidValueError(
                         f"{group} names {member!r}, which is no modality; there are {sorted(found)}."
                     )
-        for name in self.amounts.variables:
-            if found[name].transformed.lower is None:
-                raise InvalidValueError(
-                    f"amounts.variables names {name!r}, whose transform {found[name].transform!r} has no bound; name "
-                    "amounts such as rain, with transform: log1p."
-                )
+        unbounded = [n for n in self.amounts.variables if found[n].transformed.lower is None]
+        if unbounded:
+            raise InvalidValueError(
+                f"amounts.variables names {unbounded[0]!r}, whose transform has no bound."
+            )
         return found
 
     @cached_property

@@ -29,7 +29,6 @@ from slams.pipeline.inputs.operators import operators_of
 from slams.pipeline.model import amounts
 from slams.pipeline.model import codec as codecs
 from slams.pipeline.model import prior as priors
-from slams.pipeline.model.amounts import AmountDecoder
 from slams.pipeline.model.build import build_denoiser
 from slams.pipeline.model.calibrate import calibrate_errors, learnt_prior
 from slams.pipeline.model.closed_form import chooses, closed_form, within
@@ -41,7 +40,7 @@ from slams.pipeline.model.codec import (
     trained_codec,
 )
 from slams.pipeline.model.conditional import ConditionalTraining
-from slams.pipeline.model.learn_amounts import train_amounts
+from slams.pipeline.model.learn_amounts import kept_amounts
 from slams.pipeline.model.learning import REPLACED, judged, learning_notes, noise_losses
 from slams.pipeline.model.method import choose_method
 from slams.pipeline.model.model import Model
@@ -206,37 +205,17 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model 
         model = Model(codec, LearntPrior.load(codec, path)).on(
             device
         )  # as a resumed run has it, to the last bit
-    model.prior.amounts = _amounts(model, fields, stages, plan["amounts"], console)
+    key = digest(plan["amounts"].key)
+    model.prior.amounts = kept_amounts(
+        model, fields, stages, plan["amounts"], console,
+        lambda module, name, loss, validate: _fit(
+            module, loss, validate, recipe.amounts.fit, recipe, name, out, key, console
+        ),
+    )  # fmt: skip
     for note in learning_notes(model, out):
         console.say(note)
     _remove_resumes(out)
     return model
-
-
-def _amounts(
-    model: Model, fields: Fields, stages: Stages, stage: Stage, console: Console
-) -> dict[str, AmountDecoder]:
-    """The decoders of amounts: from disk, or newly trained."""
-    recipe, path, files = model.recipe, stages.folder / amounts.FILE_NAME, FILES["amounts"]
-    if not recipe.amounts.variables or recipe.amounts.fit.steps < 1:
-        path.unlink(missing_ok=True)
-        return {}
-    if stages.done(stage, files):
-        console.reused("decoders of amounts")
-    else:
-
-        def optimize(
-            module: nn.Module,
-            name: str,
-            loss: Callable[[nn.Module, torch.Generator], Tensor],
-            validate: Callable[[nn.Module], float],
-        ) -> None:
-            settings, key = recipe.amounts.fit, digest(stage.key)
-            _fit(module, loss, validate, settings, recipe, f"decoder of {name}", stages.folder, key, console)
-
-        amounts.save_amounts(train_amounts(model, fields, optimize, console), path)
-        stages.finish(stage, files)
-    return amounts.load_amounts(recipe, model.codec, path)
 
 
 def _remove_resumes(out: Path) -> None:

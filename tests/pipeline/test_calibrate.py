@@ -11,7 +11,7 @@ from slams.diffusion.denoiser import SHRINKS, lag_covariances, shrink_for
 from slams.diffusion.schedule import VPCosine
 from slams.pipeline.inputs.observe import observe
 from slams.pipeline.model import calibrate as calibration
-from slams.pipeline.model.calibrate import FACTORS, calibrate, closed_form_score
+from slams.pipeline.model.calibrate import FACTORS, calibrate_errors, closed_form_score
 from slams.pipeline.model.codec import Anomalies
 from slams.pipeline.model.model import Model
 
@@ -67,7 +67,7 @@ def test_factors_are_chosen_over_every_set(model, days, monkeypatch):
 
     monkeypatch.setattr(calibration, "closed_form_score", lambda *given: score)
     monkeypatch.setattr(calibration, "_inflate", lambda *given: None)
-    calibrate(model, days, STARTS, Console(quiet=True))
+    calibrate_errors(model, days, STARTS, Console(quiet=True))
     assert model.prior.factors["stn"] == 4.0 and 0.5 in FACTORS  # below 1 is refused where an error is stated
 
 

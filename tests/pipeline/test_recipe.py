@@ -44,7 +44,11 @@ def test_a_tree_of_a_recipe_holds_plain_values_only():
     def plain(value: Any) -> bool:
         if isinstance(value, dict):
             return all(isinstance(k, str) and plain(v) for k, v in value.items())
-        return all(map(plain, value)) if isinstance(value, list) else isinstance(value, (str, int, float))
+        return (
+            all(map(plain, value))
+            if isinstance(value, list)
+            else isinstance(value, (str, int, float, type(None)))
+        )
 
     assert plain(to_tree(load(CONFIGS / "planet.yaml")))
 

@@ -64,7 +64,7 @@ class CensoredRegression:
     def noise(self, members: int, days: int, correlation: float, *, rng: torch.Generator) -> Tensor:
         """Draws of e with the covariance of the residuals in space and an autoregression from day to day, (N, T, P)."""
         count = len(self.residuals)
-        found = list[Tensor]()
+        found: list[Tensor] = []
         for day in range(days):
             weight = torch.randn(members, count, generator=rng) / count**0.5
             each = weight @ self.residuals

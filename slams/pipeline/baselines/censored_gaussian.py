@@ -99,6 +99,26 @@ class CensoredGaussian:
         whole[..., self._present] = values
         return whole.unflatten(-1, shape)
 
+    def along(
+        self, seen: Mapping[str, Tensor], days: Tensor, setting: Setting, *, rng: torch.Generator
+    ) -> Tensor:
+        """As many draws as the recipe has members along a trajectory, each day from the window in whose middle it is.
+
+        Args:
+            seen: Observed anomalies by modality (T, *S).
+            days: Rows of the fields' days, (T).
+            setting: Choices.
+            rng: Generator.
+
+        Returns:
+            (N, T, *S) after the transform.
+        """
+        length, count = self.model.recipe.prior.window, self.model.recipe.assimilation.members
+        windows = torch.arange(len(days) - length + 1)[:, None] + torch.arange(length)
+        x = self.members({n: v[windows] for n, v in seen.items()}, days[windows], setting, count, rng=rng)
+        k = length // 2
+        return torch.cat([x[:, 0, :k], x[:, :, k], x[:, -1, length - k :]], 1)
+
     def tuned(self, names: Sequence[str]) -> Setting:
         """The choices for a set of observations, made once on validation windows."""
         key = tuple(names)

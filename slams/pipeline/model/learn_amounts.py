@@ -12,18 +12,22 @@ from slams.core.console import Console
 from slams.core.geometry.distance import great_circle
 from slams.core.geometry.waves import space_time_normal
 from slams.core.random import normal
+from slams.core.stages import Stage, Stages
 from slams.data.windows import window_starts
 from slams.evaluation.metrics import fair_crps
 from slams.networks.censored import exceedance, pair_score
 from slams.pipeline.inputs.fields import Fields, phase_of
 from slams.pipeline.inputs.observe import columns
 from slams.pipeline.model.amounts import (
+    FILE_NAME,
     AmountDecoder,
     build,
     climate_of,
+    load_amounts,
     neighbours,
     observed_fields,
     readable,
+    save_amounts,
     season,
     seeded,
 )
@@ -38,6 +42,10 @@ _FACTORS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6)
 _LENGTHS, _NUGGETS = (100.0, 250.0, 500.0, 1000.0, 2000.0), (0.0, 0.2, 0.5)
 _TIMES = (0.3, 0.7, 1.5, 3.0)
 _RANKS = (1, 2, 4, 8, 16)  # of the neighbours whose differences fix the correlation in space
+
+
+Loss = Callable[[nn.Module, torch.Generator], Tensor]
+Optimize = Callable[[nn.Module, str, Loss, Callable[[nn.Module], float]], None]
 
 
 @dataclass(frozen=True)
@@ -55,11 +63,24 @@ class Posteriors:
     hidden: Mapping[str, Tensor]
 
 
+def kept_amounts(
+    model: Model, fields: Fields, stages: Stages, stage: Stage, console: Console, optimize: Optimize
+) -> dict[str, AmountDecoder]:
+    """The decoders of a run, trained unless they are finished; none where the recipe has no amounts or no steps."""
+    recipe, path, files = model.recipe, stages.folder / FILE_NAME, (FILE_NAME,)
+    if not recipe.amounts.variables or recipe.amounts.fit.steps < 1:
+        path.unlink(missing_ok=True)
+        return {}
+    if stages.done(stage, files):
+        console.reused("decoders of amounts")
+    else:
+        save_amounts(train_amounts(model, fields, optimize, console), path)
+        stages.finish(stage, files)
+    return load_amounts(recipe, model.codec, path)  # as a resumed run has them
+
+
 def train_amounts(
-    model: Model,
-    fields: Fields,
-    optimize: Callable[[nn.Module, str, Callable[..., Tensor], Callable[..., float]], None],
-    console: Console,
+    model: Model, fields: Fields, optimize: Optimize, console: Console
 ) -> dict[str, AmountDecoder]:
     """Train a decoder for each amount of the recipe.
 
@@ -94,7 +115,7 @@ def train_amounts(
         network = build(model.recipe, layouts, name, model.codec.autoencoder.event, climate=climate)
         own = [each for names, each in held.items() if name not in names] or list(held.values())
         loss, validate = _objective(source, held_out, bank, own, name)
-        optimize(network, name, loss, validate)
+        optimize(network, f"decoder of {name}", loss, validate)
         decoder = AmountDecoder(network, layouts[name], readable(model.recipe, layouts, name))
         with console.bar(f"calibrating draws of {name}", 1) as advance:
             decoder = calibrated(decoder, held_out, own, name)
@@ -182,7 +203,7 @@ class _Source:
     def latents(self, coefficients: Tensor, rng: torch.Generator) -> Tensor:
         """Latents (*B, *Z) of coefficients (*B, K), with the remainder outside the patterns."""
         noise = self.remainder**0.5 * normal((*coefficients.shape[:-1], len(self.basis)), rng=rng)
-        flat = coefficients @ self.basis.mT + noise - (noise @ self.basis) @ self.basis.mT
+        flat = (coefficients - noise @ self.basis) @ self.basis.mT + noise
         return flat.unflatten(-1, self.model.codec.autoencoder.event)
 
     def seen(self, each: Posteriors, rows: Tensor) -> dict[str, Tensor]:
@@ -192,7 +213,7 @@ class _Source:
 
 def _objective(
     source: _Source, held_out: _Source, bank: Sequence[Posteriors], held: Sequence[Posteriors], name: str
-) -> tuple[Callable[[nn.Module, torch.Generator], Tensor], Callable[[nn.Module], float]]:
+) -> tuple[Loss, Callable[[nn.Module], float]]:
     """Loss of a random pair of draws on random windows, and the score of validation windows."""
     model = source.model
     batch, layout = model.recipe.amounts.fit.batch, model.layouts[name]

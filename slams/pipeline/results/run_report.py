@@ -20,7 +20,8 @@ from slams.pipeline.model.model import Model
 from slams.pipeline.recipe import to_tree
 from slams.pipeline.results.figures import Rows, View, calibration_facts, figures_of, save_figures
 from slams.pipeline.results.outcome import Outcome
-from slams.pipeline.results.scoring import BLOCK, in_unit
+from slams.pipeline.results.scoring import BLOCK
+from slams.pipeline.results.window_scores import in_unit
 
 _GAINS = "1 - exp(mean log ratio of the errors of a window), with Student's t, over independent windows"
 _GAUSSIANS = ("no_network", "latent_gaussian", "gaussian")

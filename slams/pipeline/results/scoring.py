@@ -10,20 +10,21 @@ from torch import Tensor
 from slams.core.console import Advance, Console
 from slams.core.random import fork, normal
 from slams.core.stages import Stage, Stages
-from slams.evaluation import Scores, amount_statistics, gaussian_window_statistics, window_statistics
+from slams.evaluation import Scores
 from slams.observation.interpolation import nearest_turn
 from slams.observation.operators import Interpolate
 from slams.pipeline.baselines.censored_gaussian import CensoredGaussian
+from slams.pipeline.baselines.days_of_season import days_of_the_season
 from slams.pipeline.baselines.fit import Baselines
 from slams.pipeline.baselines.members import BASELINES, Baseline, Observed
 from slams.pipeline.inputs.fields import Fields, phase_of
-from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.observe import observe
 from slams.pipeline.inputs.periods import cut
 from slams.pipeline.model.codec import Anomalies, anomalies
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.posterior import WINDOWS, clipped, decoded, posterior
 from slams.pipeline.results.outcome import Outcome
+from slams.pipeline.results.window_scores import in_unit, score
 
 BLOCK = 15  # days that count as one window of the intervals: errors of the weather last for days to a week
 
@@ -286,59 +287,6 @@ class Test:
         return [(str(days[at]), slice(at, min(at + step, len(days)))) for at in range(0, len(days), step)]
 
 
-def in_unit(model: Model, name: str, x: Tensor) -> Tensor:
-    """Values of a modality in the unit of its files, without its transform."""
-    transform = model.recipe.modalities[name].transformed
-    return x if transform.name == "none" else torch.from_numpy(transform.inverse(x.numpy()))
-
-
-def score(
-    scores: Scores,
-    method: str,
-    name: str,
-    layout: Layout,
-    value: Tensor | tuple[Tensor, Tensor],
-    truth: Tensor,
-    blocks: Sequence[tuple[str, slice]],
-    masks: Mapping[str, Tensor],
-    *,
-    amount: bool = False,
-) -> None:
-    """Add the scores of a method's estimate of one variable, whole and in parts.
-
-    Args:
-        scores: Scores to extend.
-        method: Name of the method.
-        name: Name of the variable.
-        layout: Layout of its values.
-        value: Members (N, T, *S), or mean and standard deviation (T, *S). One member has no CRPS.
-        truth: Truth (T, *S), NaN where missing.
-        blocks: Windows of the intervals: names and days.
-        masks: Masks of the parts by name, (T, *S), or (C, P) for all days.
-        amount: Whether the members are amounts such as rain, which have scores of their own.
-    """
-    weights, levels = layout.weights(), layout.levels() or None
-    for block, days in blocks:
-        for part, mask in {"all": None, **masks}.items():
-            if mask is not None and mask.shape == truth.shape:
-                mask = mask[days]
-            if isinstance(value, tuple):
-                mean, std = value
-                statistics = gaussian_window_statistics(mean[days], std[days], truth[days], weights, mask)
-            else:
-                statistics = window_statistics(value[:, days], truth[days], weights, mask)
-                if amount:
-                    statistics |= amount_statistics(
-                        value[:, days], truth[days], weights, mask, periodic=layout.is_global
-                    )
-                if (
-                    len(value) == 1 and method != "reconstruction"
-                ):  # a draw of a distribution, no forecast by itself
-                    for key in [k for k in statistics if k.startswith("crps")]:
-                        statistics[key] = torch.full_like(statistics["weight"], torch.nan)
-            scores.add(method, name, block, statistics, part=part, levels=levels)
-
-
 def _references(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estimate]:
     """References without observations: climatology, the autoencoder's reconstruction and the unconditional prior."""
     model = test.model
@@ -359,24 +307,8 @@ def _references(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estima
                 each = [decoded(model, middle, name, phase[k : k + 1], rng=rng) for k in range(len(phase))]
                 yield Estimate("prior", name, i, torch.cat(each, 1))
         for name in test.recipe.analysed[len(model.states) :]:
-            yield Estimate("climatology", name, i, _days_of_the_season(test, name, phase))
+            yield Estimate("climatology", name, i, days_of_the_season(model, test.fields, name, phase))
     test.advance(test.units, "")
-
-
-def _days_of_the_season(test: Test, name: str, phase: Tensor) -> Tensor:
-    """Fields of random training days within 15 days of the season, as many as members, (N, T, *S)."""
-    train = torch.from_numpy(test.fields.part(test.recipe.data.train))
-    seasons, rng = (
-        phase_of(test.fields.dates[train.numpy()]),
-        fork(test.recipe.seed, "days of the season", name),
-    )
-    found = []
-    for each in phase:
-        near = ((seasons - each + 0.5) % 1 - 0.5).abs() <= 15 / 365.25
-        some = train[near] if bool(near.any()) else train
-        rows = some[torch.randint(len(some), (test.recipe.assimilation.members,), generator=rng)]
-        found.append(test.fields.values[name][rows])
-    return test.model.codec.masked(name, torch.stack(found, 1))
 
 
 def _analysis(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estimate]:
@@ -409,24 +341,14 @@ def _drawn(test: Test, part: Part, seen: list[Observed], model: Model, method: s
 
 def _censored(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estimate]:
     """The Gaussian rival of the stochastic decoders, where a set does not observe the amount."""
-    length = test.recipe.prior.window
     for name in test.recipe.amounts.variables:
         if name in part.names:
             continue
         method = test.rival(name)
         setting = method.tuned(part.names)
         for i, (own, rows) in enumerate(zip(seen, test.rows, strict=True)):
-            windows = torch.arange(len(rows) - length + 1)[:, None] + torch.arange(length)
             rng = fork(test.recipe.seed, "censored", part.label, i)
-            x = method.members(
-                {n: v[windows] for n, v in own.items()},
-                rows[windows],
-                setting,
-                test.recipe.assimilation.members,
-                rng=rng,
-            )
-            k = length // 2  # each day from the window in whose middle it is
-            members = torch.cat([x[:, 0, :k], x[:, :, k], x[:, -1, length - k :]], 1)
+            members = method.along(own, rows, setting, rng=rng)
             yield Estimate(f"censored_gaussian{part.tail}", name, i, members)
 
 
