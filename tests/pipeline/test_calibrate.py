@@ -66,7 +66,6 @@ def test_factors_are_chosen_over_every_set(model, days, monkeypatch):
         return price[int(model.prior.factors["stn"])][0 if names == ("stn",) else 1] * len(names)
 
     monkeypatch.setattr(calibration, "closed_form_score", lambda *given: score)
-    monkeypatch.setattr(calibration, "_inflate", lambda *given: None)
     calibrate_errors(model, days, STARTS, Console(quiet=True))
     assert model.prior.factors["stn"] == 4.0 and 0.5 in FACTORS  # below 1 is refused where an error is stated
 
