@@ -48,7 +48,7 @@ class Metric:
         dimensional: Whether it has the unit of the variable.
         better: "lower", "higher", or the value of a perfect ensemble, such as 0.9 for a coverage.
         scope: Scope of the metric: "fields" verified in windows, "twin" experiments, or both ("all"); "amounts" for
-            fields such as rain alone (see `slams.evaluation.precipitation`).
+            fields such as rain alone (see `slams.evaluation.precipitation`); "paired" for two methods.
         shown: Prominence: on the "console" and in the report, in the main table of the "report", among its
             "further" tables, or in the "file" alone.
         pooled: Whether the statistic compares samples: it takes the weights of the points (n) as third argument
@@ -67,7 +67,7 @@ class Metric:
     label: str = ""
     dimensional: bool = False
     better: Literal["lower", "higher"] | float = "lower"
-    scope: Literal["all", "fields", "twin", "amounts"] = "all"
+    scope: Literal["all", "fields", "twin", "amounts", "paired"] = "all"
     shown: Literal["console", "report", "further", "file"] = "console"
     pooled: bool = False
     law: Law = "any"
@@ -291,8 +291,13 @@ _OF_TWINS = (  # measured by twin experiments themselves
     Metric("network_calls", label="network calls per step", scope="twin", shown="further", law="log-normal"),
     Metric("cpu_seconds", label="CPU seconds per step", scope="twin", law="log-normal"),
 )
-_ALL = (RMSE, RMSE_INF, BIAS, CRPS, SPREAD, SPREAD_SKILL, COVERAGE90, COVERAGE90_FAIR, W1, *_OF_TWINS)
+_CHANGES = {  # score of one method over that of another in the same windows, minus 1 (`Scores.paired_change`)
+    each.name: Metric(f"{each.name}_change", label=f"change of the {each.label}", scope="paired", shown="file")
+    for each in (RMSE_INF, CRPS)
+}
+_ALL = (RMSE, RMSE_INF, BIAS, CRPS, SPREAD, SPREAD_SKILL, COVERAGE90, COVERAGE90_FAIR, W1, *_OF_TWINS, *_CHANGES.values())
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+CHANGES = {metric.name: score for score, metric in _CHANGES.items()}  # score that each change is of
 # fmt: on
 
 

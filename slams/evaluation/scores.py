@@ -44,6 +44,16 @@ class Gain:
         return self.lower > 0
 
 
+@dataclass(frozen=True)
+class Change:
+    """Relative change of a score from one method to another, paired by window, its 95 % interval, and the windows."""
+
+    value: float
+    lower: float
+    upper: float
+    n: int
+
+
 @dataclass
 class _Series:
     """The windows of one (method, variable, part): each maps a statistic to (C,) sums."""
@@ -289,21 +299,68 @@ class Scores:
         self._check_pairs(a, b, variable, part, level)
         logs = []
         for method in (a, b):
-            series, sums = (
-                self._find(method, variable, part, level)[0],
-                self._sums(method, variable, part, level),
-            )
-            together = {
-                key: torch.stack([each[at].sum(0) for at in series.stretches(self.apart)])
-                for key, each in sums.items()
-            }
-            scores = named(metric).value(_means({k: x[together["weight"] > 0] for k, x in together.items()}))
-            mean = float(scores.mean())
-            logs.append(scores.clamp(min=_LEAST * mean).log() if mean > 0 else scores * torch.nan)
-        ratios = logs[0] - logs[1]
+            logs.append(_logs(named(metric).value(_means(self._together(method, variable, part, level)))))
+        ratios, series = logs[0] - logs[1], self._find(a, variable, part, level)[0]
         count = independent(ratios.tolist()) if series.dated else len(ratios)
         mean, lower, upper = mean_interval([float(each.mean()) for each in ratios.tensor_split(count)])
         return Gain(-math.expm1(mean), -math.expm1(upper), -math.expm1(lower), count)
+
+    def paired_change(
+        self,
+        a: str,
+        b: str,
+        metric: str = "rmse_inf",
+        *,
+        variable: str,
+        part: str = "all",
+        level: float | str = "all",
+    ) -> Change:
+        """Relative change of a score from method `b` to `a`: score_a / score_b - 1 over all windows, negative if better.
+
+        The scores are those of tables. Windows are joined as for a gain; the interval is that of the ratio of two means
+        of paired log-normal values (`log_normal_limits`).
+
+        Args:
+            a: Name of the tested method.
+            b: Name of the reference method.
+            metric: Name of a score that is a root or mean of one positive statistic, such as rmse, rmse_inf or crps.
+            variable: Name of the variable.
+            part: Name of the part of the cells.
+            level: Name of the level, or "all".
+
+        Returns:
+            The change; its interval is NaN with fewer than two independent windows.
+
+        Raises:
+            ValueError: If the score is of another kind, or the methods were not scored on the same cells of the same
+                windows.
+        """
+        score = named(metric)
+        if score.law != "log-normal" or len(score.parts) != 1 or score.of:
+            known = [m.name for m in metrics_of("fields") if m.law == "log-normal" and not m.of]
+            raise InvalidValueError(f"a change needs a positive score ({', '.join(known)}), got {metric!r}.")
+        self._check_pairs(a, b, variable, part, level)
+        key, sums = score.parts[0].key, [self._together(name, variable, part, level) for name in (a, b)]
+        logs = [_logs(score.value(_means(each))) for each in sums]
+        dated = self._find(a, variable, part, level)[0].dated
+        count = independent((logs[0] - logs[1]).tolist()) if dated else len(logs[0])
+        x, y, weight = (
+            torch.stack([some.sum() for some in each.tensor_split(count)])
+            for each in (sums[0][key], sums[1][key], sums[0]["weight"])
+        )
+        limits = log_normal_limits(x / weight, y / weight, weight)
+        ratio, low, high = score.finish(torch.cat([(x.sum() / y.sum())[None], limits])).tolist()
+        return Change(ratio - 1, low - 1, high - 1, count)
+
+    def _together(self, method: str, variable: str, part: str, level: float | str) -> Statistics:
+        """Sums of each stretch of windows that has scored cells, (n)."""
+        series, sums = (
+            self._find(method, variable, part, level)[0],
+            self._sums(method, variable, part, level),
+        )
+        stretches = series.stretches(self.apart)
+        together = {name: torch.stack([each[at].sum(0) for at in stretches]) for name, each in sums.items()}
+        return {name: each[together["weight"] > 0] for name, each in together.items()}
 
     def _check_pairs(self, a: str, b: str, variable: str, part: str, level: float | str) -> None:
         """Raise an error for a comparison on different cells, which would favour omission of difficult ones."""
@@ -345,6 +402,12 @@ class Scores:
 def _label(level: float | str) -> str:
     """A level as it stands in metrics.csv."""
     return level if isinstance(level, str) else f"{level:g}"
+
+
+def _logs(scores: Tensor) -> Tensor:
+    """Logarithms of scores, small ones as 1 % of their mean; NaN where the mean is not positive."""
+    mean = float(scores.mean())
+    return scores.clamp(min=_LEAST * mean).log() if mean > 0 else scores * torch.nan
 
 
 def _means(sums: Statistics) -> Statistics:

@@ -81,7 +81,7 @@ def wide(
     metrics: Sequence[str] | None = None,
     interval: bool = True,
 ) -> list[dict[str, str]]:
-    """Wide table: one line per method, one column per metric, best RMSE first.
+    """Wide table: one line per method that has any of the metrics, one column per metric, best RMSE first.
 
     Args:
         rows: Rows of metrics.csv.
@@ -107,7 +107,7 @@ def wide(
         return math.inf if math.isnan(value) else value
 
     lines = []
-    for method in sorted(table, key=order):
+    for method in sorted((name for name, scores in table.items() if scores.keys() & set(present)), key=order):
         scores = table[method]
         line = {"method": method}
         for metric in present:

@@ -22,6 +22,7 @@ from slams.pipeline.inputs.fields import Fields, load_fields
 from slams.pipeline.model.model import Model
 from slams.pipeline.recipe import Recipe, to_tree
 from slams.pipeline.results.analysis_file import analysis_tree, provenance, write_tree, write_truth
+from slams.pipeline.results.comparisons import comparison_table, comparisons
 from slams.pipeline.results.outcome import Outcome
 from slams.pipeline.results.run_report import write_summary
 from slams.pipeline.results.scoring import test
@@ -59,6 +60,9 @@ def run(recipe: Recipe, *, console: Console | None = None) -> Path:
             metrics = shown((row["metric"] for row in rows), "console")
             table = wide(rows, variable=variable, metrics=metrics, interval=False)
             console.rich.print(console_table(table, title=f"{variable} [{model.layouts[variable].units}]"))
+        worth = comparison_table(rows, list(recipe.experiment.sets)[-1])
+        if worth:
+            console.rich.print(console_table(worth, title="what the network is worth"))
         console.say(f"report: {(out / 'report.html').resolve()}")
     ended = f"; the autoencoder is in {out}" if model is None else ""
     console.say(f"{(time.monotonic() - start) / 60:.1f} minutes{ended}")
@@ -94,7 +98,7 @@ def _test(model: Model, fields: Fields, out: Path, console: Console) -> None:
     label, names = list(model.recipe.experiment.sets.items())[-1]
     with console.bar("writing files", 1) as advance:
         _write(model, outcome, out, label, names)
-        rows = [dict(row) for row in outcome.scores.rows()]
+        rows = [dict(row) for row in (*outcome.scores.rows(), *comparisons(model.recipe, outcome.scores))]
         write_metrics(out / "metrics.csv", rows)
         write_summary(model, baselines, fields, outcome, rows, out)
         advance(1, "")

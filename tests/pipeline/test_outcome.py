@@ -14,7 +14,7 @@ from slams.core.console import Console
 from slams.core.settings import override
 from slams.core.stages import Stage, Stages
 from slams.evaluation import Scores, window_statistics
-from slams.evaluation.tables import read_metrics, scores_by_method
+from slams.evaluation.tables import read_metrics, scores_by_method, wide
 from slams.pipeline import run as experiment
 from slams.pipeline.baselines.file import FILE_NAME, load_baselines
 from slams.pipeline.baselines.members import ClosedForm
@@ -26,6 +26,7 @@ from slams.pipeline.model.model import Model
 from slams.pipeline.model.spread import WIDEST, spread_windows
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
 from slams.pipeline.results import scoring as score
+from slams.pipeline.results.comparisons import comparison_table
 from slams.pipeline.results.outcome import Outcome
 from tests.pipeline.conftest import tiny_recipe, weather
 from tests.pipeline.test_train import Killed, Trap
@@ -117,6 +118,28 @@ def test_every_set_has_the_latent_gaussian(done):
     for label in (":coarse", ":stn", ":shuffled dates", ""):
         value = scores_by_method(rows, "rmse_inf", variable="temp", part="all")
         assert value[f"latent_gaussian{label}"][0] == pytest.approx(value[f"analysis{label}"][0], rel=0.15)
+
+
+def test_the_analysis_is_compared_in_every_set(done):
+    """As in metrics.csv: the change is that of the scores; without a correction the network is worth nothing."""
+    _, out = done
+    rows = read_metrics(out / "metrics.csv")
+    for label in (":coarse", ":stn", ""):
+        for other in ("no_network", "latent_gaussian", "gaussian"):
+            for metric in ("rmse_inf", "crps"):
+                own = scores_by_method(rows, metric, variable="temp", part="all", level="all")
+                (row,) = [
+                    row
+                    for row in rows
+                    if (row["method"], row["variable"], row["metric"])
+                    == (f"analysis vs {other}{label}", "temp", f"{metric}_change")
+                ]
+                expected = own[f"analysis{label}"][0] / own[f"{other}{label}"][0] - 1
+                assert row["value"] == pytest.approx(expected, abs=1e-5)
+                assert row["n"] > 1 and row["lower"] <= row["value"] <= row["upper"]
+                assert other != "no_network" or row["lower"] == row["upper"] == 0.0
+    assert len(comparison_table(rows, "both")) == 2 * 3 * 3  # variables, sets, other methods
+    assert not [line for line in wide(rows, variable="temp") if " vs " in line["method"]]
 
 
 def test_the_spread_of_the_gaussians_is_that_of_their_error_on_validation_days(done):

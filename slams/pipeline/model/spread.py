@@ -72,7 +72,7 @@ def calibrate_spread(model: Model, validation: Anomalies, starts: Tensor, consol
     """
     recipe, prior, sets = model.recipe, model.prior, model.recipe.experiment.sets
     prior.inflation = 1.0
-    if recipe.assimilation.members == 1:  # without a spread
+    if not sets or recipe.assimilation.members == 1:  # without a spread
         return
     rows, factors = spread_windows(starts, recipe.prior.window), dict[str, float]()
     with console.bar("calibrating the spread", len(sets) * recipe.assimilation.steps) as advance:

@@ -18,12 +18,18 @@ from slams.pipeline.inputs.fields import Fields
 from slams.pipeline.model.learning import learning_notes
 from slams.pipeline.model.model import Model
 from slams.pipeline.recipe import to_tree
+from slams.pipeline.results.comparisons import comparison_table
 from slams.pipeline.results.figures import Rows, View, calibration_facts, figures_of, save_figures
 from slams.pipeline.results.outcome import Outcome
 from slams.pipeline.results.scoring import BLOCK
 from slams.pipeline.results.window_scores import in_unit
 
 _GAINS = "1 - exp(mean log ratio of the errors of a window), with Student's t, over independent windows"
+_WORTH = (
+    "score of the analysis over that of another method in the same windows, minus 1, and its 95 % interval; negative "
+    "is better. no_network: our sampler with the same noise, without the prior's network; latent_gaussian: the exact "
+    "posterior of the latent prior's closed form; gaussian: that of the states' own patterns"
+)
 _GAUSSIANS = ("no_network", "latent_gaussian", "gaussian")
 _ANALYSES = ("analysis", *_GAUSSIANS, "interpolation", "ridge")  # methods that use the observations of a set
 _METHODS = ("analysis", *_GAUSSIANS, "interpolation", "climatology", "reconstruction", "prior")
@@ -36,6 +42,9 @@ def write_summary(
     recipe = model.recipe
     views = [_view(model, outcome, rows, name) for name in model.states]
     sections = [Section("Gain from each modality", [Table(gains(model, outcome), _GAINS)])]
+    worth = comparison_table(rows, list(recipe.experiment.sets)[-1])
+    if worth:
+        sections.append(Section("What the network is worth", [Table(worth, _WORTH)]))
     for view in views:
         figures = figures_of(view, without="series")
         save_figures(out / "figures", figures)
@@ -179,13 +188,19 @@ def _facts(view: View) -> list[Fact]:
     trivial = [method for method in ("climatology", "interpolation", "prior") if method in view.methods]
     least, best = min((view.value(method, "rmse"), method) for method in trivial)
     floor = view.value("reconstruction", "rmse")
-    crps = view.value("analysis", "crps") / view.value("gaussian", "crps")
     share = f"{floor / error:.2f} of the analysis"
-    return [
+    facts = [
         Fact(f"{name}: RMSE", f"{error:.3f} {units}", f"{error / least:.2f} of {best} ({least:.3f})"),
         Fact(f"{name}: reconstruction floor", f"{floor:.3f} {units}", share, floor <= error / 2),
+    ]
+    if len(view.members) == 1:  # without spread and CRPS
+        return facts
+    crps = view.value("analysis", "crps") / view.value("gaussian", "crps")
+    note = "below 1 is better"
+    return [
+        *facts,
         *calibration_facts(view),
-        Fact(f"{name}: CRPS / closed-form Gaussian", f"{crps:.3f}", "below 1 is better", crps <= 1.05),
+        Fact(f"{name}: CRPS / closed-form Gaussian", f"{crps:.3f}", note, crps <= 1.05),
     ]
 
 

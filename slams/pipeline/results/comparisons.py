@@ -1,0 +1,61 @@
+"""What the network is worth: the analysis against exact and network-free methods, paired by window."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slams.core.errors import InvalidValueError
+from slams.evaluation import Scores
+from slams.evaluation.metrics import CHANGES
+from slams.evaluation.scores import Row
+from slams.evaluation.tables import COLUMNS
+from slams.pipeline.recipe import Recipe
+
+AGAINST = ("no_network", "latent_gaussian", "gaussian")
+_VERSUS = "analysis vs "
+
+
+def comparisons(recipe: Recipe, scores: Scores) -> list[Row]:
+    """Rows of metrics.csv on the analysis against other methods, for each set and state variable.
+
+    Their method is "analysis vs OTHER", their metric "rmse_inf_change" or "crps_change": the score of the analysis over
+    that of the other method, minus 1. A row is left out where one of the scores does not exist, as that of a single
+    member, or the other method has no values at some of the cells.
+
+    Args:
+        recipe: Recipe of the run.
+        scores: Scores of its test.
+    """
+    rows: list[Row] = []
+    sets = recipe.experiment.sets
+    tails = ["" if label == list(sets)[-1] else f":{label}" for label in sets]
+    for tail, variable, other, change in itertools.product(tails, recipe.states, AGAINST, CHANGES):
+        names = f"analysis{tail}", f"{other}{tail}"
+        try:
+            found = scores.paired_change(*names, CHANGES[change], variable=variable)
+        except InvalidValueError:  # not run, or other cells
+            continue
+        if not math.isnan(found.value):
+            place = (f"{_VERSUS}{other}{tail}", variable, "all", "all", change)
+            numbers = found.value, found.lower, found.upper, found.n
+            rows.append(dict(zip(COLUMNS, (*place, *numbers), strict=True)))
+    return rows
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]], main: str) -> list[dict[str, str]]:
+    """The comparisons among rows of metrics.csv, one line each; `main` is the label of the main set."""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        if row["metric"] in CHANGES:
+            other, _, label = str(row["method"]).removeprefix(_VERSUS).partition(":")
+            line = lines.setdefault(
+                (row["variable"], row["method"]),
+                {"variable": row["variable"], "set": label or main, "analysis compared with": other},
+            )
+            line[f"change of {CHANGES[row['metric']]}"] = f"{row['value']:+.1%}"
+            low, high = (float(row[bound]) for bound in ("lower", "upper"))
+            known = not math.isnan(low + high)
+            line[f"{CHANGES[row['metric']]}, 95 %"] = f"{low:+.1%} to {high:+.1%}" if known else "–"
+            line["windows"] = str(row["n"])
+    return list(lines.values())
