@@ -287,3 +287,22 @@ def test_gains_are_over_the_best_analysis_of_the_smaller_set(done, monkeypatch):
         "analysis": "+75.0%",
     }
     assert {row["comparison"] for row in rows} == {"both over few"}
+
+
+def test_a_single_member_goes_through_the_whole_test(done, tmp_path):
+    """It has an error, but no spread, CRPS or coverage; Gaussians have theirs; the prior is as large as the ensemble."""
+    recipe, out = done
+    copy = Path(shutil.copytree(out, tmp_path / "run"))
+    settings = [f"out={copy}", "assimilation.members=1"]
+    experiment.run(from_tree(override(to_tree(recipe), settings)), console=Console(quiet=True))
+    rows = read_metrics(copy / "metrics.csv")
+    found = {
+        method: {row["metric"] for row in rows if row["method"] == method} for method in ("analysis", "prior")
+    }
+    assert found["analysis"] == found["prior"] == {"rmse", "bias", "w1"}
+    gaussian = {row["metric"] for row in rows if row["method"] == "latent_gaussian"}
+    assert gaussian >= {"rmse", "rmse_inf", "crps", "spread_skill", "coverage90_fair"}
+    with xr.open_dataset(copy / "analysis.nc") as analysis:
+        assert analysis.sizes["member"] == 1
+    assert "Assimilation test" in (copy / "report.html").read_text()
+    assert not [row for row in rows if " vs " in row["method"]]
