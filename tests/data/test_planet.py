@@ -11,7 +11,7 @@ import torch
 from slams.config import PRESSURE_LEVELS
 from slams.data.files.modality import Modality
 from slams.data.files.read import read
-from slams.data.planet.archive import Instruments, at_levels, outgoing_longwave, simulate_archive
+from slams.data.planet import Instruments, at_levels, outgoing_longwave, simulate_archive
 from slams.systems import MoistQG, Weather
 
 YEARS, DAYS = (2001, 2003), 180

@@ -3,10 +3,8 @@
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,147 +14,7 @@ from slams.config import PRESSURE_LEVELS
 from slams.core.errors import InvalidValueError, NonFiniteError
 from slams.core.random import fork, normal
 from slams.data.planet.files import is_complete, write_year, year_paths
-
-_STEFAN = 5.670374e-8  # W/m^2/K^4
-# What a clear sky lets out to space, by level [hPa]: the window to the ground, then water vapour upward.
-_EMITS = {1000.0: 0.15, 850.0: 0.17, 700.0: 0.22, 500.0: 0.26, 300.0: 0.16}
-
-
-class _Weather(Protocol):
-    """Weather of states (*B, *S), as `system.weather(x)` gives it."""
-
-    @property
-    def pressure(self) -> tuple[float, ...]:
-        """hPa, ascending."""
-
-    @property
-    def temperature(self) -> Tensor:
-        """K, (*B, P, H, W)."""
-
-    @property
-    def humidity(self) -> Tensor:
-        """relative to saturation, (*B, H, W)."""
-
-    @property
-    def rain(self) -> Tensor:
-        """mm/day, (*B, H, W)."""
-
-    @property
-    def ascent(self) -> Tensor:
-        """hPa/day at interfaces, (*B, I, H, W)."""
-
-
-class _Grid(Protocol):
-    """The coordinates of the system's Gaussian grid."""
-
-    @property
-    def latitude(self) -> Tensor:
-        """degrees, north to south, (H,)."""
-
-    @property
-    def longitude(self) -> Tensor:
-        """degrees east, (W,)."""
-
-
-class Planet(Protocol):
-    """Interface that `simulate_archive` requires of a Dynamics."""
-
-    dt: float  # days
-    land: Tensor  # fraction, (H, W)
-
-    @property
-    def harmonics(self) -> _Grid:
-        """The grid."""
-
-    def initial(self, *shape: int, rng: torch.Generator | None = None, day: float = 0.0) -> Tensor:
-        """States on a day of the year, (*shape, *S)."""
-
-    def weather(self, x: Tensor) -> _Weather:
-        """Observable fields of states (*B, *S)."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """States one `dt` later."""
-
-
-@dataclass(frozen=True)
-class Instruments:
-    """Observing system of the planet.
-
-    Attributes:
-        gauge_error: Relative error of a day's rain, standard deviation of its logarithm.
-        gauge_least: Smallest day's rain a gauge reports [mm]; less is 0.
-        olr_noise: Noise of a day's mean outgoing long-wave radiation [W/m^2].
-        cloud: Largest emissivity of cloud.
-    """
-
-    gauge_error: float = 0.05
-    gauge_least: float = 0.1
-    olr_noise: float = 2.0
-    cloud: float = 0.42
-
-
-def at_levels(weather: _Weather, land: Tensor, levels: Sequence[float] = PRESSURE_LEVELS) -> Tensor:
-    """Temperature on pressure levels: linear in log-pressure between the system's, a boundary layer below.
-
-    Below the lowest level p_s of the system T(p) = T(p_s) + gamma ln(p / p_s) with the standard atmosphere's
-    gamma = 53 K; there the departure from the zonal mean shrinks over sea, whose surface is steady,
-    and evaporating rain cools the air by 0.12 K for each mm/day, at most 2.5 K.
-
-    Args:
-        weather: Weather of states, temperature (*B, P, H, W).
-        land: Land fraction, (H, W).
-        levels: Levels wanted [hPa].
-
-    Returns:
-        Temperature [K], (*B, levels, H, W).
-    """
-    known = torch.tensor(weather.pressure, dtype=torch.float64).log()
-    wanted = torch.tensor([float(level) for level in levels], dtype=torch.float64).log()
-    upper = torch.searchsorted(known, wanted).clamp(1, known.numel() - 1)
-    share = ((wanted - known[upper - 1]) / (known[upper] - known[upper - 1])).clamp(0, 1)
-    weights = torch.zeros(wanted.numel(), known.numel(), dtype=torch.float64)
-    rows = torch.arange(wanted.numel())
-    weights[rows, upper - 1] = 1 - share
-    weights[rows, upper] += share
-    below = (wanted - known[-1]).clamp(min=0)
-    field = torch.einsum("lp,...phw->...lhw", weights.to(land.dtype), weather.temperature)
-    depth = (below / below.max().clamp(min=1e-9)).to(land.dtype)[
-        :, None, None
-    ]  # 1 at the lowest level wanted
-    eddy = field - field.mean(-1, keepdim=True)
-    cooling = (0.12 * weather.rain).clamp(max=2.5)[..., None, :, :]
-    return field + 53.0 * below.to(land.dtype)[:, None, None] - depth * (0.5 * (1 - land) * eddy + cooling)
-
-
-def outgoing_longwave(
-    weather: _Weather, temperature: Tensor, levels: Sequence[float], cloud: float
-) -> Tensor:
-    """Outgoing long-wave radiation: a clear column's emission less what cold cloud tops hold back.
-
-    F = (1 - e) sum_l w_l sigma T_l^4 + e sigma T_top^4; emissivity e rises steeply where the column is both
-    moist and lifted, and strong ascent puts the top higher, between 600 and 300 hPa.
-
-    Args:
-        weather: Weather of states.
-        temperature: Temperature on pressure levels [K], (*B, levels, H, W).
-        levels: Those levels [hPa].
-        cloud: Largest emissivity.
-
-    Returns:
-        Radiation [W/m^2], (*B, H, W).
-    """
-    place = {float(level): k for k, level in enumerate(levels)}
-    clear = sum(
-        weight * _STEFAN * temperature[..., place[level], :, :] ** 4 for level, weight in _EMITS.items()
-    )
-    lift = weather.ascent[..., -2, :, :]
-    moist = torch.sigmoid((weather.humidity - 0.85) / 0.06)
-    cover = cloud * moist * torch.sigmoid((lift - 25.0) / 20.0)
-    high = torch.sigmoid((lift - 60.0) / 30.0)
-    index = [place[700.0], place[500.0], place[300.0]]
-    low_top, middle, high_top = (temperature[..., k, :, :] for k in index)
-    top = (1 - high) * (0.5 * low_top + 0.5 * middle) + high * high_top
-    return (1 - cover) * clear + cover * _STEFAN * top**4
+from slams.data.planet.instruments import Instruments, Planet, at_levels, observable_day
 
 
 def simulate_archive(
@@ -265,8 +123,7 @@ def _run(
     tick: Callable[[int], None],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Temperature at 00 UTC, day totals of rain, day means of radiation: (years, days, ...)."""
-    # The equinox wanders against the calendar by under a day; the year of the system is 365.25 days.
-    x = torch.cat([system.initial(1, rng=fork(seed, "weather", year), day=365.25 - spinup) for year in years])
+    x = _first(system, years, seed, spinup)
     noises = [fork(seed, "instruments", year) for year in years]
     land = system.land
     levels = [float(level) for level in PRESSURE_LEVELS]
@@ -279,15 +136,9 @@ def _run(
             x = system(x)
         tick(day + 1)
     for day in range(length):
-        wet, glow = torch.zeros(len(years), *grid), torch.zeros(len(years), *grid)
-        for sample in range(per_day):
-            weather = system.weather(x)
-            air = at_levels(weather, land, levels)
-            if sample == 0:
-                temperature[:, day] = air.float().numpy()
-            wet += weather.rain.float() / per_day
-            glow += outgoing_longwave(weather, air, levels, instruments.cloud).float() / per_day
-            x = system(x)
+        today = observable_day(system, x, levels=levels, cloud=instruments.cloud)
+        x, wet, glow = today.after, today.rain, today.radiation
+        temperature[:, day] = today.temperature.numpy()
         if not bool(torch.isfinite(wet).all()):
             raise NonFiniteError(
                 f"the system blew up on day {day} of the years {list(years)}; "
@@ -295,9 +146,72 @@ def _run(
             )
         gauge = torch.stack([normal(grid, rng=rng) for rng in noises])
         noise = torch.stack([normal(grid, rng=rng) for rng in noises])
-        caught = wet * torch.exp(instruments.gauge_error * gauge)
-        caught = torch.where(caught < instruments.gauge_least, 0.0, caught)
+        caught, received = instruments.report(wet, glow, gauge, noise)
         rain[:, day] = torch.where(land > 0.5, caught, torch.nan).numpy()
-        radiation[:, day] = (glow + instruments.olr_noise * noise).numpy()
+        radiation[:, day] = received.numpy()
         tick(spinup + day + 1)
     return temperature, rain, radiation
+
+
+def _first(system: Planet, years: Sequence[int], seed: int, spinup: int) -> Tensor:
+    """States of the chains of years, `spinup` days before 1 January."""
+    # The equinox wanders against the calendar by under a day; the year of the system is 365.25 days.
+    return torch.cat(
+        [system.initial(1, rng=fork(seed, "weather", year), day=365.25 - spinup) for year in years]
+    )
+
+
+@torch.no_grad()
+def preceding_days(
+    system: Planet,
+    years: Sequence[int],
+    year: int,
+    count: int,
+    *,
+    seed: int = 0,
+    spinup: int = 60,
+    chains: int = 7,
+    instruments: Instruments | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The last days before 1 January of a year's chain, which the archive drops, simulated again.
+
+    A chain is chaotic, so that these are the archive's own days only where its last bits are reproduced; compare the
+    temperature of 1 January with the archive's. Instruments have errors of their own draws.
+
+    Args:
+        system: The planet of the archive.
+        years: All years of the archive, in its order.
+        year: One of them.
+        count: Days wanted, at most `spinup`.
+        seed: Seed of the archive.
+        spinup: Days dropped before each year.
+        chains: Years in one batch.
+        instruments: Errors of the instruments.
+
+    Returns:
+        Exact temperature [K], (count, levels, H, W); rain [mm], NaN over sea, and radiation [W/m^2], (count, H, W), as
+        instruments report them; temperature of 1 January, (levels, H, W).
+
+    Raises:
+        ValueError: If the year is not in the archive or `count` exceeds `spinup`.
+    """
+    if year not in years or not 0 <= count <= spinup:
+        raise InvalidValueError(
+            f"the archive has the years {list(years)} with {spinup} days before each, not {count} before {year}."
+        )
+    instruments, at = instruments or Instruments(), list(years).index(year)
+    group = list(years)[at // chains * chains :][:chains]
+    x, own = _first(system, group, seed, spinup), at % chains
+    for _ in range((spinup - count) * _check(system, years, chains)):
+        x = system(x)
+    rng, days = fork(seed, "instruments", year, "before"), []
+    for _ in range(count):
+        today = observable_day(system, x, cloud=instruments.cloud)
+        noises = [normal(today.rain.shape[1:], rng=rng) for _ in range(2)]
+        caught, received = instruments.report(today.rain[own], today.radiation[own], *noises)
+        rain = torch.where(system.land > 0.5, caught, torch.nan)
+        days.append((today.temperature[own], rain, received))
+        x = today.after
+    first = at_levels(system.weather(x), system.land)[own].float()
+    temperature, rain, radiation = (torch.stack(each) for each in zip(*days, strict=True))
+    return temperature, rain, radiation, first
