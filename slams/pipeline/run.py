@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,12 +21,14 @@ from slams.pipeline.baselines.spread import calibrate_gaussians
 from slams.pipeline.inputs.checks import check_fields, check_headers, check_settings
 from slams.pipeline.inputs.fields import Fields, load_fields
 from slams.pipeline.model.model import Model
-from slams.pipeline.recipe import Recipe, to_tree
+from slams.pipeline.recipe import Recipe, RivalRecipe, to_tree
 from slams.pipeline.results.analysis_file import analysis_tree, provenance, write_tree, write_truth
 from slams.pipeline.results.comparisons import comparison_table, comparisons
 from slams.pipeline.results.outcome import Outcome
 from slams.pipeline.results.run_report import write_summary
-from slams.pipeline.results.scoring import test
+from slams.pipeline.results.scoring import save_scores, test
+from slams.pipeline.rivals.join import join_rivals
+from slams.pipeline.rivals.observed import check_rivals
 from slams.pipeline.train import FILES, stages_of, train
 from slams.systems.flows.quasigeostrophic import MoistQG
 
@@ -44,6 +47,8 @@ def run(recipe: Recipe, *, console: Console | None = None) -> Path:
     start = time.monotonic()
     out = Path(recipe.out) if recipe.out else config.LOG_DIR / recipe.name
     check_settings(recipe, out, console.say)
+    check_rivals(recipe)
+    whole, recipe = recipe, _without_rivals(recipe)  # which are no input of any other stage
     out.mkdir(parents=True, exist_ok=True)
     if recipe.planet.years:
         _make_planet(recipe, console)
@@ -52,9 +57,11 @@ def run(recipe: Recipe, *, console: Console | None = None) -> Path:
     console.say(fields.report.text())
     check_fields(recipe, fields, out, console.say)
     model = train(recipe, fields, out, console)
-    write_text(out / "recipe.yaml", yaml.safe_dump(to_tree(recipe), sort_keys=False))
+    write_text(out / "recipe.yaml", yaml.safe_dump(to_tree(whole), sort_keys=False))
     if model is not None and recipe.experiment.sets:
         _test(model, fields, out, console)
+        if whole.experiment.rivals:
+            join_rivals(model, whole.experiment, fields, out, console)
         rows = read_metrics(out / "metrics.csv")
         for variable in model.recipe.analysed:
             metrics = shown((row["metric"] for row in rows), "console")
@@ -67,6 +74,10 @@ def run(recipe: Recipe, *, console: Console | None = None) -> Path:
     ended = f"; the autoencoder is in {out}" if model is None else ""
     console.say(f"{(time.monotonic() - start) / 60:.1f} minutes{ended}")
     return out
+
+
+def _without_rivals(recipe: Recipe) -> Recipe:
+    return replace(recipe, experiment=replace(recipe.experiment, rivals=(), rival=RivalRecipe()))
 
 
 def _make_planet(recipe: Recipe, console: Console) -> None:
@@ -100,6 +111,7 @@ def _test(model: Model, fields: Fields, out: Path, console: Console) -> None:
         _write(model, outcome, out, label, names)
         rows = [dict(row) for row in (*outcome.scores.rows(), *comparisons(model.recipe, outcome.scores))]
         write_metrics(out / "metrics.csv", rows)
+        save_scores(stages, stage, outcome.scores)
         write_summary(model, baselines, fields, outcome, rows, out)
         advance(1, "")
     stages.finish(stage, (*FILES["report"], "report.html"))

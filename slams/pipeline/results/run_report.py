@@ -36,9 +36,15 @@ _METHODS = ("analysis", *_GAUSSIANS, "interpolation", "climatology", "reconstruc
 
 
 def write_summary(
-    model: Model, baselines: Baselines, fields: Fields, outcome: Outcome, rows: Rows, out: Path
+    model: Model,
+    baselines: Baselines,
+    fields: Fields,
+    outcome: Outcome,
+    rows: Rows,
+    out: Path,
+    further: Sequence[Section] = (),
 ) -> None:
-    """Write figures as PNG in out/figures and one self-contained page out/report.html."""
+    """Write figures as PNG in out/figures and one self-contained page out/report.html, with further sections."""
     recipe = model.recipe
     views = [_view(model, outcome, rows, name) for name in model.states]
     sections = [Section("Gain from each modality", [Table(gains(model, outcome), _GAINS)])]
@@ -54,6 +60,7 @@ def write_summary(
             f"{name} [{model.layouts[name].units}] in the sets that do not observe it, named behind a colon"
         )
         sections.append(Section(name, [Table(wide(rows, variable=name), note)]))
+    sections += further
     for name in recipe.experiment.withhold:
         table = wide(rows, variable=name, part="withheld", metrics=("rmse", "bias", "crps"))
         note = f"{name} at the stations withheld; interpolated fields without their mean bias of the training days"

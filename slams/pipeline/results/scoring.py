@@ -204,7 +204,7 @@ class Test:
     def run(self, part: Part) -> Outcome:
         """Outcome of the methods of one part."""
         outcome, members = self.blank(), dict[str, list[Tensor]]()
-        seen = self._seen(part) if part.names else []
+        seen = self.observed_in(part) if part.names else []
         if part.main:
             outcome.observed = self._observed(seen)
         for method in part.methods:
@@ -214,7 +214,7 @@ class Test:
                 name = estimate.variable
                 verifies = name in self.truth and (name in self.model.states or name not in part.names)
                 if estimate.masks is not None or verifies:
-                    self._score(outcome.scores, estimate, seen)
+                    self.add(outcome.scores, estimate, seen)
         outcome.members = {name: torch.cat(each, 1) for name, each in members.items()}
         fits = self.baselines.interpolators.items()
         outcome.interpolators = {where: fitted for where, fitted in fits if where[0] == part.label}
@@ -224,7 +224,8 @@ class Test:
         """Phase of the year on the days of a trajectory."""
         return phase_of(self.dates[self.slices[trajectory]])
 
-    def _seen(self, part: Part) -> list[Observed]:
+    def observed_in(self, part: Part) -> list[Observed]:
+        """Observed anomalies of each trajectory (T, *S) by name, NaN where unobserved."""
         rows = [torch.arange(s.start, s.stop) for s in self.slices]
         days = torch.cat(rows) if self.composed else torch.stack(rows)
         std = {n: s.std for n, s in self.model.codec.statistics.items()}
@@ -245,7 +246,21 @@ class Test:
             found[name] = self.model.codec.physical(name, value, phase)
         return found
 
-    def _score(self, scores: Scores, estimate: Estimate, seen: Sequence[Observed]) -> None:
+    def add(
+        self,
+        scores: Scores,
+        estimate: Estimate,
+        seen: Sequence[Observed],
+        days: slice = slice(None),
+    ) -> None:
+        """Add the scores of an estimate.
+
+        Args:
+            scores: Scores to extend.
+            estimate: Estimate of some days of a trajectory.
+            seen: Observations as of `observed_in`.
+            days: Those days of the trajectory; whole blocks.
+        """
         name, i, value = estimate.variable, estimate.trajectory, estimate.value
         layout, masks = self.model.layouts[name], estimate.masks
         truth = self.truth[name] if name in self.truth else self.fields.values[name][self.days]
@@ -259,32 +274,38 @@ class Test:
             width = value[1] * self.model.codec.statistics[name].std
             truth = torch.where(torch.isfinite(centre), truth, torch.nan)
             value = torch.nan_to_num(centre), torch.nan_to_num(width, nan=1.0)
-        lower = self.recipe.modalities[name].transformed.lower
-        if (
-            lower is not None
-        ):  # amounts are scored in their own unit, where a normal is one only below its bound
+        lower, truth = self.recipe.modalities[name].transformed.lower, truth[days]
+        if lower is not None:  # amounts are scored in their unit, where a normal is one only above its bound
             if isinstance(value, tuple):
                 rng = fork(self.recipe.seed, "members", estimate.method, name, i)
                 noise = normal((self.recipe.assimilation.members, *value[0].shape), like=value[0], rng=rng)
                 value = (value[0] + value[1] * noise).clamp(min=lower)
             value, truth = in_unit(self.model, name, value), in_unit(self.model, name, truth)
-        score(
-            scores,
-            estimate.method,
-            name,
-            layout,
-            value,
-            truth,
-            self._blocks(i),
-            masks,
-            amount=lower is not None,
-        )
+        masks = {part: mask[days] if mask.ndim == truth.ndim else mask for part, mask in masks.items()}
+        blocks, amount = self._blocks(i, days), lower is not None
+        score(scores, estimate.method, name, layout, value, truth, blocks, masks, amount=amount)
 
-    def _blocks(self, i: int) -> list[tuple[str, slice]]:
+    def _blocks(self, i: int, part: slice) -> list[tuple[str, slice]]:
         """Windows of the intervals: the trajectory itself, or blocks of a continuous analysis."""
-        days = self.dates[self.slices[i]]
+        days = self.dates[self.slices[i]][part]
         step = BLOCK if self.composed else len(days)
         return [(str(days[at]), slice(at, min(at + step, len(days)))) for at in range(0, len(days), step)]
+
+
+def save_scores(stages: Stages, report: Stage, scores: Scores) -> None:
+    """Store the scores of a test beside its report, for comparisons with methods that come later."""
+    sums, index = scores.pack()
+    stages.save(Stage("scores", report.key), sums, {"index": index})
+
+
+def load_scores(stages: Stages, report: Stage) -> Scores | None:
+    """The scores of `save_scores`; None if a run of an earlier version has none."""
+    found = stages.load(Stage("scores", report.key))
+    if found is None:
+        return None
+    scores = Scores(apart=BLOCK)
+    scores.unpack(found[0], found[1]["index"])
+    return scores
 
 
 def _references(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estimate]:

@@ -1,0 +1,1 @@
+"""Rivals that know the equations of the synthetic planet."""
