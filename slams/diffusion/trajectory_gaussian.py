@@ -303,6 +303,27 @@ class TrajectoryGuided(Denoiser):
         return mean + self.gaussian.expand(increment)
 
 
+def forecast_mean(window: WindowGaussian, x: Tensor, steps: int) -> Tensor:
+    """E[x_{L}, ... | x_1, ..., x_{L-1}] of a Gaussian of windows, continued step by step; 0 outside the patterns.
+
+    Args:
+        window: Gaussian of windows of L steps.
+        x: The L - 1 steps before, (*B, L - 1, *Z).
+        steps: Number of steps ahead.
+
+    Returns:
+        (*B, steps, *Z).
+    """
+    _, gain, _ = _autoregression(window)
+    past = (x.flatten(-len(window.event)) @ window.basis).double()
+    ahead: list[Tensor] = []
+    for _ in range(steps):
+        value = past.flatten(-2) @ gain.mT
+        past = torch.cat([past[..., 1:, :], value[..., None, :]], -2)[..., : window.length - 1, :]
+        ahead.append(value)
+    return (torch.stack(ahead, -2).to(window.basis) @ window.basis.mT).unflatten(-1, window.event)
+
+
 def solved(factor: BandedFactor, right: Tensor) -> Tensor:
     """A^-1 right for rows (*B, T, K)."""
     columns = right.movedim((-2, -1), (0, 1))  # (T, K, *B)
@@ -316,16 +337,7 @@ def solved(factor: BandedFactor, right: Tensor) -> Tensor:
 def _precision(window: WindowGaussian, steps: int) -> list[list[Tensor]]:
     """Block columns of the precision of a trajectory; equal blocks are one tensor."""
     length, width = window.length, window.basis.shape[1]
-    vectors, values = window.vectors.double(), window.values.double()
-    covariance = (vectors * values) @ vectors.mT
-    past = (length - 1) * width
-    start = (
-        torch.cholesky_inverse(torch.linalg.cholesky(covariance[:past, :past]))
-        if past
-        else covariance[:0, :0]
-    )
-    gain = covariance[past:, :past] @ start
-    noise = covariance[past:, past:] - gain @ covariance[:past, past:]
+    start, gain, noise = _autoregression(window)
     innovation = torch.cat([-gain, torch.eye(width).to(noise)], 1)
     each = innovation.mT @ torch.cholesky_solve(innovation, torch.linalg.cholesky((noise + noise.mT) / 2))
     kept: dict[tuple[int, ...], Tensor] = {}
@@ -341,6 +353,17 @@ def _precision(window: WindowGaussian, steps: int) -> list[list[Tensor]]:
         return kept[key]
 
     return [[block(i, k) for i in range(k, min(k + length, steps))] for k in range(steps)]
+
+
+def _autoregression(window: WindowGaussian) -> tuple[Tensor, Tensor, Tensor]:
+    """Precision of the first L - 1 steps, A (K, (L - 1) K) and Q (K, K) of a window of L steps, float64."""
+    vectors, values = window.vectors.double(), window.values.double()
+    covariance = (vectors * values) @ vectors.mT
+    past = (window.length - 1) * window.basis.shape[1]
+    before = covariance[:past, :past]
+    start = torch.cholesky_inverse(torch.linalg.cholesky(before)) if past else before
+    gain = covariance[past:, :past] @ start
+    return start, gain, covariance[past:, past:] - gain @ covariance[:past, past:]
 
 
 def _part(matrix: Tensor, i: int, k: int, width: int) -> Tensor:

@@ -23,7 +23,7 @@ from slams.pipeline.baselines.members import BASELINES, ClosedForm, members_of, 
 from slams.pipeline.inputs.fields import far_from_climate, phase_of, read_file
 from slams.pipeline.inputs.named_files import FileSource, match
 from slams.pipeline.inputs.operators import thinned
-from slams.pipeline.inputs.segments import Segment, seen_on, segments_of
+from slams.pipeline.inputs.segments import Segment, past_segments, seen_on, segments_of
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.posterior import decoded, posterior
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
@@ -66,13 +66,15 @@ def assimilate(
     dates: str | None = None,
     seed: int = 0,
     baselines: bool = False,
+    only_past: bool = False,
     overrides: Sequence[str] = (),
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Analyse every day of the observations.
 
-    Each run of consecutive days is one trajectory; very long ones are drawn in segments, across whose seams
+    With `assimilation.uses: past` the analysis of a day is that of the `assimilation.memory` days up to it: a filter.
+    Else each run of consecutive days is one trajectory; very long ones are drawn in segments, across whose seams
     members have no continuity. A state variable is read only if NAME=FILE or `modalities` names it; all its
     values then count as observed.
 
@@ -85,6 +87,7 @@ def assimilate(
         dates: First and last day as "A..B"; all if None.
         seed: Seed of all random draws.
         baselines: Whether to write the baselines' analyses, too.
+        only_past: Whether the analysis of a day uses no observation after it, as with assimilation.uses=past.
         overrides: Settings of a trained run: device=…, assimilation.KEY=…, withhold.NAME=[…] (stations, numbered from 0
             in the order of the training file), data.modalities.NAME.error_std=….
         overwrite: Whether to replace any file at `out`. One of the same run and settings is always replaced.
@@ -103,6 +106,7 @@ def assimilate(
         raise InvalidValueError(f"an analysis is written as .nc or .zarr, got {str(out)!r}.")
     _span(dates)  # an invalid one raises before the weights are read
     model = Model.load(folder)
+    overrides = [*overrides, *(["assimilation.uses=past"] if only_past else [])]
     model = Model(model.codec, model.prior, configure(model.recipe, overrides, members))
     model.on(computing_device(model.recipe.device))
     sources = sources_of(model.recipe, observations, modalities)
@@ -142,12 +146,21 @@ def analyse(
 
     Raises:
         FileNotFoundError: If the baselines are wanted and the run has none.
-        ValueError: If a file or the dates are invalid.
+        ValueError: If a file or the dates are invalid, or baselines of a filter are wanted.
     """
+    past = model.recipe.assimilation.uses == "past"
+    if past and baselines:
+        raise InvalidValueError(
+            "the baselines use all observations of a file, a filter only past ones; leave one of both out "
+            "(`slams forecast RUN --score` compares filters)."
+        )
     fitted = load_baselines(model, folder / FILE_NAME) if baselines else None
     console.say(f"observed: {', '.join(sources)}")
     record = read_record(model, sources, _span(dates))
-    segments = segments_of(record.dates, model.recipe.prior.window, _longest(model))
+    if past:
+        segments = past_segments(record.dates, memory_of(model.recipe))
+    else:
+        segments = segments_of(record.dates, model.recipe.prior.window, _longest(model))
     found, shown = _analyse(model, record, segments, seed, console), _shown(model, record)
     groups = None if fitted is None else _baseline_groups(model, fitted, record, segments, seed, console)
     phase = phase_of(record.dates)
@@ -319,6 +332,11 @@ def sources_of(
     return sources
 
 
+def memory_of(recipe: Recipe) -> int:
+    """Number of days up to its last observation that a filter's analysis or a forecast uses."""
+    return max(recipe.assimilation.memory, recipe.prior.window)
+
+
 def _longest(model: Model) -> int:
     """Largest number of days of a segment that fits in memory."""
     length = model.recipe.prior.window
@@ -334,15 +352,15 @@ def _analyse(
     phase, names = phase_of(record.dates), list(dict.fromkeys([*model.recipe.analysed, *record.seen]))
     found = {n: torch.empty(count, days, *model.layouts[n].shape) for n in names}
     residual = {n: fork(seed, "residual", n) for n in names}
-    length = model.recipe.prior.window
-    short = [s for s in segments if len(s.rows) == length]
+    length, past = model.recipe.prior.window, model.recipe.assimilation.uses == "past"
+    short = [s for s in segments if past or len(s.rows) == length]
     groups = [short[i : i + _BATCH] for i in range(0, len(short), _BATCH)]
-    groups += [[s] for s in segments if len(s.rows) != length]
+    groups += [[s] for s in segments if not past and len(s.rows) != length]
     rng = fork(seed, "analysis")
     with console.bar("assimilating", len(groups) * model.recipe.assimilation.steps) as advance:
         for group in groups:
             seen = [seen_on(segment, record.seen) for segment in group]
-            long = len(group[0].rows) != length
+            long = not past and len(group[0].rows) != length
             draws = posterior(model, seen, long, rng=rng, progress=_counter(advance))
             for segment, z, observed in zip(group, draws, seen, strict=True):
                 for n in names:

@@ -1,4 +1,4 @@
-"""A trained run in Python: `slams.open_run(folder)`, then `assimilate` and `evaluate`."""
+"""A trained run in Python: `slams.open_run(folder)`, then `assimilate`, `forecast` and `evaluate`."""
 
 import json
 import tempfile
@@ -17,6 +17,7 @@ from slams.core.random import generator
 from slams.data.files.read import write_netcdf
 from slams.pipeline.assimilate import analyse, configure, sources_of
 from slams.pipeline.evaluate import AnalysisScores, scored
+from slams.pipeline.forecast import forecast_tree
 from slams.pipeline.model.model import Model
 from slams.pipeline.results.analysis_file import write_tree
 
@@ -82,6 +83,7 @@ class Run:
         dates: str | None = None,
         seed: int | None = 0,
         baselines: bool = False,
+        only_past: bool = False,
         progress: bool = False,
         **settings: Any,
     ) -> xr.DataTree:
@@ -95,6 +97,7 @@ class Run:
             dates: First and last day as "1997-12-01..1998-02-28"; all if None.
             seed: Seed of all random draws; None for a fresh one, kept in the attribute "seed".
             baselines: Whether to add the baselines' analyses as groups.
+            only_past: Whether the analysis of a day uses no observation after it (a filter).
             progress: Whether to show progress.
             **settings: Settings of a trained run with their dots as two underscores, such as assimilation__steps=12 or
                 withhold__stations=[1, 3].
@@ -108,16 +111,67 @@ class Run:
             TypeError: If the observations are of another type.
             ValueError: If a name, setting, variable or date is invalid.
         """
-        overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in settings.items()]
-        recipe = configure(self.recipe, [*overrides, f"device={self._device}"], members)
-        model = Model(self.model.codec, self.model.prior, recipe).on(computing_device(self._device))
+        model = self._configured(members, settings | ({"assimilation__uses": "past"} if only_past else {}))
         seed = generator(None).initial_seed() if seed is None else seed
         console = Console(quiet=not progress)
         with _as_files(observations, "observations") as files:
-            sources = sources_of(recipe, files, modalities)
+            sources = sources_of(model.recipe, files, modalities)
             return analyse(
                 model, self.folder, sources, dates=dates, seed=seed, baselines=baselines, console=console
             )
+
+    def forecast(
+        self,
+        observations: Given,
+        *,
+        days: int = 5,
+        start: str | None = None,
+        members: int | None = None,
+        modalities: Sequence[str] | None = None,
+        seed: int | None = 0,
+        progress: bool = False,
+        **settings: Any,
+    ) -> xr.DataTree:
+        """Forecast the days behind the last observation.
+
+        Args:
+            observations: As of `assimilate`; days without values are missing.
+            days: Number of forecast days, at most assimilation.horizon behind the last observed day.
+            start: Day of lead 0, the last whose observations are used; the last day with an observation if None.
+            members: Ensemble size N; the recipe's if None.
+            modalities: Names of the modalities to use; a state variable is read only if it is named.
+            seed: Seed of all random draws; None for a fresh one, kept in the attribute "seed".
+            progress: Whether to show progress.
+            **settings: As of `assimilate`, such as assimilation__memory=12.
+
+        Returns:
+            The forecast, laid out as the analysis, with the coordinate `lead` [days] along time.
+
+        Raises:
+            FileNotFoundError: If a file is not there.
+            TypeError: If the observations are of another type.
+            ValueError: If a name, setting, variable or date is invalid, the forecast exceeds the horizon, or there is no
+                observation in its memory.
+        """
+        model = self._configured(members, settings)
+        seed = generator(None).initial_seed() if seed is None else seed
+        with _as_files(observations, "observations") as files:
+            sources = sources_of(model.recipe, files, modalities)
+            return forecast_tree(
+                model,
+                self.folder,
+                sources,
+                days=days,
+                start=start,
+                seed=seed,
+                console=Console(quiet=not progress),
+            )
+
+    def _configured(self, members: int | None, settings: Mapping[str, Any]) -> Model:
+        """The model with some settings of a trained run, on its device."""
+        overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in settings.items()]
+        recipe = configure(self.recipe, [*overrides, f"device={self._device}"], members)
+        return Model(self.model.codec, self.model.prior, recipe).on(computing_device(self._device))
 
     def evaluate(
         self, analysis: Files, truth: Given, *, report: str | Path | None = None, progress: bool = False

@@ -176,6 +176,10 @@ class AssimilationRecipe:
         gamma: Width gamma of "sda".
         published_std: Noise of the "published" pseudo-observation [latent standard deviations].
         residual: Whether draws include the decoder's residual.
+        uses: Observations that the analysis of a day uses in `slams assimilate`: "all", or "past" (a filter: none after
+            that day).
+        memory: Days up to its last observation that a filter's analysis and a forecast use, at least a window.
+        horizon: Largest number of days from the last observation to the last day of a forecast.
         operators: Operators of gridded modalities not observed cell by cell. Such a modality is given on its
             own grid, and its observations are computed; a state is then observed everywhere, regardless of
             `experiment.share`. A block or point with a missing cell is missing.
@@ -194,6 +198,9 @@ class AssimilationRecipe:
     gamma: float = 0.01
     published_std: float = 0.1
     residual: bool = True
+    uses: str = "all"
+    memory: int = 8
+    horizon: int = 15
     operators: dict[str, OperatorRecipe] = field(default_factory=dict)
 
 
@@ -318,6 +325,7 @@ class Recipe:
             ("assimilation.guidance", a.guidance, ("covariance", "sda", "published")),
             ("assimilation.method", a.method, ("", "conditional", "guided")),
             ("assimilation.grid", a.grid, ("time", "snr")),
+            ("assimilation.uses", a.uses, ("all", "past")),
         ):
             if value not in choices:
                 *others, last = map(repr, choices)
@@ -328,6 +336,10 @@ class Recipe:
             )
         if self.experiment.every < 1:
             raise InvalidValueError(f"experiment.every is a number of days, got {self.experiment.every}.")
+        if a.memory < 1 or a.horizon < 1:
+            raise InvalidValueError(
+                f"assimilation.memory and horizon are numbers of days, got memory={a.memory}, horizon={a.horizon}."
+            )
         if p.window < 1 or p.window % 2 == 0:
             raise InvalidValueError(f"prior.window must be odd (a day and its neighbours), got {p.window}.")
         self._check_networks()

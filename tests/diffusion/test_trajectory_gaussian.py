@@ -12,7 +12,7 @@ from slams.diffusion.guidance.sda import CovarianceGuidance
 from slams.diffusion.sampler import Sampler
 from slams.diffusion.schedule import VPCosine
 from slams.diffusion.trajectory import MarkovBlanket
-from slams.diffusion.trajectory_gaussian import TrajectoryDenoiser, TrajectoryGaussian
+from slams.diffusion.trajectory_gaussian import TrajectoryDenoiser, TrajectoryGaussian, forecast_mean
 from slams.observation.observation import Observation, Observations
 
 K, T, VARIANCE = 4, 15, 0.2
@@ -213,3 +213,14 @@ def test_trajectories_of_another_shape_are_refused():
         TrajectoryGaussian(gaussian, 1)
     with pytest.raises(ValueError, match="windows of an odd number of steps"):
         TrajectoryDenoiser(window_gaussian(2), T)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_mean_forecast_is_the_propagated_state(rng, length):
+    """F^l x for a Markov state; nothing for steps that are independent."""
+    x = normal((2, length - 1, K), rng=rng, dtype=torch.float64)
+    found = forecast_mean(window_gaussian(length), x, 4)
+    f = propagator()
+    powers = [torch.linalg.matrix_power(f, lead) for lead in range(1, 5)]
+    last = x[:, -1] if length > 1 else torch.zeros(2, K, dtype=torch.float64)
+    torch.testing.assert_close(found, torch.stack([last @ p.mT for p in powers], 1), rtol=0, atol=1e-8)

@@ -46,6 +46,11 @@ def check_settings(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Non
                     f"data.{one} and data.{other} share the days {first} to {last}, so that scores would be those of "
                     "days that were used before; make the periods separate."
                 )
+    if recipe.assimilation.uses == "past":
+        raise InvalidValueError(
+            "the test of a run uses all observations of its windows (assimilation.uses: all); train with that, then "
+            "filter with `slams assimilate --filter`, or score filter and forecasts with `slams forecast RUN --score`."
+        )
     e, length = recipe.experiment, recipe.prior.window
     if "test" in spans and e.windows:
         days = np.arange(spans["test"][0], spans["test"][1] + 1)

@@ -73,6 +73,35 @@ def segments_of(dates: np.ndarray, length: int, longest: int) -> list[Segment]:
     return found
 
 
+def past_segments(dates: np.ndarray, memory: int) -> list[Segment]:
+    """For each day the days up to it, of which it alone is kept: a filter.
+
+    Args:
+        dates: Days, strictly increasing.
+        memory: Number of days of each segment; those without a record are days without observations.
+
+    >>> days = np.array(["2000-01-01", "2000-01-03"], dtype="datetime64[D]")
+    >>> [segment.rows.tolist() for segment in past_segments(days, 3)]
+    [[-1, -1, 0], [0, -1, 1]]
+    """
+    days = dates.astype("datetime64[D]").astype(int)
+    return [Segment(rows_of(days, day - memory + 1, memory), slice(memory - 1, memory)) for day in days]
+
+
+def rows_of(days: np.ndarray, first: int, count: int) -> Tensor:
+    """Row of the record of each of some consecutive days, -1 without a record, (count).
+
+    Args:
+        days: Days of the record as numbers, strictly increasing.
+        first: First of the days.
+        count: Number of days.
+    """
+    wanted = first + np.arange(count)
+    rows = np.searchsorted(days, wanted)
+    found = days[np.minimum(rows, len(days) - 1)] == wanted
+    return torch.from_numpy(np.where(found, rows, -1))
+
+
 def seen_on(segment: Segment, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Values (n, *S) of the record on the days of a segment, (T, *S), NaN on days without a record."""
     return {
