@@ -20,7 +20,7 @@ from slams.pipeline.inputs.fields import phase_of
 from slams.pipeline.inputs.named_files import FileSource
 from slams.pipeline.inputs.segments import Segment, rows_of, seen_on
 from slams.pipeline.model.model import Model
-from slams.pipeline.model.posterior import decoded, posterior
+from slams.pipeline.model.posterior import decoded, posterior, spread_of
 from slams.pipeline.recipe import Recipe
 from slams.pipeline.results.analysis_file import (
     analysis_tree,
@@ -186,7 +186,7 @@ def forecast_draws(
     Returns:
         Draws (N, 1 + days, *Z) of each trajectory, on the CPU.
     """
-    gaussian, factor, found = model.prior.gaussian, model.prior.inflation, []
+    gaussian, factor, found = model.prior.gaussian, spread_of(model, seen), []
     for z in posterior(model, seen, False, rng=rng, progress=progress):
         start, mean = z.shape[1] - days, z.mean(0)
         deviation = (z - mean) / factor  # as drawn

@@ -180,6 +180,8 @@ class AssimilationRecipe:
             that day).
         memory: Days up to its last observation that a filter's analysis and a forecast use, at least a window.
         horizon: Largest number of days from the last observation to the last day of a forecast.
+        bias: Whether a bias of each observed modality, common to the days of a record, is estimated with the state; its
+            prior is the spread between training years, at least four.
         operators: Operators of gridded modalities not observed cell by cell. Such a modality is given on its
             own grid, and its observations are computed; a state is then observed everywhere, regardless of
             `experiment.share`. A block or point with a missing cell is missing.
@@ -201,6 +203,7 @@ class AssimilationRecipe:
     uses: str = "all"
     memory: int = 8
     horizon: int = 15
+    bias: bool = True
     operators: dict[str, OperatorRecipe] = field(default_factory=dict)
 
 

@@ -29,6 +29,7 @@ from slams.pipeline.inputs.operators import operators_of
 from slams.pipeline.model import amounts
 from slams.pipeline.model import codec as codecs
 from slams.pipeline.model import prior as priors
+from slams.pipeline.model.bias import bias_sizes
 from slams.pipeline.model.build import build_denoiser
 from slams.pipeline.model.calibrate import calibrate_errors, learnt_prior
 from slams.pipeline.model.closed_form import chooses, closed_form, within
@@ -410,6 +411,7 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
     ):  # another's may differ from the closed form untrained
         denoiser.load_state_dict(untrained)
     learnt.learning = found | {"days": len(index), "shrink": shrink}
+    learnt.biases = bias_sizes(codec.layouts, recipe.states, x_train, fields.dates[index], length)
     learnt.save(recipe, out / priors.FILE_NAME)
 
 

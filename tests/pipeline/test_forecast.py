@@ -157,7 +157,7 @@ def test_closed_form_forecast_is_that_of_the_joint_gaussian():
     values = torch.stack([o["y"].value for o in both])
     record = Observations({"y": replace(both[0]["y"], value=values)})
     decode, rest = torch.eye(K, dtype=torch.float64), torch.full((K,), 0.1, dtype=torch.float64)
-    mean, std = ClosedFormTrajectory(window_gaussian(), decode, rest).windows(record, {"y": H}, last=6)
+    mean, std = ClosedFormTrajectory(window_gaussian(), decode, rest).trajectories(record, {"y": H}, last=6)
     for number, each in enumerate(both):
         expected, covariance = posterior(each["y"].value)
         width = (covariance.diagonal().reshape(T, K) + 0.1).sqrt()

@@ -1,6 +1,6 @@
 """The closed-form Gaussian: the fair zero-shot baseline, and the yardstick for observation errors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from slams.assimilation.baseline.bias import Bias, BiasPosterior, stacked
 from slams.core.errors import NonFiniteError
 from slams.diffusion.denoiser import WindowGaussian
 from slams.observation.observation import Observation, Observations
@@ -80,12 +81,16 @@ class ClosedFormGaussian:
         self.rest = rest
         self.inflation = inflation
 
-    def windows(self, observations: Observations, operators: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def windows(
+        self, observations: Observations, operators: Mapping[str, Tensor], bias: BiasPosterior | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Posterior of each window.
 
         Args:
             observations: Anomalies (W, L, *O); their operators are not used.
             operators: Matrices G_m by modality, (prod(O), K).
+            bias: Biases of the modalities, common to all windows, as `biases` estimates them: their mean is taken out,
+                and their covariance adds to the spread.
 
         Returns:
             Mean and standard deviation of the scored state, each (W, L, D).
@@ -93,23 +98,67 @@ class ClosedFormGaussian:
         Raises:
             FloatingPointError: If an operator is not finite.
         """
-        return self.given([Evidence.of(o, operators[name]) for name, o in observations.items()])
+        if bias is None:
+            return self.given([Evidence.of(o, operators[name]) for name, o in observations.items()])
+        return self.given(_augmented(observations, operators, bias.priors), bias)
 
-    def given(self, evidence: Sequence[Evidence]) -> tuple[Tensor, Tensor]:
+    def biases(
+        self, observations: Observations, operators: Mapping[str, Tensor], priors: Mapping[str, Bias]
+    ) -> BiasPosterior:
+        """Biases of the modalities, estimated together with the state: variational bias correction.
+
+        With y_w = G a_w + U beta + e_w in each window, a_w ~ N(0, C), beta ~ N(0, T) common to all windows, and
+        S = G C G^T + R,
+
+            B = (T^-1 + sum_w share U^T S^-1 U)^-1,   beta = B sum_w share U^T S^-1 y_w.
+
+        The share is the smallest of the modalities'. A bias that only one modality could show is told from the
+        weather by the weather's own mean, which is zero: it stays near its prior.
+
+        Args:
+            observations: Anomalies (W, L, *O) of windows that do not overlap.
+            operators: Matrices G_m by modality, (prod(O), K).
+            priors: Priors by modality; those that were not observed stay what they are, uncorrelated.
+
+        Source:
+            Dee (2005), doi:10.1256/qj.05.137, section 5, with the state eliminated.
+        """
+        evidence, patterns = _augmented(observations, operators, priors), self.prior.basis.shape[1]
+        pulled = torch.stack([each.pulled for each in evidence]).sum(0).double()
+        share = min((priors[name].share for name in observations if name in priors), default=1.0)
+        precision = torch.linalg.inv(
+            torch.block_diag(*[prior.covariance.double() for prior in priors.values()])
+        )
+        right = precision.new_zeros(len(precision))
+        for windows, total in _alike(evidence):
+            covariance = self._covariance(total[:, :patterns, :patterns]).double()
+            across = total[:, :patterns, patterns:].flatten(0, 1).double()  # G^T R^-1 U
+            gain = covariance @ across
+            own = total[:, patterns:, patterns:].sum(0).double() - across.mT @ gain
+            values = pulled[windows, :, :patterns].flatten(1) @ gain
+            right = right + share * (pulled[windows, :, patterns:].sum(1) - values).sum(0)
+            precision = precision + share * len(windows) * (own + own.mT) / 2
+        found = torch.linalg.inv(precision)
+        return BiasPosterior(priors, (found @ right).to(self.decode), found.to(self.decode))
+
+    def given(self, evidence: Sequence[Evidence], bias: BiasPosterior | None = None) -> tuple[Tensor, Tensor]:
         """Posterior of each window, given the evidence of some modalities; see `windows`."""
         length, patterns = evidence[0].pattern.shape[1], self.prior.basis.shape[1]
-        pulled = torch.stack([each.pulled for each in evidence]).sum(0)
-        seen = torch.stack([each.pattern for each in evidence], 1).flatten(1)
-        mean = torch.empty(len(seen), length, len(self.decode))
+        pulled = torch.stack([each.pulled for each in evidence]).sum(0)[..., :patterns]
+        mean = torch.empty(len(pulled), length, len(self.decode))
         std = torch.empty_like(mean)
-        for row in seen.unique(dim=0):
-            windows = (seen == row).all(1).nonzero().squeeze(-1)
-            covariance = self._covariance(evidence, int(windows[0]))
-            a = pulled[windows].flatten(1) @ covariance
-            mean[windows] = a.unflatten(1, (length, patterns)) @ self.decode.mT
+        for windows, total in _alike(evidence):
+            covariance = self._covariance(total[:, :patterns, :patterns])
+            right, extra = pulled[windows].flatten(1), torch.zeros(length, patterns, 1)
+            if bias is not None:
+                across = total[:, :patterns, patterns:].flatten(0, 1)
+                right = right - across @ bias.mean
+                extra = (covariance @ across @ bias.root).unflatten(0, (length, patterns))
+            mean[windows] = (right @ covariance).unflatten(1, (length, patterns)) @ self.decode.mT
             blocks = covariance.unflatten(1, (length, patterns)).unflatten(0, (length, patterns))
             for k in range(length):
                 variance = ((self.decode @ blocks[k, :, k, :]) * self.decode).sum(-1) + self.rest
+                variance = variance + (self.decode @ extra[k]).square().sum(-1)
                 std[windows, k] = variance.clamp(min=1e-12).sqrt()
         if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
             raise NonFiniteError(
@@ -117,11 +166,10 @@ class ClosedFormGaussian:
             )
         return mean, std
 
-    def _covariance(self, evidence: Sequence[Evidence], window: int) -> Tensor:
-        """Posterior covariance of a window's coefficients, (L K, L K)."""
-        total = torch.stack([each.matrices[each.pattern[window]] for each in evidence]).sum(0)
-        information = torch.block_diag(*total).double()
-        factor = torch.linalg.cholesky(self._precision / self.inflation + (information + information.mT) / 2)
+    def _covariance(self, information: Tensor) -> Tensor:
+        """Posterior covariance of a window's coefficients (L K, L K), from the information of each step (L, K, K)."""
+        matrix = torch.block_diag(*information).double()
+        factor = torch.linalg.cholesky(self._precision / self.inflation + (matrix + matrix.mT) / 2)
         return torch.cholesky_inverse(factor).to(self.decode)
 
     @cached_property
@@ -129,6 +177,24 @@ class ClosedFormGaussian:
         patterns = self.prior.basis.shape[1]
         nothing = torch.zeros(self.prior.length, patterns, patterns)
         return self.prior.posterior_precision(nothing)
+
+
+def _alike(evidence: Sequence[Evidence]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Windows that saw the same values, and the information of each of their steps, (L, K, K)."""
+    seen = torch.stack([each.pattern for each in evidence], 1).flatten(1)
+    for row in seen.unique(dim=0):
+        windows = (seen == row).all(1).nonzero().squeeze(-1)
+        yield windows, torch.stack([each.matrices[each.pattern[windows[0]]] for each in evidence]).sum(0)
+
+
+def _augmented(
+    observations: Observations, operators: Mapping[str, Tensor], priors: Mapping[str, Bias]
+) -> list[Evidence]:
+    """Evidence of the patterns' coefficients and, behind them, of those of the biases."""
+    return [
+        Evidence.of(o, torch.cat([operators[name], stacked(priors, name, len(operators[name]))], 1))
+        for name, o in observations.items()
+    ]
 
 
 def ridge(a: Tensor, y: Tensor, penalty: float) -> Tensor:

@@ -17,7 +17,7 @@ class ClosedFormTrajectory(ClosedFormGaussian):
     in place of C. Steps without observations at the end are a forecast: N(V E[a_k | y], V cov(a_k | y) V^T + rest).
     """
 
-    def windows(
+    def trajectories(
         self, observations: Observations, operators: Mapping[str, Tensor], *, last: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Posterior of each trajectory.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class ConditionalGuidance(Guidance):
         jacobians: Linear operators G on the patterns of each modality, (prod(O), K) by name.
         features: c: observations (W, L, *O) and their posterior -> (W, L, C, ...).
         weight: Weight w of classifier-free guidance, m_0 + w (m_y - m_0) with m_0 the prior's mean; 1 is the posterior.
+        offsets: Biases of the values for each member, (N, prod(O)) by name: f sees the values without their mean, the
+            closed form of a member those without its own.
         others: Guidance by modalities without a Jacobian here, which the network was not trained on.
 
     Source:
@@ -43,6 +45,7 @@ class ConditionalGuidance(Guidance):
     features: Features
     weight: float = 1.0
     others: Guidance | None = None
+    offsets: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __call__(
         self, prior: Denoiser, observations: Observations | Observation, *, members: bool = False
@@ -76,14 +79,34 @@ class ConditionalGuidance(Guidance):
             )
         if not own:
             return self.others(prior, observations)  # type: ignore[misc]
-        seen = Observations(own)
+        seen = Observations({name: self._unbiased(name, o) for name, o in own.items()})
         posterior = WindowPosterior.given(prior.gaussian, seen, self.jacobians)
-        denoiser = ConditionalDenoiser(prior, posterior, self.features(seen, posterior), self.weight)
+        context = self.features(seen, posterior)
+        for name, offset in self.offsets.items():
+            if name in seen:
+                posterior.pulled = posterior.pulled - self._deviations(
+                    seen[name], offset, self.jacobians[name]
+                )
+        denoiser = ConditionalDenoiser(prior, posterior, context, self.weight)
         if not rest:
             return denoiser
         if isinstance(self.others, CovarianceGuidance):
             return self.others.beside(denoiser, Observations(rest), seen, self.jacobians)
         return self.others(denoiser, Observations(rest))  # type: ignore[misc]
+
+    def _unbiased(self, name: str, o: Observation) -> Observation:
+        """An observation without the mean of its biases."""
+        if name not in self.offsets:
+            return o
+        event = o.value.shape[o.value.ndim - o.event :]
+        return replace(o, value=o.value - self.offsets[name].mean(0).to(o.value).reshape(event))
+
+    @staticmethod
+    def _deviations(o: Observation, offset: Tensor, jacobian: Tensor) -> Tensor:
+        """G^T R^-1 of each member's bias less their mean where there are values, (N, W, L K)."""
+        deviation = (offset - offset.mean(0)).to(o.value)
+        parts = [(o.noise.apply(o.seen * each, o.precision) @ jacobian).flatten(-2) for each in deviation]
+        return torch.stack(parts)
 
 
 class OnlyWindow(Denoiser):

@@ -27,6 +27,7 @@ from slams.pipeline.baselines.fit import (
 from slams.pipeline.inputs.fields import phase_of
 from slams.pipeline.inputs.observe import observe
 from slams.pipeline.inputs.segments import Segment, seen_on
+from slams.pipeline.model.bias import biases_in
 from slams.pipeline.model.codec import Anomalies
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.posterior import decoded
@@ -147,7 +148,9 @@ class ClosedForm(Baseline):
         """Mean and standard deviation of the present values, before the spread is calibrated."""
         length = self.model.recipe.prior.window
         seen = self.model.seen(observations, self.errors)
-        mean, std = self.closed.windows(seen.windows(length) if composed else seen, self.operators)
+        bias = biases_in(self.model, observations, composed, self.closed, self.operators, self.errors)
+        windows = seen.windows(length) if composed else seen
+        mean, std = self.closed.windows(windows, self.operators, bias)
         if not composed:
             return mean, std
         k = length // 2  # each step from the window in whose middle it is

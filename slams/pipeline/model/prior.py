@@ -50,6 +50,8 @@ class LearntPrior(nn.Module):
         trained: Names of the modalities that the network was trained on as observations.
         method: Method of draws with the lower CRPS on validation days, "conditional" or "guided".
         amounts: Stochastic decoders of amounts, by name; they have a file of their own.
+        biases: Sizes of the yearly biases of observed modalities, of `slams.pipeline.model.bias.bias_sizes`; empty in
+            runs that did not estimate them.
         learning: Findings of `slams.pipeline.model.learning.judged`; empty in runs of versions before 0.2.
     """
 
@@ -73,6 +75,7 @@ class LearntPrior(nn.Module):
         self.trained: list[str] = []
         self.method = "guided"
         self.amounts: dict[str, AmountDecoder] = {}
+        self.biases: dict[str, dict[str, float]] = {}
         self.learning: dict[str, Any] = {}
         self.error_is_least = True  # the stated one; versions before 0.2 calibrated with it on top
 
@@ -105,6 +108,7 @@ class LearntPrior(nn.Module):
             "inflation": self.inflation,
             "trained": self.trained,
             "method": self.method,
+            "biases": self.biases,
             "learning": self.learning,
         }
         write_tensors(path, flat(groups, "."), facts)
@@ -139,6 +143,7 @@ class LearntPrior(nn.Module):
         prior = cls(denoiser, **{part: groups.get(part, {}) for part in (*_PARTS, "statistics")})
         prior.factors, prior.inflation = facts["factors"], facts["inflation"]
         prior.trained, prior.method = facts.get("trained", []), facts.get("method", "guided")
+        prior.biases = facts.get("biases", {})
         prior.learning = facts.get("learning", {})
         prior.error_is_least = "learning" in facts
         return prior.eval()

@@ -300,7 +300,7 @@ class ClosedFormForecast:
     def moments(self, launches: Launches) -> dict[str, Normal]:
         """Mean and standard deviation by state variable, (W, 1 + days, *S), NaN where training had no data."""
         seen = self.model.seen(launches.seen, self.errors)
-        pair = self.closed.windows(seen, self.operators, last=launches.rows.shape[1])
+        pair = self.closed.trajectories(seen, self.operators, last=launches.rows.shape[1])
         found = {}
         for name, (own, rows) in split(self.model, self.present).items():
             shape, parts = self.model.layouts[name].shape, []

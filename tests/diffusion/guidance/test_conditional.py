@@ -253,3 +253,21 @@ def test_the_truth_is_one_of_the_draws(bent_case, rng):
     ranks = (draws < x[:, 0, 0]).sum(0) // 2
     counts = torch.bincount(ranks, minlength=10).double()
     assert float(((counts - 20) ** 2 / 20).sum()) < 27.9
+
+
+@torch.no_grad()
+def test_each_member_has_its_own_bias(linear, rng):
+    """With an idle network a member's mean is the posterior of the values without its bias."""
+    gaussian, jacobians, observations = linear
+    offsets = {"a": torch.randn(4, 3, dtype=torch.float64, generator=rng)}
+    guided = ConditionalGuidance(jacobians, features, offsets=offsets)(
+        NetworkDenoiser(gaussian, Idle()), observations
+    )
+    x_t = torch.randn(4, 2, LENGTH, *EVENT, dtype=torch.float64, generator=rng)
+    t = torch.tensor(0.5, dtype=torch.float64)
+    found = guided(x_t, t)
+    for member, offset in enumerate(offsets["a"]):
+        o = observations["a"]
+        own = Observations({**observations, "a": Observation(o.value - offset, o.operator, o.noise)})
+        wanted = WindowPosterior.given(gaussian, own, jacobians)(x_t[member], t)
+        torch.testing.assert_close(found[member], wanted, rtol=1e-6, atol=1e-8)
