@@ -291,13 +291,9 @@ _OF_TWINS = (  # measured by twin experiments themselves
     Metric("network_calls", label="network calls per step", scope="twin", shown="further", law="log-normal"),
     Metric("cpu_seconds", label="CPU seconds per step", scope="twin", law="log-normal"),
 )
-_CHANGES = {  # score of one method over that of another in the same windows, minus 1 (`Scores.paired_change`)
-    each.name: Metric(f"{each.name}_change", label=f"change of the {each.label}", scope="paired", shown="file")
-    for each in (RMSE_INF, CRPS)
-}
-_ALL = (RMSE, RMSE_INF, BIAS, CRPS, SPREAD, SPREAD_SKILL, COVERAGE90, COVERAGE90_FAIR, W1, *_OF_TWINS, *_CHANGES.values())
+_ALL = (RMSE, RMSE_INF, BIAS, CRPS, SPREAD, SPREAD_SKILL, COVERAGE90, COVERAGE90_FAIR, W1, *_OF_TWINS)
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
-CHANGES = {metric.name: score for score, metric in _CHANGES.items()}  # score that each change is of
+CHANGES: dict[str, str] = {}  # score that each metric of a change is of
 # fmt: on
 
 
@@ -353,3 +349,22 @@ def errors_shown(names: Iterable[str]) -> list[Metric]:
     """The metrics to draw bars of: shown on the console, with the unit of the variable, better when lower."""
     chosen = [METRICS[name] for name in shown(names, "console") if name in METRICS]
     return [metric for metric in chosen if metric.parts and metric.better == "lower"]
+
+
+def register_change(score: Metric) -> Metric:
+    """Add the change of a score: that of one method over that of another in the same windows, minus 1.
+
+    Args:
+        score: A positive score of one statistic (see `slams.evaluation.Scores.paired_change`).
+
+    Returns:
+        The metric, named "SCORE_change".
+    """
+    label = f"change of the {score.label}"
+    change = register(Metric(f"{score.name}_change", label=label, scope="paired", shown="file"))
+    CHANGES[change.name] = score.name
+    return change
+
+
+for _score in (RMSE_INF, CRPS):
+    register_change(_score)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slams.evaluation.metrics import Metric, fair_crps, register
+from slams.evaluation.metrics import Metric, fair_crps, register, register_change
 from slams.evaluation.windows import Statistics
 
 NEIGHBOURHOOD = 3  # cells along a side of the neighbourhoods of `fss1`
@@ -140,6 +140,8 @@ CRPS_9X9 = register(Metric("crps_9x9", lambda x, y, cells: crps_of_means(x, y, c
 VARIOGRAM = register(Metric("variogram", variogram, label="variogram score", scope="amounts", shown="report",
                             law="log-normal"))
 # fmt: on
+for _score in (CRPS_LOG1P, BRIER1, BRIER5, CRPS_3X3, CRPS_9X9, VARIOGRAM):
+    register_change(_score)
 _OF_POINTS: tuple[Metric, ...] = (CRPS_LOG1P, BRIER1, BRIER5)
 _OF_FIELDS: tuple[Metric, ...] = (*_FRACTIONS, CRPS_3X3, CRPS_9X9, VARIOGRAM)
 

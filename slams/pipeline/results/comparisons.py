@@ -12,16 +12,23 @@ from slams.evaluation.scores import Row
 from slams.evaluation.tables import COLUMNS
 from slams.pipeline.recipe import Recipe
 
-AGAINST = ("no_network", "latent_gaussian", "gaussian")
+AGAINST: dict[str, tuple[str, ...]] = {
+    method: ("rmse_inf_change", "crps_change") for method in ("no_network", "latent_gaussian", "gaussian")
+}
+AMOUNTS = tuple(
+    f"{score}_change" for score in ("crps_log1p", "brier1", "brier5", "crps_3x3", "crps_9x9", "variogram")
+)
+AGAINST_OF_AMOUNTS = dict.fromkeys(("no_network", "clipped", "censored_gaussian"), AMOUNTS)
 _VERSUS = "analysis vs "
 
 
 def comparisons(recipe: Recipe, scores: Scores) -> list[Row]:
-    """Rows of metrics.csv on the analysis against other methods, for each set and state variable.
+    """Rows of metrics.csv on the analysis against other methods, for each set and analysed variable.
 
-    Their method is "analysis vs OTHER", their metric "rmse_inf_change" or "crps_change": the score of the analysis over
-    that of the other method, minus 1. A row is left out where one of the scores does not exist, as that of a single
-    member, or the other method has no values at some of the cells.
+    Their method is "analysis vs OTHER", their metric "rmse_inf_change" or "crps_change", of amounts such as rain also
+    "crps_log1p_change", "brier1_change" and others: the score of the analysis over that of the other method, minus 1.
+    A row is left out where one of the scores does not exist, as that of a single member, or the other method has no
+    values at some of the cells.
 
     Args:
         recipe: Recipe of the run.
@@ -30,7 +37,7 @@ def comparisons(recipe: Recipe, scores: Scores) -> list[Row]:
     rows: list[Row] = []
     sets = recipe.experiment.sets
     tails = ["" if label == list(sets)[-1] else f":{label}" for label in sets]
-    for tail, variable, other, change in itertools.product(tails, recipe.states, AGAINST, CHANGES):
+    for tail, (variable, other, change) in itertools.product(tails, _pairs(recipe)):
         names = f"analysis{tail}", f"{other}{tail}"
         try:
             found = scores.paired_change(*names, CHANGES[change], variable=variable)
@@ -41,6 +48,19 @@ def comparisons(recipe: Recipe, scores: Scores) -> list[Row]:
             numbers = found.value, found.lower, found.upper, found.n
             rows.append(dict(zip(COLUMNS, (*place, *numbers), strict=True)))
     return rows
+
+
+def _pairs(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Variables, methods that the analysis is compared with, and metrics of the changes."""
+    against: dict[str, dict[str, tuple[str, ...]]] = {name: dict(AGAINST) for name in recipe.states}
+    for name in recipe.amounts.variables:
+        against[name] = against.get(name, {}) | AGAINST_OF_AMOUNTS
+    return [
+        (name, other, change)
+        for name, others in against.items()
+        for other, changes in others.items()
+        for change in changes
+    ]
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]], main: str) -> list[dict[str, str]]:
