@@ -5,16 +5,15 @@ off from the rest. They do so at the end of a draw, where they are known, but no
 do windows see the observations of other windows. Of a Gaussian that approximation is not needed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from slams.core.errors import InvalidValueError, NonFiniteError
+from slams.core.errors import InvalidValueError
 from slams.diffusion.denoiser import Denoiser, NetworkDenoiser, WindowGaussian
-from slams.observation.observation import Observations
 
-_WINDOWS = 256  # corrected at once by a network, which bounds memory
+WINDOWS = 256  # corrected at once by a network, which bounds memory
 
 
 class BandedFactor:
@@ -222,85 +221,41 @@ class TrajectoryDenoiser(Denoiser):
                 f"and windows of {window.length}; pad them with unobserved steps."
             )
         self.gaussian = TrajectoryGaussian(window, steps)
-        self.network = None if isinstance(denoiser, WindowGaussian) else denoiser.network
+        self.windows = denoiser
         self.schedule, self.event, self.length = window.schedule, window.event, steps
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """(*B, T, *Z), () -> (*B, T, *Z)."""
         mean = self.gaussian(x_t, t)
-        if self.network is None:
+        if isinstance(self.windows, WindowGaussian):
             return mean
-        alpha, sigma = self.schedule(t.reshape(()))
-        return mean + sigma / (alpha**2 + sigma**2).sqrt() * self._corrections(x_t, t.reshape(()))
-
-    def _corrections(self, x_t: Tensor, t: Tensor) -> Tensor:
-        window, axis = self.gaussian.window, -1 - len(self.event)
-        length, half = window.length, window.length // 2
-        rows = x_t.unfold(axis, length, 1).movedim(-1, axis)  # (*B, T - L + 1, L, *Z)
-        assert self.network is not None
-        parts = []
-        for part in rows.flatten(0, axis - 1).split(_WINDOWS):
-            parts.append(self.network(part, window(part, t), t))
-        found = torch.cat(parts).reshape(rows.shape)
-        lead = found.movedim(axis - 1, 0)  # (T - L + 1, *B, L, *Z)
-        first, last = lead[0].movedim(axis, 0), lead[-1].movedim(axis, 0)
-        middles = lead.select(axis, half)
-        return torch.cat([first[:half], middles, last[length - half :]]).movedim(0, axis)
+        window, t = self.windows.gaussian, t.reshape(())
+        rows = windows_of(x_t, window.length, len(self.event))
+        parts = [
+            self.windows.correction(part, window(part, t), t)
+            for part in rows.flatten(0, -2 - len(self.event)).split(WINDOWS)
+        ]
+        return mean + middles(torch.cat(parts).reshape(rows.shape), len(self.event))
 
 
-class TrajectoryGuided(Denoiser):
-    """A denoiser of trajectories guided by the covariance of their Gaussian (see `CovarianceGuidance`).
+def windows_of(x: Tensor, length: int, event: int) -> Tensor:
+    """Overlapping windows of trajectories: (*B, T, *Z) to (*B, T - L + 1, L, *Z), *Z of `event` axes."""
+    return x.unfold(-1 - event, length, 1).movedim(-1, -1 - event)
 
-    m_y = m + V (P + (alpha_t^2 / sigma_t^2) 1 + M)^-1 V^T grad_m log p(y | m), m = E[x | x_t]; exact for a Gaussian prior
-    in the span of its patterns under linear operators.
+
+def middles(windows: Tensor, event: int) -> Tensor:
+    """Each step from the window in whose middle it is, of the first and last from the first and last window.
 
     Args:
-        denoiser: The prior, of trajectories (*B, T, *Z).
-        observations: Observations of each trajectory, values (W, T, *O), or of one, (T, *O).
-        jacobians: Linearized operator of each modality on the patterns, (prod(O), K).
+        windows: (*B, T - L + 1, L, *Z), L odd.
+        event: Number of axes of *Z.
+
+    Returns:
+        (*B, T, *Z).
     """
-
-    def __init__(
-        self, denoiser: TrajectoryDenoiser, observations: Observations, jacobians: Mapping[str, Tensor]
-    ) -> None:
-        super().__init__()
-        self.denoiser, self.gaussian, self.schedule = denoiser, denoiser.gaussian, denoiser.schedule
-        self.alone = not observations.batch
-        self.observations = observations.windows(denoiser.length) if self.alone else observations
-        self.index, first = self.observations.patterns()
-        self.information = [self.observations.information(jacobians, window).double() for window in first]
-
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(N, W, T, *Z), one of the first axes missing where there is one trajectory or one draw of each; () -> the same.
-
-        Raises:
-            FloatingPointError: If the guidance is not finite; names the diffusion time.
-        """
-        event = 1 + len(self.gaussian.event)
-        if self.alone:
-            return self._guided(x_t.unsqueeze(-1 - event), t).squeeze(-1 - event)
-        return self._guided(x_t, t) if x_t.ndim > event + 1 else self._guided(x_t[None], t)[0]
-
-    def _guided(self, x_t: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = (float(each) for each in self.schedule(t.reshape(())))
-        with torch.no_grad():
-            mean = self.denoiser(x_t, t)
-        with torch.enable_grad():
-            # what lies outside the patterns is not updated, so it must not enter the misfit either
-            leaf = self.gaussian.expand(self.gaussian.coefficients(mean)).requires_grad_()
-            (gradient,) = torch.autograd.grad(self.observations.log_likelihood(leaf).sum(), leaf)
-        pulled = self.gaussian.coefficients(gradient)  # (N, W, T, K)
-        increment = torch.empty_like(pulled)
-        for pattern, information in enumerate(self.information):
-            rows = [w for w, number in enumerate(self.index) if number == pattern]
-            factor = self.gaussian.factor(alpha, sigma, information)
-            increment[:, rows] = (sigma**2 * solved(factor, pulled[:, rows].double())).to(pulled)
-        if not bool(torch.isfinite(increment).all()):
-            raise NonFiniteError(
-                f"the guidance is not finite at diffusion time {float(t):.3f} (largest gradient "
-                f"{float(torch.nan_to_num(gradient).abs().max()):g}); check the observations and their errors."
-            )
-        return mean + self.gaussian.expand(increment)
+    lead = windows.movedim((-2 - event, -1 - event), (0, 1))
+    half = lead.shape[1] // 2
+    return torch.cat([lead[0, :half], lead[:, half], lead[-1, half + 1 :]]).movedim(0, -1 - event)
 
 
 def forecast_mean(window: WindowGaussian, x: Tensor, steps: int) -> Tensor:

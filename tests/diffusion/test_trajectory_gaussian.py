@@ -1,5 +1,7 @@
 """Composed trajectories of Gaussian windows against the joint Gaussian and the Kalman filter of a Markov state."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,9 @@ from torch import Tensor, nn
 from slams.assimilation.score.sda import SDA
 from slams.core.covariance import Diagonal
 from slams.core.random import normal
-from slams.diffusion.denoiser import Denoiser, NetworkDenoiser, WindowGaussian
+from slams.diffusion.denoiser import Denoiser, NetworkDenoiser, NoCorrection, WindowGaussian
+from slams.diffusion.exact.window_posterior import WindowPosterior
+from slams.diffusion.guidance.conditional import ConditionalGuidance
 from slams.diffusion.guidance.sda import CovarianceGuidance
 from slams.diffusion.sampler import Sampler
 from slams.diffusion.schedule import VPCosine
@@ -203,6 +207,47 @@ def test_corrections_are_those_of_composed_windows(rng):
     flat = x_t.flatten(0, 1)
     expected = MarkovBlanket(network, 3)(flat, t) - MarkovBlanket(gaussian, 3)(flat, t)
     torch.testing.assert_close(found.flatten(0, 1), expected, rtol=0, atol=1e-12)
+
+
+class ConditionalMixing(Mixing):
+    """The same with features of the observations."""
+
+    def forward(self, x_t: Tensor, linear: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        return super().forward(x_t, linear, t) + (0.0 if context is None else context)
+
+
+def spread_and_mean(observations: Observations, posterior: WindowPosterior) -> Tensor:
+    return posterior.mean() * posterior.relative_spread()
+
+
+@pytest.mark.parametrize("weight", [1.0, 1.5])
+def test_conditional_trajectory_of_one_window_is_that_window(rng, weight):
+    """With a network and features that use everything; several trajectories, each with its own missing values."""
+    network = NetworkDenoiser(window_gaussian(), ConditionalMixing())
+    values = torch.stack([observed([0, 1], 3)["y"].value, observed([2], 3)["y"].value])
+    record = Observations({"y": replace(observed([0], 3)["y"], value=values)})
+    guidance = ConditionalGuidance({"y": H}, spread_and_mean, weight)
+    x_t, t = normal((5, 2, 3, K), rng=rng, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    found = guidance(TrajectoryDenoiser(network, 3), record)(x_t, t)
+    torch.testing.assert_close(found, guidance(network, record)(x_t, t), rtol=0, atol=1e-8)
+
+
+def test_untrained_conditional_trajectory_is_the_joint_gaussian():
+    """Alone, and with one of two sensors left to guidance on top: means within .02 posterior deviations."""
+    days = list(range(T - 5))
+    record, prior = observed(days), TrajectoryDenoiser(NetworkDenoiser(window_gaussian(), NoCorrection()), T)
+    mean, covariance = posterior(record["y"].value)
+    std = covariance.diagonal().sqrt().reshape(T, K)
+    conditional = ConditionalGuidance({"y": H}, spread_and_mean)(prior, record)
+    y, noise = record["y"].value, Diagonal(torch.full((1,), VARIANCE, dtype=torch.float64))
+    parts = [Observation(y[:, [k]], lambda x, k=k: x @ H[[k]].mT, noise) for k in (0, 1)]
+    others = CovarianceGuidance(window_gaussian(), {"b": H[[1]]})
+    mixed = ConditionalGuidance({"a": H[[0]]}, spread_and_mean, others=others)(
+        prior, Observations({"a": parts[0], "b": parts[1]})
+    )
+    for denoiser in (conditional, mixed):
+        found = Sampler(24, order=2, time_grid="snr")(denoiser, torch.zeros(1, T, K, dtype=torch.float64))[0]
+        assert ((found - mean) / std).square().mean(1).sqrt().max() < 0.02
 
 
 def test_trajectories_of_another_shape_are_refused():

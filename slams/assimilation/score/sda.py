@@ -187,7 +187,7 @@ class SDA(Assimilator):
 
     def _whole(self, steps: int) -> Denoiser:
         """The prior of records of so many steps: as it is, or composed of its windows."""
-        window, exact = self._window(steps), isinstance(self.guidance, CovarianceGuidance)
+        window, exact = self._window(steps), getattr(self.guidance, "closed_form", False)
         if window is None:
             return self.denoiser
         if exact and isinstance(self.denoiser, (NetworkDenoiser, WindowGaussian)):

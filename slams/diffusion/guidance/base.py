@@ -1,14 +1,16 @@
 """Guidance: how observations pull on a denoiser. A guided denoiser is a denoiser, so every sampler takes it."""
 
 import warnings
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from slams.core.errors import NonFiniteError
-from slams.diffusion.denoiser import Denoiser
+from slams.diffusion.denoiser import Denoiser, WindowGaussian
 from slams.diffusion.guidance.evidence import Evidence
+from slams.diffusion.trajectory_gaussian import TrajectoryGaussian
 from slams.observation.observation import Observation, Observations
 
 
@@ -17,7 +19,12 @@ class Guidance:
 
     A subclass states `pull`, or `__call__` where it prepares more than its settings for a record; it is then an argument
     of `SDA` like those of the package.
+
+    Attributes:
+        closed_form: Whether it takes a `TrajectoryDenoiser`, windows composed in closed form, as prior.
     """
+
+    closed_form: ClassVar[bool] = False
 
     def __new__(cls, *given: Any, **settings: Any) -> "Guidance":  # noqa: D102
         if not given or not isinstance(given[0], Denoiser):
@@ -92,6 +99,35 @@ class GuidedDenoiser(Denoiser):
         guided = (mean + guidance).detach()
         refuse_broken(guided, guidance, t)
         return guided
+
+
+def pulled_misfit(
+    gaussian: WindowGaussian | TrajectoryGaussian,
+    observations: Observations,
+    fits: Mapping[str, Tensor],
+    x: Tensor,
+) -> Tensor:
+    """Gradient of the log-likelihood at x (N, W, L, *Z) by the patterns' coefficients, (N, W, L, K).
+
+    Args:
+        gaussian: Has the patterns.
+        observations: Values (W, L, *O).
+        fits: Operators on the patterns, (prod(O), K), of the modalities whose misfit they carry back; that of the others
+            is differentiated.
+        x: States.
+    """
+    total = x.new_zeros(())
+    others = {name: o for name, o in observations.items() if name not in fits}
+    with torch.no_grad():
+        for name, operator in fits.items():
+            o = observations[name]
+            total = total + o.noise.apply(o.residual(x), o.precision) @ operator
+    if others:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(Observations(others).log_likelihood(leaf).sum(), leaf)
+        total = total + gradient.flatten(-len(gaussian.event)) @ gaussian.basis
+    return total
 
 
 def refuse_broken(guided: Tensor, guidance: Tensor, t: Tensor) -> None:

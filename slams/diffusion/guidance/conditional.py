@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from slams.core.random import Rng, normal
 from slams.diffusion.denoiser import Denoiser, NetworkDenoiser
 from slams.diffusion.exact.window_posterior import WindowPosterior
 from slams.diffusion.guidance.base import Guidance
-from slams.diffusion.guidance.sda import CovarianceGuidance
+from slams.diffusion.guidance.sda import CovarianceGuidance, pattern_jacobian
+from slams.diffusion.guidance.trajectory import TrajectoryConditional, TrajectoryGuided
 from slams.diffusion.trajectory import MarkovBlanket
+from slams.diffusion.trajectory_gaussian import TrajectoryDenoiser
 from slams.observation.observation import Observation, Observations
 
 Features = Callable[[Observations, WindowPosterior], Tensor]
@@ -41,6 +44,8 @@ class ConditionalGuidance(Guidance):
         Ho & Salimans (2022), arXiv:2207.12598, eq. 6, whose w is one less.
     """
 
+    closed_form: ClassVar[bool] = True
+
     jacobians: Mapping[str, Tensor]
     features: Features
     weight: float = 1.0
@@ -59,6 +64,11 @@ class ConditionalGuidance(Guidance):
             raise InvalidTypeError("ConditionalGuidance takes Observations along windows, members in front.")
         if isinstance(prior, MarkovBlanket):
             return MarkovBlanket(self(prior.denoiser, observations.windows(prior.length)), prior.length)
+        if isinstance(prior, TrajectoryDenoiser) and isinstance(prior.windows, NetworkDenoiser):
+            if observations.batch:
+                return self._trajectories(prior, observations)
+            alone = Observations({n: replace(o, value=o.value[None]) for n, o in observations.items()})
+            return OnlyWindow(self._trajectories(prior, alone), len(prior.event))
         if not isinstance(prior, NetworkDenoiser):
             raise InvalidTypeError(
                 f"{type(prior).__name__} has no network around a closed form; ConditionalGuidance needs a "
@@ -68,8 +78,29 @@ class ConditionalGuidance(Guidance):
             return OnlyWindow(self._windows(prior, observations.windows(prior.length)), len(prior.event))
         return self._windows(prior, observations)
 
-    def _windows(self, prior: NetworkDenoiser, observations: Observations) -> Denoiser:
-        """The conditional denoiser of windows (W, L, *O), guided by what the network was not trained on."""
+    def _trajectories(self, prior: TrajectoryDenoiser, observations: Observations) -> Denoiser:
+        """The conditional denoiser of trajectories (W, T, *O), guided by what the network was not trained on."""
+        own, rest = self._split(observations)
+        if not own:
+            return self.others(prior, observations)  # type: ignore[misc]
+        seen = Observations({name: self._unbiased(name, o) for name, o in own.items()})
+        denoiser = TrajectoryConditional(prior, seen, self.jacobians, self.features, self.weight)
+        for name, offset in self.offsets.items():
+            if name in seen:
+                denoiser.shift(self._deviations(seen[name], offset, self.jacobians[name]))
+        if not rest:
+            return denoiser
+        given = getattr(self.others, "jacobians", None) or {}
+        others = {
+            name: given[name] if name in given else pattern_jacobian(o, prior.gaussian)
+            for name, o in rest.items()
+        }
+        both = Observations({**own, **rest})
+        jacobians = {**others, **{name: self.jacobians[name] for name in own}}
+        return TrajectoryGuided(denoiser, prior.gaussian, Observations(rest), jacobians, given, counted=both)
+
+    def _split(self, observations: Observations) -> tuple[dict[str, Observation], dict[str, Observation]]:
+        """What the network was trained on, and the rest."""
         own = {name: o for name, o in observations.items() if name in self.jacobians}
         rest = {name: o for name, o in observations.items() if name not in own}
         if rest and self.others is None:
@@ -77,6 +108,11 @@ class ConditionalGuidance(Guidance):
                 f"the network was trained on {sorted(self.jacobians)}, not on {sorted(rest)}; give "
                 "others=CovarianceGuidance(…) for those."
             )
+        return own, rest
+
+    def _windows(self, prior: NetworkDenoiser, observations: Observations) -> Denoiser:
+        """The conditional denoiser of windows (W, L, *O), guided by what the network was not trained on."""
+        own, rest = self._split(observations)
         if not own:
             return self.others(prior, observations)  # type: ignore[misc]
         seen = Observations({name: self._unbiased(name, o) for name, o in own.items()})
@@ -84,9 +120,8 @@ class ConditionalGuidance(Guidance):
         context = self.features(seen, posterior)
         for name, offset in self.offsets.items():
             if name in seen:
-                posterior.pulled = posterior.pulled - self._deviations(
-                    seen[name], offset, self.jacobians[name]
-                )
+                deviations = self._deviations(seen[name], offset, self.jacobians[name])
+                posterior.pulled = posterior.pulled - deviations
         denoiser = ConditionalDenoiser(prior, posterior, context, self.weight)
         if not rest:
             return denoiser

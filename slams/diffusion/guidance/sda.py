@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,9 +10,10 @@ from torch import Tensor
 from slams.core.covariance import Diagonal
 from slams.core.errors import InvalidTypeError, InvalidValueError, NonFiniteError
 from slams.diffusion.denoiser import Denoiser, WindowGaussian
-from slams.diffusion.guidance.base import Guidance, GuidedDenoiser
+from slams.diffusion.guidance.base import Guidance, GuidedDenoiser, pulled_misfit
+from slams.diffusion.guidance.trajectory import TrajectoryGuided
 from slams.diffusion.trajectory import MarkovBlanket
-from slams.diffusion.trajectory_gaussian import TrajectoryDenoiser, TrajectoryGaussian, TrajectoryGuided
+from slams.diffusion.trajectory_gaussian import TrajectoryDenoiser, TrajectoryGaussian
 from slams.observation.observation import Observation, Observations
 
 
@@ -44,6 +45,8 @@ class CovarianceGuidance(Guidance):
         Jacobian of the network; Rozet et al. (2024), arXiv:2405.13712, section 3.2 for the moment-matching
         view.
     """
+
+    closed_form: ClassVar[bool] = True
 
     gaussian: WindowGaussian | None = None
     jacobians: Mapping[str, Tensor] | None = None
@@ -88,7 +91,7 @@ class CovarianceGuidance(Guidance):
             for name, o in observations.items()
         }
         if isinstance(prior, TrajectoryDenoiser):
-            return TrajectoryGuided(prior, observations, jacobians)
+            return TrajectoryGuided(prior, prior.gaussian, observations, jacobians, given)
         assert isinstance(gaussian, WindowGaussian)
         return CovarianceGuided(prior, gaussian, observations, jacobians, given)
 
@@ -235,19 +238,7 @@ class CovarianceGuided(Denoiser):
 
     def pulled(self, x: Tensor) -> Tensor:
         """Gradient of the log-likelihood at x (N, W, L, *Z) by the patterns' coefficients, (N, W, L K)."""
-        total = x.new_zeros(())
-        others = {name: o for name, o in self.observations.items() if name not in self.fits}
-        with torch.no_grad():
-            for name, operator in self.fits.items():
-                o = self.observations[name]
-                total = total + (o.noise.apply(o.residual(x), o.precision) @ operator).flatten(-2)
-        if others:
-            with torch.enable_grad():
-                leaf = x.detach().requires_grad_()
-                log_likelihood = Observations(others).log_likelihood(leaf).sum()
-                (gradient,) = torch.autograd.grad(log_likelihood, leaf)
-            total = total + self.gaussian.coefficients(gradient)
-        return total
+        return pulled_misfit(self.gaussian, self.observations, self.fits, x).flatten(-2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from slams.evaluation.tables import console_table, wide, write_metrics
 from slams.pipeline.assimilate import configure, memory_of
 from slams.pipeline.baselines.file import load_baselines
 from slams.pipeline.baselines.fit import Baselines, split
-from slams.pipeline.baselines.members import ClimatologicalNormal
+from slams.pipeline.baselines.members import ClimatologicalNormal, LatentGaussian
 from slams.pipeline.forecast import check_horizon, forecast_draws
 from slams.pipeline.inputs.fields import Fields, load_fields, phase_of
 from slams.pipeline.inputs.observe import observe
@@ -314,14 +314,10 @@ class ClosedFormForecast:
 
 def closed_forms(model: Model, fitted: Baselines) -> dict[str, ClosedFormForecast]:
     """The closed forms of the state's own patterns and of the latent prior, by name."""
-    pixel, prior, states = fitted.gaussian, model.prior, model.states
+    pixel = fitted.gaussian
     operators, errors = fitted.linear(model)
-    masks = [model.codec.statistics[n].present.expand(model.layouts[n].shape).flatten() for n in states]
-    present = torch.cat(masks).cpu()
-    decode, rest = (torch.cat([part[n] for n in states]) for part in (prior.operators, prior.errors))
-    device = prior.gaussian.basis.device
-    latent = ClosedFormTrajectory(prior.gaussian.cpu(), decode[present], rest[present])
-    prior.gaussian.to(device)
+    method = LatentGaussian(model, fitted)
+    latent = ClosedFormTrajectory(method.closed.prior, method.closed.decode, method.closed.rest)
     return {
         "gaussian": ClosedFormForecast(
             model,
@@ -330,7 +326,7 @@ def closed_forms(model: Model, fitted: Baselines) -> dict[str, ClosedFormForecas
             operators,
             errors,
         ),
-        "latent_gaussian": ClosedFormForecast(model, latent, present, model.jacobians(), model.errors()),
+        "latent_gaussian": ClosedFormForecast(model, latent, method.present, method.operators, method.errors),
     }
 
 

@@ -11,6 +11,7 @@ from slams.diffusion.guidance.conditional import Batch, ConditionalGuidance, tra
 from slams.diffusion.guidance.sda import CovarianceGuidance
 from slams.diffusion.sampler import Sampler
 from slams.diffusion.schedule import VPCosine
+from slams.diffusion.trajectory_gaussian import TrajectoryDenoiser
 from slams.networks.mlp import WindowMLP
 from slams.observation.observation import Observation, Observations
 from slams.training.fit import FitSettings, fit
@@ -270,4 +271,24 @@ def test_each_member_has_its_own_bias(linear, rng):
         o = observations["a"]
         own = Observations({**observations, "a": Observation(o.value - offset, o.operator, o.noise)})
         wanted = WindowPosterior.given(gaussian, own, jacobians)(x_t[member], t)
+        torch.testing.assert_close(found[member], wanted, rtol=1e-6, atol=1e-8)
+
+
+@torch.no_grad()
+def test_each_member_has_its_own_bias_along_a_trajectory(linear, rng):
+    gaussian, jacobians, _ = linear
+    value = torch.randn(7, 3, dtype=torch.float64, generator=rng)
+    noise = Diagonal(torch.full((3,), 0.3, dtype=torch.float64))
+    offsets = {"a": torch.randn(4, 3, dtype=torch.float64, generator=rng)}
+    prior = TrajectoryDenoiser(NetworkDenoiser(gaussian, Idle()), 7)
+
+    def guided(value, offsets):
+        record = Observations({"a": Observation(value, lambda x: x, noise)})
+        return ConditionalGuidance({"a": jacobians["a"]}, features, offsets=offsets)(prior, record)
+
+    x_t = torch.randn(4, 7, *EVENT, dtype=torch.float64, generator=rng)
+    t = torch.tensor(0.5, dtype=torch.float64)
+    found = guided(value, offsets)(x_t, t)
+    for member, offset in enumerate(offsets["a"]):
+        wanted = guided(value - offset, {})(x_t[member : member + 1], t)[0]
         torch.testing.assert_close(found[member], wanted, rtol=1e-6, atol=1e-8)
