@@ -171,6 +171,7 @@ def preceding_days(
     seed: int = 0,
     spinup: int = 60,
     chains: int = 7,
+    levels: Sequence[float] = PRESSURE_LEVELS,
     instruments: Instruments | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The last days before 1 January of a year's chain, which the archive drops, simulated again.
@@ -186,6 +187,7 @@ def preceding_days(
         seed: Seed of the archive.
         spinup: Days dropped before each year.
         chains: Years in one batch.
+        levels: Pressure levels of the temperature [hPa], in this order.
         instruments: Errors of the instruments.
 
     Returns:
@@ -206,12 +208,12 @@ def preceding_days(
         x = system(x)
     rng, days = fork(seed, "instruments", year, "before"), []
     for _ in range(count):
-        today = observable_day(system, x, cloud=instruments.cloud)
+        today = observable_day(system, x, levels=levels, cloud=instruments.cloud)
         noises = [normal(today.rain.shape[1:], rng=rng) for _ in range(2)]
         caught, received = instruments.report(today.rain[own], today.radiation[own], *noises)
         rain = torch.where(system.land > 0.5, caught, torch.nan)
         days.append((today.temperature[own], rain, received))
         x = today.after
-    first = at_levels(system.weather(x), system.land)[own].float()
+    first = at_levels(system.weather(x), system.land, levels)[own].float()
     temperature, rain, radiation = (torch.stack(each) for each in zip(*days, strict=True))
     return temperature, rain, radiation, first

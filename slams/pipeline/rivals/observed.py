@@ -1,5 +1,6 @@
 """Observations of the rivals: those of a run's test, and of the days before each of its trajectories."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slams.core.errors import InvalidValueError
+from slams.core.errors import DataWarning, InvalidValueError
 from slams.core.random import fork, normal
 from slams.pipeline.inputs.fields import Fields, phase_of
 from slams.pipeline.inputs.observe import columns
@@ -99,7 +100,13 @@ def history(
         *found, first = preceding(year, more)
         kinds = dict(zip(QUANTITIES.values(), found, strict=True))
         apart = first - fields.values[recipe.states[0]][row - count]
-        if float(apart.abs().max()) < _SAME:
+        if not float(torch.nan_to_num(apart).abs().max()) < _SAME:
+            warnings.warn(
+                f"the days before {begin} can't be simulated again on this machine; rivals start without them.",
+                DataWarning,
+                stacklevel=2,
+            )
+        else:
             begin = begin - more * one
             for name in names:
                 value = kinds[QUANTITIES[recipe.modalities[name].variable]]

@@ -208,10 +208,11 @@ class Rivals:
     def _preceding(self, year: int, count: int) -> list[Tensor]:
         """The days before a year of the archive, simulated once (see `preceding_days`)."""
         years, names = list(self.recipe.planet.years), ("temperature", "rain", "radiation", "first")
-        stage = Stage(f"before_{year}", [str(self.system), years, self.recipe.seed, count])
+        stage = Stage(f"before_{year}", [str(self.system), years, self.recipe.seed, count], 2)
 
         def make() -> Result:
-            found = preceding_days(self.system, years, year, count, seed=self.recipe.seed)
+            levels = self.test.model.layouts[self.recipe.states[0]].coords["level"]
+            found = preceding_days(self.system, years, year, count, seed=self.recipe.seed, levels=levels)
             return dict(zip(names, found, strict=True)), {}
 
         tensors = self.stages.keep(stage, make)[0]
