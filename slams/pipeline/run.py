@@ -21,12 +21,13 @@ from slams.pipeline.baselines.spread import calibrate_gaussians
 from slams.pipeline.inputs.checks import check_fields, check_headers, check_settings
 from slams.pipeline.inputs.fields import Fields, load_fields
 from slams.pipeline.model.model import Model
-from slams.pipeline.recipe import Recipe, RivalRecipe, to_tree
+from slams.pipeline.recipe import Recipe, to_tree
+from slams.pipeline.recipe_rivals import RivalRecipe
 from slams.pipeline.results.analysis_file import analysis_tree, provenance, write_tree, write_truth
 from slams.pipeline.results.comparisons import comparison_table, comparisons
-from slams.pipeline.results.outcome import Outcome
+from slams.pipeline.results.outcome import Outcome, save_scores
 from slams.pipeline.results.run_report import write_summary
-from slams.pipeline.results.scoring import save_scores, test
+from slams.pipeline.results.scoring import test
 from slams.pipeline.rivals.join import join_rivals
 from slams.pipeline.rivals.observed import check_rivals
 from slams.pipeline.train import FILES, stages_of, train

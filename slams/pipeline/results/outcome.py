@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from slams.assimilation.baseline.interpolation import AnomalyInterp
+from slams.core.stages import Stage, Stages
 from slams.core.tensorfile import flat, grouped
 from slams.evaluation import Scores
 
@@ -47,3 +48,19 @@ class Outcome:
         self.observed.update(groups.get("observed", {}))
         for label, name, fitted in facts["interpolators"]:
             self.interpolators[label, name] = AnomalyInterp(**fitted)
+
+
+def save_scores(stages: Stages, report: Stage, scores: Scores) -> None:
+    """Store the scores of a test beside its report, for comparisons with methods that come later."""
+    sums, index = scores.pack()
+    stages.save(Stage("scores", report.key), sums, {"index": index, "apart": scores.apart})
+
+
+def load_scores(stages: Stages, report: Stage) -> Scores | None:
+    """The scores of `save_scores`; None if a run of an earlier version has none."""
+    found = stages.load(Stage("scores", report.key))
+    if found is None:
+        return None
+    scores = Scores(apart=found[1]["apart"])
+    scores.unpack(found[0], found[1]["index"])
+    return scores

@@ -292,22 +292,6 @@ class Test:
         return [(str(days[at]), slice(at, min(at + step, len(days)))) for at in range(0, len(days), step)]
 
 
-def save_scores(stages: Stages, report: Stage, scores: Scores) -> None:
-    """Store the scores of a test beside its report, for comparisons with methods that come later."""
-    sums, index = scores.pack()
-    stages.save(Stage("scores", report.key), sums, {"index": index})
-
-
-def load_scores(stages: Stages, report: Stage) -> Scores | None:
-    """The scores of `save_scores`; None if a run of an earlier version has none."""
-    found = stages.load(Stage("scores", report.key))
-    if found is None:
-        return None
-    scores = Scores(apart=BLOCK)
-    scores.unpack(found[0], found[1]["index"])
-    return scores
-
-
 def _references(test: Test, part: Part, seen: list[Observed]) -> Iterator[Estimate]:
     """References without observations: climatology, the autoencoder's reconstruction and the unconditional prior."""
     model = test.model

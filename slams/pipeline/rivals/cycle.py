@@ -14,7 +14,7 @@ from slams.core.errors import InvalidValueError
 from slams.core.geometry.distance import great_circle
 from slams.core.geometry.localization import Localization
 from slams.observation.observation import Observation, Observations
-from slams.pipeline.recipe import RivalRecipe
+from slams.pipeline.recipe_rivals import RivalRecipe
 from slams.pipeline.rivals.planet import PlanetDays
 
 

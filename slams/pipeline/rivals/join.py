@@ -19,11 +19,12 @@ from slams.evaluation.tables import read_metrics, write_metrics
 from slams.pipeline.baselines.file import FILE_NAME, load_baselines
 from slams.pipeline.inputs.fields import Fields
 from slams.pipeline.model.model import Model
-from slams.pipeline.recipe import RIVALS, ExperimentRecipe
+from slams.pipeline.recipe import ExperimentRecipe
+from slams.pipeline.recipe_rivals import RIVALS
 from slams.pipeline.results.comparisons import comparisons
-from slams.pipeline.results.outcome import Outcome
+from slams.pipeline.results.outcome import Outcome, load_scores
 from slams.pipeline.results.run_report import write_summary
-from slams.pipeline.results.scoring import Test, load_scores
+from slams.pipeline.results.scoring import Test
 from slams.pipeline.rivals.run import Cost, Rivals
 from slams.pipeline.rivals.tune import tune_rivals
 from slams.pipeline.train import FILES, stages_of

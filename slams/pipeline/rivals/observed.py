@@ -35,6 +35,10 @@ def check_rivals(recipe: Recipe) -> None:
             f"experiment.rivals ({', '.join(e.rivals)}) know the equations of the synthetic planet, and this recipe has "
             "no planet.years; leave them out."
         )
+    if e.every > 1:
+        raise InvalidValueError(
+            f"rivals observe every day, not every {e.every} (experiment.every); leave them out."
+        )
     for label in e.rival.sets or e.sets:
         for name in e.sets[label]:
             modality = recipe.modalities[name]

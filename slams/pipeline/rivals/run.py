@@ -16,7 +16,7 @@ from slams.core.stages import Result, Stage, Stages
 from slams.data.planet.archive import preceding_days
 from slams.evaluation import Scores
 from slams.pipeline.baselines.members import Observed
-from slams.pipeline.recipe import RIVALS
+from slams.pipeline.recipe_rivals import RIVALS
 from slams.pipeline.results.scoring import BLOCK, Estimate, Part, Test
 from slams.pipeline.rivals.cycle import cycle
 from slams.pipeline.rivals.observed import QUANTITIES, history, instruments

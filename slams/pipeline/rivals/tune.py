@@ -15,7 +15,8 @@ from slams.evaluation.tuning import Range, TrialLog, best, search
 from slams.pipeline.baselines.fit import Baselines
 from slams.pipeline.inputs.fields import Fields
 from slams.pipeline.model.model import Model
-from slams.pipeline.recipe import ExperimentRecipe, RivalRecipe
+from slams.pipeline.recipe import ExperimentRecipe
+from slams.pipeline.recipe_rivals import RivalRecipe
 from slams.pipeline.results.scoring import Test
 from slams.pipeline.rivals.run import Rivals
 from slams.systems.flows.quasigeostrophic import MoistQG
