@@ -51,13 +51,14 @@ def score(
                 statistics = gaussian_window_statistics(mean[days], std[days], truth[days], weights, mask)
             else:
                 statistics = window_statistics(value[:, days], truth[days], weights, mask)
+                of_distributions = ["crps"]
                 if amount:
-                    statistics |= amount_statistics(
+                    amounts = amount_statistics(
                         value[:, days], truth[days], weights, mask, periodic=layout.is_global
                     )
-                if (
-                    len(value) == 1 and method != "reconstruction"
-                ):  # a draw of a distribution, no forecast by itself
-                    for key in [k for k in statistics if k.startswith("crps")]:
-                        statistics[key] = torch.full_like(statistics["weight"], torch.nan)
+                    statistics |= amounts
+                    of_distributions += list(amounts)
+                # one draw of a distribution is no forecast by itself
+                for key in of_distributions if len(value) == 1 and method != "reconstruction" else ():
+                    statistics[key] = torch.full_like(statistics["weight"], torch.nan)
             scores.add(method, name, block, statistics, part=part, levels=levels)
