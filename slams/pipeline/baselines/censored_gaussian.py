@@ -20,7 +20,7 @@ from slams.core.normal_scores import NormalScores
 from slams.core.random import fork
 from slams.data.windows import window_starts
 from slams.evaluation.metrics import fair_crps
-from slams.pipeline.inputs.fields import Fields
+from slams.pipeline.inputs.fields import Fields, phase_of
 from slams.pipeline.inputs.observe import observe
 from slams.pipeline.model.amounts import readable
 from slams.pipeline.model.codec import anomalies
@@ -196,7 +196,8 @@ class CensoredGaussian:
         )
         e, local = found.residuals * found.std, {}
         for name in self._local:
-            y = anomalies(self.model.codec, self.fields, self._rows.numpy())[name].flatten(1)
+            phase = phase_of(self.fields.dates[self._rows.numpy()])
+            y = self.model.codec.anomaly(name, self.fields.values[name][self._rows], phase).flatten(1)
             residual = torch.nan_to_num(y - a @ self.model.jacobians()[name].mT)
             patches = self._patches(residual[:, None])[:, 0]  # (n, 9, P)
             gram = torch.einsum("nip,njp->pij", patches, patches)

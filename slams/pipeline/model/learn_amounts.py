@@ -39,8 +39,8 @@ _HELD_OUT = 24  # validation windows of each set
 _THRESHOLDS = 16  # of the score
 _MEMBERS = 12  # of the calibration
 _FACTORS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6)
-_LENGTHS, _NUGGETS = (100.0, 250.0, 500.0, 1000.0, 2000.0), (0.0, 0.2, 0.5)
-_TIMES = (0.3, 0.7, 1.5, 3.0)
+_LENGTHS, _NUGGETS = (100.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0), (0.0, 0.2, 0.5)
+_TIMES = (0.3, 0.7, 1.5, 3.0, 6.0)
 _RANKS = (1, 2, 4, 8, 16)  # of the neighbours whose differences fix the correlation in space
 
 
@@ -98,8 +98,10 @@ def train_amounts(
     sets = list(model.recipe.experiment.sets.values()) or [tuple(model.layouts)]
     with console.bar("posterior draws for the decoders", _NETWORKS + len(sets)) as advance:
         bank, rng = [], seeded(model.recipe, "draws")
+        amounts = model.recipe.amounts.variables
+        unseen = [names for names in sets if not set(amounts) & set(names)] or sets  # where they are wanted
         for number in range(_NETWORKS):
-            hidden = source.network(rng, sets[number // 2 % len(sets)] if number % 2 == 0 else None)
+            hidden = source.network(rng, unseen[number // 2 % len(unseen)] if number % 2 == 0 else None)
             bank.append(source.draws(hidden, _WINDOWS, 2, rng))
             advance(1, ", ".join(hidden))
         held = {}
@@ -153,14 +155,16 @@ class _Source:
         """Masks of unobserved values: of a set of the recipe, or of a random network if None.
 
         A state variable is seen in columns, 1 to 50 % of them where random; an observation everywhere, or where random at
-        1 to 100 % of its points.
+        1 to 100 % of its points. Amounts themselves are rarely among random ones: where they are seen, little is left to
+        learn.
         """
         recipe, layouts = self.model.recipe, self.model.layouts
         known = list(dict.fromkeys(n for group in recipe.experiment.sets.values() for n in group)) or list(
             layouts
         )
         chance = torch.rand(len(known), 3, generator=rng).tolist()
-        chosen = names or [n for n, c in zip(known, chance, strict=True) if c[0] < 0.6] or known[:1]
+        often = {name: 0.15 if name in recipe.amounts.variables else 0.7 for name in known}
+        chosen = names or [n for n, c in zip(known, chance, strict=True) if c[0] < often[n]] or known[:1]
         found = {}
         for name in chosen:
             seed = int(torch.randint(2**31, (), generator=rng))
