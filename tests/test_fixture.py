@@ -167,9 +167,9 @@ ANSWERS = {
 
 
 def differences(expected: Any, found: Any, where: str = "") -> list[str]:
-    """What is not the same, one line each."""
+    """What is gone or not the same, one line each; later versions add methods and metrics."""
     if isinstance(expected, dict) and isinstance(found, dict):
-        lines = [f"{where}.{k}: only on one side" for k in sorted(set(expected) ^ set(found))]
+        lines = [f"{where}.{k}: gone" for k in sorted(set(expected) - set(found))]
         return lines + [
             x for k in expected if k in found for x in differences(expected[k], found[k], f"{where}.{k}")
         ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class CovarianceGuidance(Guidance):
         gaussian: The closed form whose covariance is used; that of the prior if None.
         jacobians: Linearized operator of each modality on the patterns, G = dh/da, (prod(O), K) by name, a fit over
             the climate; those not given are derivatives of h at the mean of the prior, see `pattern_jacobian`.
+        derivative: Whether the derivative of h at m carries all misfits back, and records are guided window by window,
+            as in version 0.1.
 
     Source:
         Finzi et al. (2023), arXiv:2306.07526, eq. 6, with the exact Gaussian covariance in place of a
@@ -46,10 +48,14 @@ class CovarianceGuidance(Guidance):
         view.
     """
 
-    closed_form: ClassVar[bool] = True
-
     gaussian: WindowGaussian | None = None
     jacobians: Mapping[str, Tensor] | None = None
+    derivative: bool = False
+
+    @property
+    def closed_form(self) -> bool:  # type: ignore[override]
+        """See `Guidance`; not with the derivative."""
+        return not self.derivative
 
     def __new__(cls, *given: Any, **settings: Any) -> Any:  # noqa: D102
         if len(given) < 3:
@@ -93,7 +99,8 @@ class CovarianceGuidance(Guidance):
         if isinstance(prior, TrajectoryDenoiser):
             return TrajectoryGuided(prior, prior.gaussian, observations, jacobians, given)
         assert isinstance(gaussian, WindowGaussian)
-        return CovarianceGuided(prior, gaussian, observations, jacobians, given)
+        fitted = () if self.derivative else given
+        return CovarianceGuided(prior, gaussian, observations, jacobians, fitted)
 
     def beside(
         self,

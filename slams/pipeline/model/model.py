@@ -166,7 +166,10 @@ class Model:
 
     def sda(self) -> SDA:
         """The assimilation method with this prior and the recipe's settings."""
-        a = self.recipe.assimilation
+        a, old = (
+            self.recipe.assimilation,
+            not self.prior.error_is_least,
+        )  # draws of version 0.1 stay as they were
         sampler = Sampler(
             a.steps,
             a.eta,
@@ -174,11 +177,11 @@ class Model:
             a.tau,
             order=a.order,
             time_grid="snr" if a.grid == "snr" else "time",
-            ends=ends_for(self.prior.gaussian),
+            ends=(0.05, 60.0) if old else ends_for(self.prior.gaussian),
         )
         operators = {name: operator.to(self.device) for name, operator in self.jacobians().items()}
         operators["latent"] = self.prior.gaussian.basis
-        closed = CovarianceGuidance(self.prior.gaussian, operators)
+        closed = CovarianceGuidance(self.prior.gaussian, operators, derivative=old)
         guidance: Guidance = GaussianGuidance(a.gamma) if a.guidance == "sda" else closed
         if self.method == "conditional":
             known = {n: operators[n] for n in self.prior.trained if n not in self.operators}
