@@ -151,9 +151,7 @@ def _add_forecast(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     add.add_argument(
         "--from", dest="start", metavar="DATE", help="last day used (default: the last observed)"
     )
-    add.add_argument(
-        "--starts", type=int, default=40, help="days to forecast from, with --score (default: 40)"
-    )
+    add.add_argument("--starts", type=int, help="days to forecast from, with --score (default: 40)")
     add.add_argument(
         "--out", metavar="PATH", help="forecast to write, .nc or .zarr (default: forecast_DATE.nc)"
     )
@@ -322,6 +320,16 @@ def _forecast(parsed: argparse.Namespace) -> int:
             "slams forecast takes either --observations FILE, to forecast from them, or --score, to score forecasts "
             "over the run's test period."
         )
+    given = {
+        "--out": parsed.out, "--from": parsed.start, "--modalities": parsed.modalities,
+        "--overwrite": parsed.overwrite, "--seed": parsed.seed,
+    } if parsed.score else {"--starts": parsed.starts}  # fmt: skip
+    unused = [option for option, value in given.items() if value]
+    if unused:
+        raise InvalidValueError(
+            f"slams forecast {'--score' if parsed.score else '--observations'} does not take {', '.join(unused)}; leave "
+            "it out (the seed of scores is the recipe's: seed=1)."
+        )
     common = {
         "days": parsed.days,
         "members": parsed.members,
@@ -330,7 +338,7 @@ def _forecast(parsed: argparse.Namespace) -> int:
     }
     with trusting(parsed.trust):
         if parsed.score:
-            forecast_scores(parsed.trained, starts=parsed.starts, **common)
+            forecast_scores(parsed.trained, starts=parsed.starts or 40, **common)
             return 0
         forecast(
             parsed.trained,

@@ -131,7 +131,7 @@ def forecast_tree(
         ),
         slice(memory_of(recipe), None),
     )
-    rng, names = fork(seed, "forecast"), list(dict.fromkeys([*model.states, *seen]))
+    rng, names = fork(seed, "forecast"), list(dict.fromkeys([*model.recipe.analysed, *seen]))
     with console.bar("forecasting", recipe.assimilation.steps) as advance:
         (kept,) = forecast_draws(
             model, [seen_on(segment, seen)], days, rng=rng, progress=lambda units: advance(units, "")
@@ -144,7 +144,7 @@ def forecast_tree(
     tree = analysis_tree(
         model,
         dates,
-        {n: found[n] for n in model.states},
+        {n: found[n] for n in model.recipe.analysed},
         {n: (found[n], torch.isfinite(x)) for n, x in empty.items()},
         attributes
         | {

@@ -11,12 +11,16 @@ import slams
 from slams.assimilation.baseline.trajectory import ClosedFormTrajectory
 from slams.cli import main
 from slams.core.console import Console
+from slams.core.random import fork
 from slams.evaluation.tables import read_metrics
 from slams.observation.observation import Observations
 from slams.pipeline.baselines.file import FILE_NAME, save_baselines
 from slams.pipeline.baselines.fit import fit_gaussian
 from slams.pipeline.forecast import forecast
 from slams.pipeline.inputs.fields import load_fields
+from slams.pipeline.model.bias import biases_in
+from slams.pipeline.model.model import Model
+from slams.pipeline.model.posterior import posterior as drawn
 from slams.pipeline.results import lead_scores
 from slams.pipeline.results.lead_scores import persistence
 from slams.pipeline.train import train
@@ -222,3 +226,16 @@ def test_scores_by_lead_resume_and_rank_the_methods(tmp_path, monkeypatch):
         assert crps[method, "day 1"] < 0.95 * crps["climatology", "day 1"]
     with pytest.raises(ValueError, match="lower --starts or --days"):
         lead_scores.forecast_scores(run, **settings | {"starts": 50})
+
+
+def test_filters_and_forecasts_of_a_run_with_biases(world):
+    """One bias of all days would let a filter see the future, so that trajectories beyond a window have none."""
+    model = Model.load(world.run)
+    model.prior.biases = {
+        name: {"shared": 0.1, "own": 0.1, "share": 0.5} for name in model.layouts if name not in model.states
+    }
+    seen = {n: torch.zeros(2, 8, *model.layouts[n].shape) for n in ("coarse", "stn")}
+    assert biases_in(model, seen, composed=False) is None
+    assert biases_in(model, {n: x[:, :3] for n, x in seen.items()}, composed=False) is not None
+    draws = drawn(model, [{n: x[i] for n, x in seen.items()} for i in range(2)], False, rng=fork(0, "draws"))
+    assert all(z.shape[1] == 8 and bool(torch.isfinite(z).all()) for z in draws)

@@ -35,10 +35,10 @@ def run(
 
     Args:
         path: File of the plan.
-        folder: Folder of the results: scores.csv, wasserstein_KIND_MODEL.csv, rows.csv, report.html and figures.
+        folder: Folder of the results: scores.csv, MODEL/wasserstein_KIND.csv, rows.csv, report.html and figures.
         overrides: Overrides such as "mode=right", "models=lsda_2", "settings=coarse_4,noise_1" or "size=full".
         console: Console for the progress.
-        train: Whether to train anew, into the folder, instead of using shipped weights.
+        train: Whether to train the models, into the folder; needed once, since none are shipped.
 
     Returns:
         A verdict for each bar.

@@ -158,11 +158,16 @@ def biases_in(
         errors: See `closed`.
 
     Returns:
-        None where no observed modality has a bias.
+        None where no observed modality has a bias, in a record shorter than a window, and of trajectories that are longer
+        than one but not composed, as of filters and forecasts.
     """
     priors = {name: prior for name, prior in bias_priors(model).items() if name in seen}
+    if not priors:
+        return None
     length = model.recipe.prior.window
-    if not priors or (composed and len(next(iter(seen.values()))) < length):
+    days = len(next(iter(seen.values()))) if composed else next(iter(seen.values())).shape[1]
+    # memories of a filter overlap and see each other's future, so that one bias of all is not theirs
+    if days < length if composed else days != length:
         return None
     if closed is None:
         gaussian = copy.deepcopy(model.prior.gaussian).cpu()

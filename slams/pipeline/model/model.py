@@ -75,7 +75,7 @@ class Model:
             kept.statistics,
         )
         prior.factors, prior.inflation = kept.factors, kept.inflation
-        prior.trained, prior.method = kept.trained, self.method
+        prior.trained, prior.method, prior.biases = kept.trained, self.method, kept.biases
         prior.learning, prior.error_is_least = kept.learning, kept.error_is_least
         prior.amounts = kept.amounts
         return Model(self.codec, prior, self.recipe)

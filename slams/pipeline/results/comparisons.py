@@ -41,7 +41,7 @@ def comparisons(recipe: Recipe, scores: Scores) -> list[Row]:
         names = f"analysis{tail}", f"{other}{tail}"
         try:
             found = scores.paired_change(*names, CHANGES[change], variable=variable)
-        except InvalidValueError:  # not run, or other cells
+        except (InvalidValueError, KeyError):  # not run, other cells, or a score of grids at stations
             continue
         if not math.isnan(found.value):
             place = (f"{_VERSUS}{other}{tail}", variable, "all", "all", change)
@@ -54,7 +54,9 @@ def _pairs(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Variables, methods that the analysis is compared with, and metrics of the changes."""
     against: dict[str, dict[str, tuple[str, ...]]] = {name: dict(AGAINST) for name in recipe.states}
     for name in recipe.amounts.variables:
-        against[name] = against.get(name, {}) | AGAINST_OF_AMOUNTS
+        own = against.setdefault(name, {})
+        for other, changes in AGAINST_OF_AMOUNTS.items():
+            own[other] = own.get(other, ()) + changes
     return [
         (name, other, change)
         for name, others in against.items()

@@ -15,6 +15,7 @@ from slams.core.device import computing_device
 from slams.core.errors import InvalidValueError
 from slams.core.files import sha256_of
 from slams.core.random import fork
+from slams.core.random import normal as normal_numbers
 from slams.core.stages import Stage, Stages
 from slams.evaluation import Scores, gaussian_window_statistics, window_statistics
 from slams.evaluation.metrics import shown
@@ -31,9 +32,11 @@ from slams.pipeline.model.codec import Anomalies, anomalies
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.posterior import WINDOWS, decoded
 from slams.pipeline.results.scoring import BLOCK
+from slams.pipeline.results.window_scores import in_unit
 
 FILE_NAME = "forecast.csv"
 _VERSION = 1
+_INPUTS = ("codec.safetensors", "denoiser.safetensors", "baselines.safetensors")
 _FITTED = 96  # starts of the validation days, by which spreads and persistence are fitted
 
 Normal = tuple[Tensor, Tensor]  # mean and standard deviation of the states' values by lead, (W, 1 + days, D)
@@ -78,8 +81,8 @@ def forecast_scores(
     model = Model(model.codec, model.prior, recipe).on(computing_device(recipe.device))
     check_horizon(recipe, days)
     fitted = load_baselines(model, folder / "baselines.safetensors")
-    weights = [sha256_of(folder / name) for name in ("codec.safetensors", "denoiser.safetensors")]
-    inputs = [weights, recipe.assimilation, recipe.experiment, recipe.data.test, recipe.seed, days, starts]
+    weights = [sha256_of(folder / name) for name in _INPUTS]
+    inputs = [weights, recipe.assimilation, recipe.experiment, recipe.data, recipe.seed, days, starts]
     stages, stage = Stages(folder, console.say), Stage("forecast", inputs, _VERSION)
     if stages.done(stage, (FILE_NAME,)):
         console.reused("scores of forecasts")
@@ -339,9 +342,21 @@ def _score_normal(
             centre = model.codec.physical(name, mean[w], test.phase[w])
             truth = torch.where(torch.isfinite(centre), test.truth[name][w], torch.nan)
             centre, width = torch.nan_to_num(centre), torch.nan_to_num(std[w] * scale, nan=1.0)
+            lower, members = model.recipe.modalities[name].transformed.lower, None
+            if lower is not None:  # in its unit a bounded variable is no normal
+                rng = fork(model.recipe.seed, "members", method, name, str(day))
+                count = max(2, model.recipe.assimilation.members)
+                noise = normal_numbers((count, *centre.shape), like=centre, rng=rng)
+                members = in_unit(model, name, (centre + width * noise).clamp(min=lower))
+                truth = in_unit(model, name, truth)
             for lead in range(len(truth)):
                 at = slice(lead, lead + 1)
-                statistics = gaussian_window_statistics(centre[at], width[at], truth[at], layout.weights())
+                if members is None:
+                    statistics = gaussian_window_statistics(
+                        centre[at], width[at], truth[at], layout.weights()
+                    )
+                else:
+                    statistics = window_statistics(members[:, at], truth[at], layout.weights())
                 scores.add(
                     method, name, str(day), statistics, part=f"day {lead}", levels=layout.levels() or None
                 )
@@ -354,7 +369,9 @@ def _score_draws(
     for w, z in _drawn(model, test, batch, rng, advance):
         for name in model.states:
             layout, truth = model.layouts[name], test.truth[name][w]
-            members = decoded(model, z, name, test.phase[w], rng=rng)
+            members, truth = (
+                in_unit(model, name, x) for x in (decoded(model, z, name, test.phase[w], rng=rng), truth)
+            )
             for lead in range(len(truth)):
                 at = slice(lead, lead + 1)
                 statistics = window_statistics(members[:, at], truth[at], layout.weights())

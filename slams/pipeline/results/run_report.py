@@ -28,7 +28,8 @@ _GAINS = "1 - exp(mean log ratio of the errors of a window), with Student's t, o
 _WORTH = (
     "score of the analysis over that of another method in the same windows, minus 1, and its 95 % interval; negative "
     "is better. no_network: our sampler with the same noise, without the prior's network; latent_gaussian: the exact "
-    "posterior of the latent prior's closed form; gaussian: that of the states' own patterns"
+    "posterior of the latent prior's closed form; gaussian: that of the states' own patterns; of amounts, clipped: "
+    "the codec's own decoder in place of the stochastic one, and censored_gaussian: a Gaussian censored at zero"
 )
 _GAUSSIANS = ("no_network", "latent_gaussian", "gaussian")
 _ANALYSES = ("analysis", *_GAUSSIANS, "interpolation", "ridge")  # methods that use the observations of a set
