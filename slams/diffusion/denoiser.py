@@ -228,16 +228,19 @@ def shrink_for(
         values: Weights to choose from.
         rng: Generator or seed of the noise.
     """
-    x, eye = fresh.double(), torch.eye(fresh.shape[1], dtype=torch.float64)
+    x = fresh.double()
     noise = normal(x.shape, like=x, rng=generator(rng, "shrinkage"))
     losses = {}
     for shrink in values:
-        covariance, losses[shrink] = _mixed(lags, shrink), 0.0
+        value, vector = torch.linalg.eigh(_mixed(lags, shrink))
+        value = value.clamp(
+            min=1e-6 * float(value[-1])
+        )  # lags averaged over a window may leave some below zero
+        losses[shrink] = 0.0
         for t in (0.1, 0.25, 0.4, 0.55, 0.7, 0.85):
             alpha, sigma = schedule(torch.tensor(t, dtype=torch.float64))
-            # lags averaged over the window may leave eigenvalues below zero, none as far as the noise
-            factor = torch.linalg.cholesky(alpha**2 * covariance + sigma**2 * eye)
-            mean = alpha * torch.cholesky_solve((alpha * x + sigma * noise).mT, factor).mT @ covariance
+            gain = alpha * value / (alpha**2 * value + sigma**2)
+            mean = (((alpha * x + sigma * noise) @ vector) * gain) @ vector.mT
             losses[shrink] += float((mean - x).square().mean().log())
     return min(losses, key=lambda shrink: losses[shrink])
 

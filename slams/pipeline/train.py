@@ -47,7 +47,7 @@ from slams.pipeline.model.method import choose_method
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.prior import LearntPrior
 from slams.pipeline.model.spread import calibrate_spread
-from slams.pipeline.recipe import FitSettings, Recipe, to_tree
+from slams.pipeline.recipe import AssimilationRecipe, FitSettings, Recipe, to_tree
 from slams.training.fit import fit
 
 FILES = {
@@ -79,8 +79,15 @@ def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
     codec = [replace(data, test=("", ""), direct={}), recipe.latent, recipe.seed, content, taken]
     inputs: dict[str, Any] = {"codec": codec, "prior": [codec, recipe.prior]}
     if recipe.prior.networks:  # their errors are calibrated for the sets
-        inputs["prior"] += [e.sets, e.share, recipe.assimilation.operators]
-    inputs["calibration"] = [inputs["prior"], e.sets, e.share, recipe.assimilation]
+        inputs["prior"] += [
+            e.sets,
+            e.share,
+            recipe.assimilation.operators,
+            *([e.every] if e.every > 1 else []),
+        ]
+    usual = AssimilationRecipe()  # what only filters and forecasts use changes no calibration
+    own = replace(recipe.assimilation, uses=usual.uses, memory=usual.memory, horizon=usual.horizon)
+    inputs["calibration"] = [inputs["prior"], e.sets, e.share, own]
     if e.every > 1:  # a list of its own keeps the digests of runs before there was this setting
         inputs["calibration"].append(e.every)
     inputs["amounts"] = [inputs["calibration"], recipe.amounts]

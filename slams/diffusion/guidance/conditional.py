@@ -90,7 +90,9 @@ class ConditionalGuidance(Guidance):
                 denoiser.shift(self._deviations(seen[name], offset, self.jacobians[name]))
         if not rest:
             return denoiser
-        given = getattr(self.others, "jacobians", None) or {}
+        if not isinstance(self.others, CovarianceGuidance):
+            return self.others(denoiser, Observations(rest))  # type: ignore[misc]
+        given = self.others.jacobians or {}
         others = {
             name: given[name] if name in given else pattern_jacobian(o, prior.gaussian)
             for name, o in rest.items()

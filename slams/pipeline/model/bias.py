@@ -10,8 +10,10 @@ from torch import Tensor
 
 from slams.assimilation.baseline.bias import Bias, BiasPosterior
 from slams.assimilation.baseline.gaussian import ClosedFormGaussian, ridge
+from slams.assimilation.score.sda import SDA
 from slams.core.eof import eof
 from slams.data.windows import runs
+from slams.diffusion.guidance.conditional import ConditionalGuidance
 from slams.observation.observation import Observations
 from slams.observation.operators import Operator
 from slams.pipeline.inputs.layout import Layout
@@ -195,6 +197,28 @@ def shifted(observations: Observations, offsets: Mapping[str, Tensor]) -> Observ
             o = replace(o, operator=_Biased(o.operator, offset))
         made[name] = o
     return Observations(made)
+
+
+def bias_draws(
+    model: Model, seen: Mapping[str, Tensor], composed: bool, *, rng: torch.Generator
+) -> dict[str, Tensor]:
+    """Draws of the biases of a record for each member, (N, prod(O)) by modality; see `biases_in`.
+
+    There are none under guidances that do not take members' own observations, and none in a filter, whose days share
+    no bias that each of them could know.
+    """
+    a = model.recipe.assimilation
+    if a.guidance != "covariance" or a.uses == "past":
+        return {}
+    found = biases_in(model, seen, composed)
+    return found.draw(a.members, rng=rng) if found else {}
+
+
+def without_biases(sda: SDA, observations: Observations, offsets: Mapping[str, Tensor]) -> Observations:
+    """Observations with biases of each member's own, which a conditional network takes out of the values itself."""
+    if isinstance(sda.guidance, ConditionalGuidance):
+        sda.guidance = replace(sda.guidance, offsets=offsets)
+    return shifted(observations, offsets)
 
 
 @dataclass(frozen=True)

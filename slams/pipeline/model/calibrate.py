@@ -164,7 +164,11 @@ def closed_form_score(
 
     @lru_cache(maxsize=2 * len(single))  # that of the last factor, and of the one on trial
     def evidence(name: str, factor: float) -> Evidence:
-        if factor != 1 and recipe.modalities[name].error_std is None:
+        operator = recipe.assimilation.operators.get(name)
+        stated = recipe.modalities[name].error_std is not None or (
+            operator is not None and bool(operator.std)
+        )
+        if factor != 1 and not stated:
             return evidence(name, 1.0).scaled(factor)
         seen = model.seen(values(name), {name: factor * single[name]})
         return Evidence.of(seen[name], jacobians[name])

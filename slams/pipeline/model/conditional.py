@@ -24,11 +24,6 @@ from slams.pipeline.model.model import Model
 _GROUPS = 4  # random networks of a training step
 _LEVELS = 2  # noise levels of each window of a training step
 _FREE = 0.125  # share of groups without observations
-_RATIOS = (
-    1e-3,
-    0.3,
-    30.0,
-)  # alpha / sigma in training: lowest, the level below which are two fifths, highest
 _VALIDATED = (1e-3, 0.1, 0.5, 2.0, 8.0)
 _USUAL = 0.95  # share of days on which a value is there that random networks may observe
 
@@ -135,7 +130,7 @@ class ConditionalTraining:
             n: torch.isfinite(anomalies[n][:, mask]).flatten(1).all(1) for n, mask in self.usual.items()
         }
         self.networks = list[RandomNetwork]()
-        for number in range(recipe.prior.networks):
+        for number in range(recipe.prior.networks if self.usual else 0):
             made = self._random(fork(self.seed, "random network", number))
             self.networks += [made] if len(made.windows) else []
             progress(1, "")

@@ -192,7 +192,8 @@ class _Source:
         if len(self.starts) > 10 * windows:
             starts = self.starts[torch.randint(len(self.starts), (windows,), generator=rng)]
         else:
-            starts = self.starts[:: max(1, len(self.starts) // windows)][:windows]
+            count = min(windows, len(self.starts))
+            starts = self.starts[torch.linspace(0, len(self.starts) - 1, count).long()]
         rows = starts[:, None] + torch.arange(length)
         seen = {}
         for name, mask in hidden.items():

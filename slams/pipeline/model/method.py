@@ -10,6 +10,7 @@ from slams.core.console import Console
 from slams.core.random import fork
 from slams.evaluation.metrics import fair_crps
 from slams.pipeline.inputs.observe import observe
+from slams.pipeline.model.bias import bias_draws, without_biases
 from slams.pipeline.model.codec import Anomalies
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.spread import spread_windows
@@ -50,11 +51,15 @@ def choose_method(model: Model, validation: Anomalies, starts: torch.Tensor, con
             scores = []
             for method in METHODS:
                 trial = copy.copy(model)
-                trial.recipe = replace(recipe, assimilation=replace(recipe.assimilation, method=method))
-                z = trial.sda().windows(
-                    trial.seen(seen, trial.errors(), trial.device).pullback(trial.decoders),
+                settings = replace(recipe.assimilation, method=method, members=members)
+                trial.recipe = replace(recipe, assimilation=settings)
+                sda, rng = trial.sda(), fork(recipe.seed, "method", label)
+                observations = trial.seen(seen, trial.errors(), trial.device)
+                observations = without_biases(sda, observations, bias_draws(trial, seen, False, rng=rng))
+                z = sda.windows(
+                    observations.pullback(trial.decoders),
                     members,
-                    rng=fork(recipe.seed, "method", label),
+                    rng=rng,
                     progress=lambda n: advance(n, ""),
                 )
                 total = 0.0

@@ -105,13 +105,15 @@ class Model:
             stated = self.recipe.modalities[name].error_std
             settings = self.recipe.assimilation.operators.get(name)
             std = instrument_std(settings, self.layouts[name]) if settings is not None else None
+            extra = None
             if std is not None:
-                error = error + (std**2).repeat_interleave(len(error) // shape[0])
+                extra = (std**2).repeat_interleave(len(error) // shape[0])
             elif stated is not None:
                 extra = (stated / self.codec.statistics[name].std.expand(shape).flatten()) ** 2
                 if name in self.operators:
                     each = extra.reshape(shape[0], -1)[:, 0].repeat_interleave(len(error) // shape[0])
                     extra = each * noise_gain(self.operators[name], self.layouts[name])
+            if extra is not None:
                 if name not in self.states and self.prior.error_is_least:
                     own = error.diagonal() if error.ndim == 2 else error
                     extra = (extra - own).clamp(min=0)

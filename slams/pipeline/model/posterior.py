@@ -1,19 +1,14 @@
 """Draws of a run's posterior, in the latent and decoded."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from slams.assimilation.baseline.bias import BiasPosterior
 from slams.assimilation.score.latent import Latent
-from slams.assimilation.score.sda import SDA
 from slams.core.random import Rng, normal
 from slams.diffusion.divergence import finite
-from slams.diffusion.guidance.conditional import ConditionalGuidance
-from slams.observation.observation import Observations
-from slams.pipeline.model.bias import biases_in, shifted
+from slams.pipeline.model.bias import bias_draws, without_biases
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.spread import factor_of
 
@@ -44,20 +39,18 @@ def posterior(
     draws = list[Tensor]()
     if composed:
         for values in seen:
-            observations = model.observations(values)
-            if bias := _biases(model, values, composed):
-                observations = _shifted(sda, observations, bias.draw(members, rng=rng))
+            offsets = bias_draws(model, values, composed, rng=rng)
+            observations = without_biases(sda, model.observations(values), offsets)
             method = Latent(sda, model.decoders)
             drawn = method.assimilate(observations, members, rng=rng, progress=progress).samples
             assert drawn is not None
             draws.append(drawn)
     else:
         stacked = {name: torch.stack([each[name] for each in seen]) for name in seen[0]}
-        bias = _biases(model, stacked, composed)
-        offsets = bias.draw(members, rng=rng) if bias else {}
+        offsets = bias_draws(model, stacked, composed, rng=rng)
         for first in range(0, len(seen), WINDOWS):
             part = model.observations({n: value[first : first + WINDOWS] for n, value in stacked.items()})
-            part = _shifted(sda, part, offsets)
+            part = without_biases(sda, part, offsets)
             # one draw of noise for the windows of a member, which the verb would draw window by window
             draws += sda.windows(part.pullback(model.decoders), members, rng=rng, progress=progress).unbind(1)
     factor = spread_of(model, seen)
@@ -68,18 +61,6 @@ def spread_of(model: Model, seen: Sequence[Mapping[str, Tensor]]) -> float:
     """The calibrated factor on deviations for the modalities that were observed."""
     names = {n for values in seen for n, value in values.items() if bool(torch.isfinite(value).any())}
     return factor_of(model.prior.inflation, model.recipe.experiment.sets, sorted(names))
-
-
-def _biases(model: Model, seen: Mapping[str, Tensor], composed: bool) -> BiasPosterior | None:
-    """Biases of the record; none under guidances that do not take members' own observations."""
-    return biases_in(model, seen, composed) if model.recipe.assimilation.guidance == "covariance" else None
-
-
-def _shifted(sda: SDA, observations: Observations, offsets: Mapping[str, Tensor]) -> Observations:
-    """Observations with biases of each member's own, which a conditional network takes out of the values itself."""
-    if isinstance(sda.guidance, ConditionalGuidance):
-        sda.guidance = replace(sda.guidance, offsets=offsets)
-    return shifted(observations, offsets)
 
 
 def _inflated(z: Tensor, factor: float) -> Tensor:

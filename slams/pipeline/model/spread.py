@@ -8,6 +8,7 @@ from torch import Tensor
 from slams.core.console import Console
 from slams.core.random import fork
 from slams.pipeline.inputs.observe import observe
+from slams.pipeline.model.bias import bias_draws, without_biases
 from slams.pipeline.model.codec import Anomalies
 from slams.pipeline.model.model import Model
 
@@ -81,10 +82,13 @@ def calibrate_spread(model: Model, validation: Anomalies, starts: Tensor, consol
                 model.layouts, recipe, {n: validation[n] for n in names}, names, days=rows,
                 std={n: s.std for n, s in model.codec.statistics.items()},
             )  # fmt: skip
-            z = model.sda().windows(
-                model.seen(seen, model.errors(), model.device).pullback(model.decoders),
+            sda, rng = model.sda(), fork(recipe.seed, "inflation", label)
+            observations = model.seen(seen, model.errors(), model.device)
+            observations = without_biases(sda, observations, bias_draws(model, seen, False, rng=rng))
+            z = sda.windows(
+                observations.pullback(model.decoders),
                 recipe.assimilation.members,
-                rng=fork(recipe.seed, "inflation", label),
+                rng=rng,
                 progress=lambda n: advance(n, ""),
             )
             error = spread = rest = 0.0
