@@ -1,10 +1,8 @@
 """Scores: statistics of many windows, gathered and turned into rows of metrics.csv with intervals."""
 
 import math
-import re
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,79 +13,17 @@ from slams.core.errors import InvalidValueError
 from slams.core.renamed import renamed
 from slams.evaluation.intervals import (
     independent,
-    jackknife_limits,
     log_normal_limits,
     mean_interval,
 )
-from slams.evaluation.metrics import Metric, metrics_of, named
+from slams.evaluation.metrics import metrics_of, named
+from slams.evaluation.series import Change, Gain, Series, limits, means, pooled
 from slams.evaluation.tables import COLUMNS
 from slams.evaluation.windows import Statistics, effective_count, rank_flatness
 
 Row = dict[str, str | float | int]
 
 _LEAST = 0.01  # of the mean, as which a smaller score counts in a gain: 0 has no logarithm
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-
-
-@dataclass(frozen=True)
-class Gain:
-    """Relative gain of one method over another, paired by window, its 95 % interval, and the number of windows."""
-
-    mean: float
-    lower: float
-    upper: float
-    n: int
-
-    @property
-    def significant(self) -> bool:
-        """Whether the interval lies above zero."""
-        return self.lower > 0
-
-
-@dataclass(frozen=True)
-class Change:
-    """Relative change of a score from one method to another, paired by window, its 95 % interval, and the windows."""
-
-    value: float
-    lower: float
-    upper: float
-    n: int
-
-
-@dataclass
-class _Series:
-    """The windows of one (method, variable, part): each maps a statistic to (C,) sums."""
-
-    levels: tuple[str, ...]
-    windows: dict[Hashable, Statistics]
-
-    @property
-    def dated(self) -> bool:
-        """Whether the names of all windows begin with a date, so that their order in time is known."""
-        return all(_DATE.match(str(name)) for name in self.windows)
-
-    def stretches(self, apart: int) -> list[list[int]]:
-        """Positions of windows that begin less than `apart` days after the first of them, in order of time."""
-        if not self.dated:
-            return [[k] for k in range(len(self.windows))]
-        days = np.array([str(name)[:10] for name in self.windows], "datetime64[D]")
-        found: list[list[int]] = []
-        for k in np.argsort(days, kind="stable").tolist():
-            if found and int((days[k] - days[found[-1][0]]).astype(int)) < apart:
-                found[-1].append(k)
-            else:
-                found.append([k])
-        return found
-
-    def stacked(self) -> Statistics:
-        """Statistics (n, 1 + C): the pool of all levels, then each; (n, 1) if there is one level."""
-        columns = {}
-        for name in next(iter(self.windows.values())):
-            if name != "ranks":
-                each = torch.stack([window[name] for window in self.windows.values()])
-                pooled = each.sum(1, keepdim=True)
-                columns[name] = torch.cat([pooled, each], 1) if each.shape[1] > 1 else pooled
-        return columns
 
 
 class Scores:
@@ -112,7 +48,7 @@ class Scores:
                 stacklevel=2,
             )
         self.apart = apart
-        self._series: dict[tuple[str, str, str], _Series] = {}
+        self._series: dict[tuple[str, str, str], Series] = {}
 
     def add(
         self,
@@ -144,7 +80,7 @@ class Scores:
             raise InvalidValueError(
                 f"{len(names)} levels {names} for {channels} channels of {variable}; name each, once."
             )
-        series = self._series.setdefault((method, variable, part), _Series(names, {}))
+        series = self._series.setdefault((method, variable, part), Series(names, {}))
         where = f"{method}, {variable}, {part}"
         if window in series.windows:
             raise InvalidValueError(f"window {window} of {where} was added before; each window counts once.")
@@ -195,7 +131,7 @@ class Scores:
         for (method, variable, part), series in self._series.items():
             names = ("all", *series.levels) if len(series.levels) > 1 else ("all",)
             sums, stretches = series.stacked(), series.stretches(self.apart)
-            whole = _means({name: each.sum(0) for name, each in sums.items()})
+            whole = means({name: each.sum(0) for name, each in sums.items()})
             sums = {name: torch.stack([each[at].sum(0) for at in stretches]) for name, each in sums.items()}
             for metric in metrics_of("fields", "amounts"):
                 if any(each.key not in sums for each in metric.parts):
@@ -204,8 +140,8 @@ class Scores:
                 for column, name in enumerate(names):
                     if not torch.isnan(value[column]):
                         own = {key: each[sums["weight"][:, column] > 0, column] for key, each in sums.items()}
-                        own = _independent(metric, own) if series.dated else own
-                        numbers = (float(value[column]), *_limits(metric, own), len(own["weight"]))
+                        own = pooled(metric, own) if series.dated else own
+                        numbers = (float(value[column]), *limits(metric, own), len(own["weight"]))
                         place = (method, variable, name, part, metric.name)
                         rows.append(dict(zip(COLUMNS, (*place, *numbers), strict=True)))
         return rows
@@ -215,14 +151,14 @@ class Scores:
     ) -> float:
         """One score over all windows."""
         sums = self._sums(method, variable, part, level)
-        return float(named(metric).value(_means({name: each.sum() for name, each in sums.items()})))
+        return float(named(metric).value(means({name: each.sum() for name, each in sums.items()})))
 
     def per_window(
         self, method: str, metric: str, *, variable: str, part: str = "all", level: float | str = "all"
     ) -> dict[Hashable, float]:
         """One score of each window that has scored cells."""
         sums = self._sums(method, variable, part, level)
-        values = named(metric).value(_means(sums))
+        values = named(metric).value(means(sums))
         windows = self._series[method, variable, part].windows
         return {
             window: float(v)
@@ -299,7 +235,7 @@ class Scores:
         self._check_pairs(a, b, variable, part, level)
         logs = []
         for method in (a, b):
-            logs.append(_logs(named(metric).value(_means(self._together(method, variable, part, level)))))
+            logs.append(_logs(named(metric).value(means(self._together(method, variable, part, level)))))
         ratios, series = logs[0] - logs[1], self._find(a, variable, part, level)[0]
         count = independent(ratios.tolist()) if series.dated else len(ratios)
         mean, lower, upper = mean_interval([float(each.mean()) for each in ratios.tensor_split(count)])
@@ -341,7 +277,7 @@ class Scores:
             raise InvalidValueError(f"a change needs a positive score ({', '.join(known)}), got {metric!r}.")
         self._check_pairs(a, b, variable, part, level)
         key, sums = score.parts[0].key, [self._together(name, variable, part, level) for name in (a, b)]
-        logs = [_logs(score.value(_means(each))) for each in sums]
+        logs = [_logs(score.value(means(each))) for each in sums]
         dated = self._find(a, variable, part, level)[0].dated
         count = independent((logs[0] - logs[1]).tolist()) if dated else len(logs[0])
         x, y, weight = (
@@ -382,8 +318,8 @@ class Scores:
                     f"weights {weight:.6g} and {second[window]:.6g}; score the same cells."
                 )
 
-    def _find(self, method: str, variable: str, part: str, level: float | str) -> tuple[_Series, int]:
-        """A series and the column of a level in `_Series.stacked`."""
+    def _find(self, method: str, variable: str, part: str, level: float | str) -> tuple[Series, int]:
+        """A series and the column of a level in `Series.stacked`."""
         if (method, variable, part) not in self._series:
             raise InvalidValueError(f"no scores of {method}, {variable}, {part}; there are {self.keys()}.")
         series = self._series[method, variable, part]
@@ -408,33 +344,3 @@ def _logs(scores: Tensor) -> Tensor:
     """Logarithms of scores, small ones as 1 % of their mean; NaN where the mean is not positive."""
     mean = float(scores.mean())
     return scores.clamp(min=_LEAST * mean).log() if mean > 0 else scores * torch.nan
-
-
-def _means(sums: Statistics) -> Statistics:
-    """Weighted sums to means."""
-    return {name: each / sums["weight"] for name, each in sums.items()}
-
-
-def _independent(metric: Metric, sums: Statistics) -> Statistics:
-    """Sums over stretches of windows that are independent by the scores of the windows, given in order of time."""
-    count = independent(metric.value(_means(sums)).tolist())
-    return {
-        name: torch.stack([some.sum() for some in each.tensor_split(count)]) for name, each in sums.items()
-    }
-
-
-def _limits(metric: Metric, sums: Statistics) -> tuple[float, float]:
-    """Ends of the interval of a score from the sums of independent windows (n)."""
-    first, *second = (part.key for part in metric.parts)
-    if metric.law == "log-normal" and len(second) < 2:
-        means = _means(sums)
-        below = means[second[0]] if second else None
-        limits = log_normal_limits(means[first], below, sums["weight"])
-        found = metric.value({first: limits} | dict.fromkeys(second, torch.ones_like(limits)))
-    else:
-        total = {name: each.sum() for name, each in sums.items()}
-        left_out = {name: total[name] - each for name, each in sums.items()}
-        value, others = (metric.value(_means(each)) for each in (total, left_out))
-        found = jackknife_limits(value, others, metric.law)
-    low, high = found.sort().values.tolist()
-    return low, high

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -361,7 +361,7 @@ def _analyse(
         for group in groups:
             seen = [seen_on(segment, record.seen) for segment in group]
             long = not past and len(group[0].rows) != length
-            draws = posterior(model, seen, long, rng=rng, progress=_counter(advance))
+            draws = posterior(model, seen, long, rng=rng, progress=lambda units: advance(units, ""))
             for segment, z, observed in zip(group, draws, seen, strict=True):
                 for n in names:
                     kept, when = z[:, segment.keep], phase[segment.days]
@@ -393,11 +393,9 @@ def _baseline_groups(
                 groups[f"baseline_{baseline.name}"] = members
             elif baseline.outlives:
                 console.say(f"baseline_{baseline.name}: omitted, it has no fit for these observations")
-        groups["baseline_prior"] = prior(model, segments, record.dates, seed, _counter(advance))
+        groups["baseline_prior"] = prior(
+            model, segments, record.dates, seed, lambda units: advance(units, "")
+        )
         again = reconstruction(model, record.values, record.dates)
         advance(1, "")
     return groups | ({"reconstruction": again} if again else {})
-
-
-def _counter(advance: Callable[[int, str], None]) -> Callable[[int], None]:
-    return lambda units: advance(units, "")

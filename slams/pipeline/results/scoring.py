@@ -24,30 +24,9 @@ from slams.pipeline.model.codec import Anomalies, anomalies
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.posterior import WINDOWS, clipped, decoded, posterior
 from slams.pipeline.results.outcome import Outcome
-from slams.pipeline.results.window_scores import in_unit, score
+from slams.pipeline.results.window_scores import Estimate, in_unit, score
 
 BLOCK = 15  # days that count as one window of the intervals: errors of the weather last for days to a week
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A method's estimate of one variable along one trajectory.
-
-    Attributes:
-        method: Name of the method in tables.
-        variable: Name of the modality.
-        trajectory: Number of the trajectory.
-        value: Physical members (N, T, *S), or standardized mean and standard deviation (T, *S).
-        masks: Masks of separately scored parts, by name; observed and withheld values of the variable if None.
-        kept: Whether to write its members to the analysis file.
-    """
-
-    method: str
-    variable: str
-    trajectory: int
-    value: Tensor | tuple[Tensor, Tensor]
-    masks: Mapping[str, Tensor] | None = None
-    kept: bool = False
 
 
 @dataclass(frozen=True)

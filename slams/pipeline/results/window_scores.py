@@ -1,6 +1,7 @@
 """Scores of one estimate against the truth, window by window."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,6 +9,27 @@ from torch import Tensor
 from slams.evaluation import Scores, amount_statistics, gaussian_window_statistics, window_statistics
 from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.model.model import Model
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A method's estimate of one variable along one trajectory.
+
+    Attributes:
+        method: Name of the method in tables.
+        variable: Name of the modality.
+        trajectory: Number of the trajectory.
+        value: Physical members (N, T, *S), or standardized mean and standard deviation (T, *S).
+        masks: Masks of separately scored parts, by name; observed and withheld values of the variable if None.
+        kept: Whether to write its members to the analysis file.
+    """
+
+    method: str
+    variable: str
+    trajectory: int
+    value: Tensor | tuple[Tensor, Tensor]
+    masks: Mapping[str, Tensor] | None = None
+    kept: bool = False
 
 
 def in_unit(model: Model, name: str, x: Tensor) -> Tensor:

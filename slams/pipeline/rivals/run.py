@@ -17,7 +17,8 @@ from slams.data.planet.archive import preceding_days
 from slams.evaluation import Scores
 from slams.pipeline.baselines.members import Observed
 from slams.pipeline.recipe_rivals import RIVALS
-from slams.pipeline.results.scoring import BLOCK, Estimate, Part, Test
+from slams.pipeline.results.scoring import BLOCK, Part, Test
+from slams.pipeline.results.window_scores import Estimate
 from slams.pipeline.rivals.cycle import cycle
 from slams.pipeline.rivals.observed import QUANTITIES, history, instruments
 from slams.pipeline.rivals.planet import DAILY, MODELS, PlanetDays, climatology, members_of_season
