@@ -384,7 +384,6 @@ def _baseline_groups(
     if ignored:
         console.say(f"baseline_gaussian: ignores {', '.join(ignored)}, which no set of the recipe has")
     with console.bar("baselines", len(segments) * model.recipe.assimilation.steps + 1) as advance:
-        # the order of the groups in the files of earlier versions
         for baseline in sorted(BASELINES, key=lambda each: (each.observes, not each.pairs)):
             method = baseline.kept(model, fitted, record.seen)
             if method is not None:
