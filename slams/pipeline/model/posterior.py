@@ -97,7 +97,10 @@ def decoded(
     """
     random = model.recipe.assimilation.residual if residual is None else residual
     if random and name in model.prior.amounts:
-        return model.codec.masked(name, model.prior.amounts[name].draws(z, phase, seen, rng=rng))
+        x = model.prior.amounts[name].draws(z, phase, seen, rng=rng)
+        # far from its training latents a decoder may answer anything, of which the exponential is absurd
+        high = model.codec.statistics[name].credible_range()[1]
+        return model.codec.masked(name, x.minimum(high.to(x).reshape(-1, *[1] * (x.ndim - 3))))
     return clipped(model, z, name, phase, rng=rng, residual=random)
 
 
