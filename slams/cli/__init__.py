@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from slams.cli.forecast import add_forecast
-
 _CONFIGS = Path(__file__).parent.parent / "configs"
 
 _TRUST: dict[str, Any] = {
@@ -123,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("settings", nargs="*", default=[], metavar="key=value")
     add.add_argument("--trust", **_TRUST)
     add.set_defaults(run=_assimilate)
+    from slams.cli.forecast import add_forecast
+
     add_forecast(commands, _TRUST)
     add = commands.add_parser("evaluate", help="score an analysis against truth")
     add.add_argument("analysis", metavar="ANALYSIS")

@@ -166,12 +166,14 @@ class Model:
         """Method of the draws, "conditional" or "guided": the recipe's, or the one chosen on validation days."""
         return self.recipe.assimilation.method or self.prior.method
 
-    def sda(self) -> SDA:
-        """The assimilation method with this prior and the recipe's settings."""
-        a, old = (
-            self.recipe.assimilation,
-            not self.prior.error_is_least,
-        )  # draws of version 0.1 stay as they were
+    def sda(self, *, trajectories: bool = False) -> SDA:
+        """The assimilation method with this prior and the recipe's settings.
+
+        Args:
+            trajectories: Whether it draws many trajectories longer than a window at once, as version 0.1 could not; other
+                draws of its runs stay as they were.
+        """
+        a, old = self.recipe.assimilation, not (self.prior.error_is_least or trajectories)
         sampler = Sampler(
             a.steps,
             a.eta,

@@ -35,7 +35,8 @@ def posterior(
     Returns:
         Latent draws (N, T, *Z) of each trajectory, on the CPU.
     """
-    sda, members = model.sda(), model.recipe.assimilation.members
+    days, members = len(next(iter(seen[0].values()))), model.recipe.assimilation.members
+    sda = model.sda(trajectories=not composed and days != model.recipe.prior.window)
     draws = list[Tensor]()
     if composed:
         for values in seen:
