@@ -1,7 +1,7 @@
 """Guidance: how observations pull on a denoiser. A guided denoiser is a denoiser, so every sampler takes it."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -99,6 +99,76 @@ class GuidedDenoiser(Denoiser):
         guided = (mean + guidance).detach()
         refuse_broken(guided, guidance, t)
         return guided
+
+
+class PatternGuided(Denoiser):
+    """A denoiser guided by the covariance of the patterns of its closed form; a subclass states `solved`.
+
+    Args:
+        denoiser: The prior, of windows or trajectories (*B, L, *Z).
+        gaussian: Its closed form.
+        observations: Values (W, L, *O), or of one window or trajectory, (L, *O).
+        jacobians: G of each modality on the patterns, (prod(O), K).
+        fitted: Names of the modalities whose G also carries their misfit back; that of the others is differentiated.
+            All if None.
+        counted: Observations that M counts, where the denoiser knows some already; the observations if None.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        gaussian: WindowGaussian | TrajectoryGaussian,
+        observations: Observations,
+        jacobians: Mapping[str, Tensor],
+        fitted: Collection[str] | None,
+        counted: Observations | None,
+    ) -> None:
+        super().__init__()
+        self.denoiser, self.gaussian, self.schedule = denoiser, gaussian, denoiser.schedule
+        self.alone = not observations.batch
+        self.observations = observations.windows(gaussian.length) if self.alone else observations
+        fits = observations if fitted is None else [name for name in observations if name in fitted]
+        self.fits = {name: jacobians[name].to(gaussian.basis) for name in fits}
+        self.counted = self.observations if counted is None else counted
+        self.index, self.first = self.counted.patterns()
+
+    def informations(self, jacobians: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """M of each pattern of observed values, (L, K, K)."""
+        own = {name: jacobians[name] for name in self.counted}
+        return (self.counted.information(own, window) for window in self.first)
+
+    def solved(self, pattern: int, pulled: Tensor, t: Tensor) -> Tensor:
+        """(C^-1 + (alpha_t / sigma_t)^2 1 + M)^-1 b for one pattern, (N, W', L, K) -> the same."""
+        raise NotImplementedError(f"{type(self).__name__} does not state `solved`.")
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """(N, W, L, *Z), one of the first axes missing where there is one window or one draw of each; () -> the same.
+
+        Raises:
+            FloatingPointError: If the guidance is not finite; names the diffusion time.
+        """
+        event = 1 + len(self.gaussian.event)
+        if self.alone:
+            return self._guided(x_t.unsqueeze(-1 - event), t).squeeze(-1 - event)
+        return self._guided(x_t, t) if x_t.ndim > event + 1 else self._guided(x_t[None], t)[0]
+
+    def _guided(self, x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.no_grad():
+            mean = self.denoiser(x_t, t)
+        # what lies outside the patterns is not updated, so it must not enter the misfit either
+        inside = self.gaussian.expand(self.gaussian.coefficients(mean))
+        pulled = pulled_misfit(self.gaussian, self.observations, self.fits, inside)  # (N, W, L, K)
+        increment = torch.empty_like(pulled)
+        for pattern in range(len(self.first)):
+            rows = [w for w, number in enumerate(self.index) if number == pattern]
+            increment[:, rows] = self.solved(pattern, pulled[:, rows], t)
+        if not bool(torch.isfinite(increment).all()):
+            raise NonFiniteError(
+                f"the guidance is not finite at diffusion time {float(t):.3f} (largest gradient "
+                f"{float(torch.nan_to_num(pulled).abs().max()):g}); check the observations and their errors."
+            )
+        flat = increment.flatten(-2) if isinstance(self.gaussian, WindowGaussian) else increment
+        return mean + self.gaussian.expand(flat)
 
 
 def pulled_misfit(

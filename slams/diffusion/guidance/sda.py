@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from slams.core.covariance import Diagonal
-from slams.core.errors import InvalidTypeError, InvalidValueError, NonFiniteError
+from slams.core.errors import InvalidTypeError, InvalidValueError
 from slams.diffusion.denoiser import Denoiser, WindowGaussian
-from slams.diffusion.guidance.base import Guidance, GuidedDenoiser, pulled_misfit
+from slams.diffusion.guidance.base import Guidance, GuidedDenoiser, PatternGuided
 from slams.diffusion.guidance.trajectory import TrajectoryGuided
 from slams.diffusion.trajectory import MarkovBlanket
 from slams.diffusion.trajectory_gaussian import TrajectoryDenoiser, TrajectoryGaussian
@@ -172,7 +172,7 @@ def pattern_jacobian(observation: Observation, gaussian: WindowGaussian | Trajec
         return torch.autograd.grad(pulled, dual, unit)[0].mT
 
 
-class CovarianceGuided(Denoiser):
+class CovarianceGuided(PatternGuided):
     """A denoiser of windows, guided as `CovarianceGuidance` states.
 
     Args:
@@ -198,54 +198,21 @@ class CovarianceGuided(Denoiser):
         *,
         counted: Observations | None = None,
     ) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.gaussian = gaussian
-        self.schedule = denoiser.schedule
-        self.alone = not observations.batch
-        self.observations = observations.windows(gaussian.length) if self.alone else observations
-        fits = observations if fitted is None else [name for name in observations if name in fitted]
-        self.fits = {name: jacobians[name].to(gaussian.basis) for name in fits}
-        counted = self.observations if counted is None else counted
-        self.index, first = counted.patterns()
+        super().__init__(denoiser, gaussian, observations, jacobians, fitted, counted)
         values, vectors = [], []
-        for window in first:
-            information = counted.information({name: jacobians[name] for name in counted}, window)
+        for information in self.informations(jacobians):
             value, vector = torch.linalg.eigh(gaussian.posterior_precision(information))
             values.append(value.clamp(min=1e-6).to(gaussian.basis))
             vectors.append(vector.to(gaussian.basis))
         self.register_buffer("values", torch.stack(values))
         self.register_buffer("vectors", torch.stack(vectors))
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(N, W, L, *Z), one of the first axes missing where there is one window or one draw of each; () -> the same."""
-        event = 1 + len(self.gaussian.event)
-        if self.alone:
-            return self._guided(x_t.unsqueeze(-1 - event), t).squeeze(-1 - event)
-        return self._guided(x_t, t) if x_t.ndim > event + 1 else self._guided(x_t[None], t)[0]
-
-    def _guided(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def solved(self, pattern: int, pulled: Tensor, t: Tensor) -> Tensor:
+        """See `PatternGuided.solved`."""
         alpha, sigma = self.schedule(t)
-        with torch.no_grad():
-            mean = self.denoiser(x_t, t)
-        # what lies outside the patterns is not updated, so it must not enter the misfit either
-        pulled = self.pulled(self.gaussian.expand(self.gaussian.coefficients(mean)))  # (N, W, L K)
-        increment = torch.empty_like(pulled)
-        for pattern, (value, vector) in enumerate(zip(self.values, self.vectors, strict=True)):
-            rows = [w for w, number in enumerate(self.index) if number == pattern]
-            damped = (pulled[:, rows] @ vector) / (value + (alpha / sigma) ** 2)
-            increment[:, rows] = damped @ vector.mT
-        if not bool(torch.isfinite(increment).all()):
-            raise NonFiniteError(
-                f"the guidance is not finite at diffusion time {float(t):.3f} (largest gradient "
-                f"{float(torch.nan_to_num(pulled).abs().max()):g}); "
-                "check the observations and their errors."
-            )
-        return mean + self.gaussian.expand(increment)
-
-    def pulled(self, x: Tensor) -> Tensor:
-        """Gradient of the log-likelihood at x (N, W, L, *Z) by the patterns' coefficients, (N, W, L K)."""
-        return pulled_misfit(self.gaussian, self.observations, self.fits, x).flatten(-2)
+        value, vector = self.values[pattern], self.vectors[pattern]
+        damped = (pulled.flatten(-2) @ vector) / (value + (alpha / sigma) ** 2)
+        return (damped @ vector.mT).reshape(pulled.shape)
 
 
 @dataclass(frozen=True, eq=False)

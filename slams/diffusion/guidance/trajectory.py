@@ -8,7 +8,7 @@ from torch import Tensor
 from slams.core.errors import NonFiniteError
 from slams.diffusion.denoiser import Denoiser, NetworkDenoiser
 from slams.diffusion.exact.window_posterior import WindowPosterior, pulled_back
-from slams.diffusion.guidance.base import pulled_misfit
+from slams.diffusion.guidance.base import PatternGuided
 from slams.diffusion.trajectory_gaussian import (
     WINDOWS,
     TrajectoryDenoiser,
@@ -20,7 +20,7 @@ from slams.diffusion.trajectory_gaussian import (
 from slams.observation.observation import Observation, Observations
 
 
-class TrajectoryGuided(Denoiser):
+class TrajectoryGuided(PatternGuided):
     """A denoiser of trajectories guided by the covariance of their Gaussian (see `CovarianceGuidance`).
 
     m_y = m + V (P + (alpha_t^2 / sigma_t^2) 1 + M)^-1 sum_m G_m^T R_m^-1 (y_m - h_m(V V^T m)), m = E[x | x_t] and P the
@@ -45,46 +45,15 @@ class TrajectoryGuided(Denoiser):
         *,
         counted: Observations | None = None,
     ) -> None:
-        super().__init__()
-        self.denoiser, self.gaussian, self.schedule = denoiser, gaussian, denoiser.schedule
-        self.alone = not observations.batch
-        self.observations = observations.windows(gaussian.length) if self.alone else observations
-        fits = observations if fitted is None else [name for name in observations if name in fitted]
-        self.fits = {name: jacobians[name].to(gaussian.basis) for name in fits}
-        counted = self.observations if counted is None else counted
-        self.index, first = counted.patterns()
-        own = {name: jacobians[name] for name in counted}
-        self.information = [counted.information(own, window).double() for window in first]
+        super().__init__(denoiser, gaussian, observations, jacobians, fitted, counted)
+        self.gaussian: TrajectoryGaussian = gaussian
+        self.information = [each.double() for each in self.informations(jacobians)]
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(N, W, T, *Z), one of the first axes missing where there is one trajectory or one draw of each; () -> the same.
-
-        Raises:
-            FloatingPointError: If the guidance is not finite; names the diffusion time.
-        """
-        event = 1 + len(self.gaussian.event)
-        if self.alone:
-            return self._guided(x_t.unsqueeze(-1 - event), t).squeeze(-1 - event)
-        return self._guided(x_t, t) if x_t.ndim > event + 1 else self._guided(x_t[None], t)[0]
-
-    def _guided(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def solved(self, pattern: int, pulled: Tensor, t: Tensor) -> Tensor:
+        """See `PatternGuided.solved`."""
         alpha, sigma = (float(each) for each in self.schedule(t.reshape(())))
-        with torch.no_grad():
-            mean = self.denoiser(x_t, t)
-        # what lies outside the patterns is not updated, so it must not enter the misfit either
-        inside = self.gaussian.expand(self.gaussian.coefficients(mean))
-        pulled = pulled_misfit(self.gaussian, self.observations, self.fits, inside)  # (N, W, T, K)
-        increment = torch.empty_like(pulled)
-        for pattern, information in enumerate(self.information):
-            rows = [w for w, number in enumerate(self.index) if number == pattern]
-            factor = self.gaussian.factor(alpha, sigma, information)
-            increment[:, rows] = (sigma**2 * solved(factor, pulled[:, rows].double())).to(pulled)
-        if not bool(torch.isfinite(increment).all()):
-            raise NonFiniteError(
-                f"the guidance is not finite at diffusion time {float(t):.3f} (largest gradient "
-                f"{float(torch.nan_to_num(pulled).abs().max()):g}); check the observations and their errors."
-            )
-        return mean + self.gaussian.expand(increment)
+        factor = self.gaussian.factor(alpha, sigma, self.information[pattern])
+        return (sigma**2 * solved(factor, pulled.double())).to(pulled)
 
 
 class TrajectoryConditional(Denoiser):
