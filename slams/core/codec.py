@@ -139,7 +139,9 @@ class SeasonalStandardize(nn.Module):
         seen = torch.isfinite(flat)
         filled = torch.where(seen, flat, 0.0)
         if bool(seen.all()):
-            solution = torch.linalg.lstsq(basis.double(), filled.double()).solution
+            inverse = torch.linalg.pinv(basis.double())
+            # few points at a time, for the memory of their double precision
+            solution = torch.cat([inverse @ part.double() for part in filled.split(4096, dim=1)], 1)
         else:
             # one normal matrix a point, because each point misses other days
             gram = torch.einsum("ni,nj,np->pij", basis, basis, seen.to(x.dtype)).double()
@@ -209,7 +211,8 @@ class SeasonalStandardize(nn.Module):
         z = self.encode(x, phase).flatten(2)
         if amount:  # deserts are dry at their 99th percentile too
             z = torch.where(x.flatten(2) > 0, z, torch.nan)
-        z = z.sort(0).values  # NaN last
+        # NumPy sorts contiguous columns several times faster than torch along the first axis; NaN last
+        z = torch.from_numpy(np.sort(z.movedim(0, -1).contiguous().numpy(), -1)).movedim(-1, 0)
         last = (torch.isfinite(z).sum(0, keepdim=True) - 1).clamp(min=0)
         lower, middle, upper = (z.gather(0, (q * last).round().long())[0] for q in (0.01, 0.5, 0.99))
         if amount:

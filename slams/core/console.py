@@ -14,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+_SILENCE = 30.0  # seconds without a line
 _LOG_WIDTH = 110  # a file has no edge at 80 characters, where tables of eight columns would break their cells
 
 Advance = Callable[[int, str], None]
@@ -42,9 +43,12 @@ class Console:
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Advance]:
-        """A bar of `total` units; the block calls advance(units, message)."""
+        """A bar of `total` units; the block calls advance(units, message).
+
+        Without a terminal, a line about twice a minute says what is done and about how long the rest takes.
+        """
         start = time.monotonic()
-        last = [""]
+        last, done, told = [""], [0], [start]
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -60,7 +64,15 @@ class Console:
 
             def advance(units: int = 1, message: str = "") -> None:
                 last[0] = message or last[0]
+                done[0] += units
                 progress.update(task, advance=units, message=last[0])
+                now = time.monotonic()
+                if not self.rich.is_terminal and now - told[0] > _SILENCE and 0 < done[0] < total:
+                    told[0] = now
+                    left = (now - start) * (total - done[0]) / done[0]
+                    self.say(
+                        f"{title}: {done[0]} of {total}, {now - start:.0f} s, about {left:.0f} s left  {last[0]}"
+                    )
 
             yield advance
         self.say(f"{title}: {time.monotonic() - start:.0f} s  {last[0]}")

@@ -11,6 +11,7 @@ A metric names the law of its values (`Law`):
 
 import math
 from collections.abc import Sequence
+from functools import cache, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -226,24 +227,19 @@ def _limits(d: Tensor, a: Tensor, share: Tensor, count: float) -> Tensor:
         half = t * (variance / count + product / 4).sqrt()
         return centre + b * variance / 2 + torch.stack([-half, half])
     slope = torch.where(square > 0, rest / (square * (count - 2)), 0.0).sqrt()
-    return centre + torch.stack([_quantile(p, variance, b, slope, count) for p in (0.025, 0.975)])
+    return centre + _quantiles((0.025, 0.975), variance, b, slope, count)
 
 
-def _quantile(p: float, variance: Tensor, b: Tensor, slope: Tensor, count: float) -> Tensor:
-    """Quantile of the generalized pivot, less mean(d), by halving an interval that holds it."""
-    several = bool((slope > 0).any())
-    (chi, wide), (student, narrow) = (_nodes(n) for n in (_NODES[0], _NODES[1] if several else 1))
-    scale = torch.from_numpy(scipy.stats.chi2.ppf(chi, count - 1) / (count - 1)).repeat_interleave(
-        len(student)
-    )
-    t = torch.from_numpy(scipy.stats.t.ppf(student, count - 2)).repeat(len(chi))
-    share = torch.from_numpy(np.outer(wide, narrow).ravel())
+def _quantiles(levels: Sequence[float], variance: Tensor, b: Tensor, slope: Tensor, count: float) -> Tensor:
+    """Quantiles (P, *B) of the generalized pivot, less mean(d), by halving an interval that holds them."""
+    scale, t, share = _pivots(count, bool((slope > 0).any()))
     s, b, slope = (each.unsqueeze(-1) for each in (variance.sqrt(), b, slope))
     scale, t, share = (each.to(variance) for each in (scale, t, share))
     shift = (b - t * slope) * s**2 / (2 * scale)
     spread = (s / (scale * count).sqrt()).clamp(min=1e-300)
     high = (20 * (s + (b.abs() + 4 * slope) * s**2)).squeeze(-1)
-    low = -high
+    high = high.expand(len(levels), *high.shape)
+    low, p = -high, high.new_tensor(levels).reshape(-1, *[1] * (high.ndim - 1))
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         below = torch.special.ndtr((middle.unsqueeze(-1) - shift) / spread) @ share < p
@@ -251,6 +247,17 @@ def _quantile(p: float, variance: Tensor, b: Tensor, slope: Tensor, count: float
     return (low + high) / 2
 
 
+@lru_cache
+def _pivots(count: float, several: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes U^2 / (n - 1) and T of the quadrature, of one T unless `several`, and their probabilities."""
+    (chi, wide), (student, narrow) = (_nodes(n) for n in (_NODES[0], _NODES[1] if several else 1))
+    scale = torch.from_numpy(scipy.stats.chi2.ppf(chi, count - 1) / (count - 1))
+    t = torch.from_numpy(scipy.stats.t.ppf(student, count - 2))
+    share = torch.from_numpy(np.outer(wide, narrow).ravel())
+    return scale.repeat_interleave(len(student)), t.repeat(len(chi)), share
+
+
+@cache
 def _nodes(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights of a quadrature over probabilities, denser towards 0 and 1."""
     x, weight = np.polynomial.legendre.leggauss(count)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -226,9 +227,11 @@ def wasserstein(members: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     if truth.numel() == 0:
         return weights.sum()
     mass = weights / weights.sum()
-    values, order = torch.cat([truth[None], members]).flatten().sort()
+    values = torch.cat([truth[None], members]).flatten()
     masses = torch.cat([mass, (-mass / len(members)).repeat(len(members))])
-    return masses[order].cumsum(0)[:-1].abs() @ values.diff()
+    # NumPy sorts in less than half the time of torch
+    order = torch.from_numpy(np.argsort(values.detach().cpu().numpy())).to(values.device)
+    return masses[order].cumsum(0)[:-1].abs() @ values[order].diff()
 
 
 def gaussian_wasserstein(mean: Tensor, std: Tensor, truth: Tensor, weights: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import yaml
 from slams import config
 from slams.core.console import Console
 from slams.core.files import write_text
+from slams.core.processes import processors
 from slams.core.stages import Stages
 from slams.data.planet.archive import simulate_archive
 from slams.evaluation.metrics import shown
@@ -92,7 +93,14 @@ def _make_planet(recipe: Recipe, console: Console) -> None:
             advance(int(done * days / total) - last[0], "")
             last[0] = int(done * days / total)
 
-        simulate_archive(system, recipe.planet.folder, list(years), seed=recipe.seed, progress=progress)
+        simulate_archive(
+            system,
+            recipe.planet.folder,
+            list(years),
+            seed=recipe.seed,
+            workers=processors(),
+            progress=progress,
+        )
 
 
 def _test(model: Model, fields: Fields, out: Path, console: Console) -> None:

@@ -170,6 +170,24 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path):
     assert [path.stat().st_mtime_ns for path in first] == times
 
 
+def test_processes_of_their_own_give_the_same_numbers(tmp_path):
+    system, settings = MoistQG(), {"spinup": 1, "days": 2, "chains": 2}
+    years, told = [2001, 2003, 2005, 2007], []
+    one = simulate_archive(system, tmp_path / "one", years, **settings)
+    two = simulate_archive(
+        system, tmp_path / "two", years, workers=2, progress=lambda *a: told.append(a), **settings
+    )
+    assert contents(one) == contents(two)
+    assert told == sorted(told) and told[-1] == (12, 12)
+
+
+def test_an_error_in_a_process_is_raised_here(tmp_path):
+    with pytest.raises(FloatingPointError, match="blew up"):
+        simulate_archive(
+            MoistQG(dt=1.0, substeps=1), tmp_path, [2001, 2003], spinup=9, days=2, chains=1, workers=2
+        )
+
+
 def test_other_settings_write_other_files(tmp_path):
     settings = {"spinup": 1, "days": 2}
     before = contents(simulate_archive(MoistQG(), tmp_path, [2001], seed=0, **settings))

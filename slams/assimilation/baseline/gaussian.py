@@ -250,9 +250,11 @@ def residual_covariance(residual: Tensor, *, floor: float = 1e-3) -> Tensor:
     clean = torch.nan_to_num(residual)
     counts = (seen.mT @ seen).clamp(min=1)
     matrix = (clean.mT @ clean / counts).double()
-    value, vector = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    matrix = (matrix + matrix.mT) / 2
     mean = float(matrix.diagonal().mean())
-    matrix = (vector * value.clamp(min=0)) @ vector.mT
+    if bool((seen != seen[:1]).any()):  # else it is a product of a matrix with itself
+        value, vector = torch.linalg.eigh(matrix)
+        matrix = (vector * value.clamp(min=0)) @ vector.mT
     return (matrix + floor * (mean + 1e-9) * torch.eye(len(matrix), dtype=matrix.dtype)).to(residual.dtype)
 
 

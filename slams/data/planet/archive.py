@@ -12,6 +12,7 @@ from torch import Tensor
 
 from slams.config import PRESSURE_LEVELS
 from slams.core.errors import InvalidValueError, NonFiniteError
+from slams.core.processes import in_processes
 from slams.core.random import fork, normal
 from slams.data.planet.files import is_complete, write_year, year_paths
 from slams.data.planet.instruments import Instruments, Planet, at_levels, observable_day
@@ -24,9 +25,10 @@ def simulate_archive(
     *,
     seed: int = 0,
     spinup: int = 60,
-    chains: int = 7,
+    chains: int = 8,
     days: int | None = None,
     instruments: Instruments | None = None,
+    workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write a planet's years as files that the readers of the real archives read.
@@ -45,6 +47,7 @@ def simulate_archive(
         chains: Years run in one batch.
         days: Length of each year [days], for short trials; None is the whole calendar year.
         instruments: Errors of the instruments.
+        workers: Groups simulated at the same time, each in a process of its own.
         progress: Called with (days done, days in all) of all chains.
 
     Returns:
@@ -59,20 +62,24 @@ def simulate_archive(
     groups = [years[k : k + chains] for k in range(0, len(years), chains)]
     lengths = [max(_length(year, days) for year in group) for group in groups]
     total = sum(len(group) * (spinup + length) for group, length in zip(groups, lengths, strict=True))
-    latitude = system.harmonics.latitude.double().cpu().numpy()
-    longitude = system.harmonics.longitude.double().cpu().numpy()
-    done = 0
-    for group, length in zip(groups, lengths, strict=True):
+    done, tasks = [0] * len(groups), []
+    for number, (group, length) in enumerate(zip(groups, lengths, strict=True)):
         mark = _mark(system, group, seed, spinup, days, instruments)
-        if not all(is_complete(path, mark) for year in group for path in year_paths(folder, year)):
-            tick = _ticker(progress, done, len(group), total)
-            fields = _run(system, group, spinup, length, per_day, seed, instruments, tick)
-            for k, year in enumerate(group):
-                temperature, rain, radiation = (field[k, : _length(year, days)] for field in fields)
-                write_year(folder, year, latitude, longitude, (temperature, rain, radiation), mark)
-        done += len(group) * (spinup + length)
+        if all(is_complete(path, mark) for year in group for path in year_paths(folder, year)):
+            done[number] = len(group) * (spinup + length)
+        else:
+            own = (system, folder, group, spinup, [_length(year, days) for year in group])
+            tasks.append((number, (*own, per_day, seed, instruments, mark)))
+
+    def tick(task: int, day: int) -> None:
+        number = tasks[task][0]
+        done[number] = len(groups[number]) * day
         if progress is not None:
-            progress(done, total)
+            progress(sum(done), total)
+
+    if progress is not None:
+        progress(sum(done), total)
+    in_processes(_write_group, [task for _, task in tasks], workers=workers, progress=tick)
     return [path for year in years for path in year_paths(folder, year)]
 
 
@@ -98,11 +105,25 @@ def _mark(system: Planet, group: Sequence[int], *settings: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _ticker(
-    progress: Callable[[int, int], None] | None, done: int, width: int, total: int
-) -> Callable[[int], None]:
-    """Progress of one group from the days it has done."""
-    return lambda day: None if progress is None else progress(done + width * day, total)
+def _write_group(
+    system: Planet,
+    folder: Path,
+    years: Sequence[int],
+    spinup: int,
+    lengths: Sequence[int],
+    per_day: int,
+    seed: int,
+    instruments: Instruments,
+    mark: str,
+    tick: Callable[[int], None],
+) -> None:
+    """Simulate a group of years and write their files; `tick` is called with the days done."""
+    latitude = system.harmonics.latitude.double().cpu().numpy()
+    longitude = system.harmonics.longitude.double().cpu().numpy()
+    fields = _run(system, years, spinup, max(lengths), per_day, seed, instruments, tick)
+    for k, (year, length) in enumerate(zip(years, lengths, strict=True)):
+        temperature, rain, radiation = (field[k, :length] for field in fields)
+        write_year(folder, year, latitude, longitude, (temperature, rain, radiation), mark)
 
 
 def _length(year: int, days: int | None) -> int:
@@ -170,7 +191,7 @@ def preceding_days(
     *,
     seed: int = 0,
     spinup: int = 60,
-    chains: int = 7,
+    chains: int = 8,
     levels: Sequence[float] = PRESSURE_LEVELS,
     instruments: Instruments | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -151,7 +151,7 @@ def gains(model: Model, outcome: Outcome) -> list[dict[str, str]]:
     ]
     if model.recipe.experiment.shuffled:
         pairs.append(("shuffled dates", first))
-    rows, known = [], {(row["method"], row["variable"]) for row in outcome.scores.rows()}
+    rows, known = [], dict.fromkeys(key[:2] for key in outcome.scores.keys())  # noqa: SIM118 - not a mapping
     for variable in model.states:
         methods = [str(name) for name, of in known if of == variable]
         for large, small in pairs:
