@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from slams.core.errors import InvalidValueError
-from slams.diffusion.denoiser import Denoiser, NetworkDenoiser, WindowGaussian
+from slams.diffusion.denoiser import Denoiser, NetworkDenoiser, NoCorrection, WindowGaussian
 
 WINDOWS = 256  # corrected at once by a network, which bounds memory
 
@@ -227,7 +227,7 @@ class TrajectoryDenoiser(Denoiser):
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """(*B, T, *Z), () -> (*B, T, *Z)."""
         mean = self.gaussian(x_t, t)
-        if isinstance(self.windows, WindowGaussian):
+        if isinstance(self.windows, WindowGaussian) or isinstance(self.windows.network, NoCorrection):
             return mean
         window, t = self.windows.gaussian, t.reshape(())
         rows = windows_of(x_t, window.length, len(self.event))

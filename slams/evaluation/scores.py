@@ -96,6 +96,18 @@ class Scores:
             )
         series.windows[window] = {name: value.detach().cpu().double() for name, value in statistics.items()}
 
+    def repeat(self, method: str, other: str, variables: Sequence[str]) -> None:
+        """Add the windows of a method again as those of another one that is the same.
+
+        Args:
+            method: Method with windows.
+            other: Name of the other one.
+            variables: Variables that are added.
+        """
+        for (name, variable, part), series in list(self._series.items()):
+            if name == method and variable in variables:
+                self._series[other, variable, part] = Series(series.levels, dict(series.windows))
+
     def pack(self) -> tuple[dict[str, Tensor], list[list[Any]]]:
         """All statistics as tensors (windows, ...), and their labels as JSON lists.
 

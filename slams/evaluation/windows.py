@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from slams.core.errors import InvalidValueError
-from slams.evaluation.metrics import metrics_of
+from slams.evaluation.metrics import ascending, metrics_of
 
 Statistics = dict[str, Tensor]
 
@@ -65,7 +65,7 @@ def window_statistics(
         )
 
     def sums(forecast: tuple[Tensor, ...], y: Tensor, w: Tensor) -> Statistics:
-        ordered = forecast[0].sort(0).values
+        ordered = ascending(forecast[0])
         return _sums("statistic", (ordered,), y, w) | {"ranks": _ensemble_ranks(ordered, y, w)}
 
     return _by_channel(sums, (samples,), truth, weight, scored, channel_axis)

@@ -47,14 +47,18 @@ class WindowMLP(nn.Module):
         self.context = nn.Linear(length * context, hidden, bias=False) if context else None
 
     def forward(self, x_t: Tensor, linear: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """(*B, L, D), the same, () or (b, 1, 1), context (*B, L, C) -> (*B, L, D)."""
+        """(*B, L, D), the same, () or (b, 1, 1), context (*B, L, C) -> (*B, L, D).
+
+        A context without the first axes of *B is that of all members there.
+        """
         lead = x_t.shape[:-2]
         stacked = torch.cat([x_t.flatten(-2), linear.flatten(-2)], -1).reshape(
             -1, 2 * x_t.shape[-2] * x_t.shape[-1]
         )
         x = self.first(torch.cat([stacked, self.time(t).expand(len(stacked), -1)], -1))
         if self.context is not None and context is not None:
-            x = x + self.context(context.flatten(-2).flatten(0, -2))
+            extra = self.context(context.flatten(-2).flatten(0, -2))
+            x = (x.unflatten(0, (-1, len(extra))) + extra).flatten(0, 1)
         for block in self.blocks:
             x = x + block(x)
         return self.last(x).reshape(*lead, *x_t.shape[-2:])

@@ -88,7 +88,10 @@ class WindowUNet(nn.Module):
         self.grow = nn.ModuleList(SphereConv(b, a, periodic=periodic) for a, b in pairs)
 
     def forward(self, x_t: Tensor, linear: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """(*B, L, C, H, W), the same, () or (b, 1, ..., 1), context (*B, L, C', H, W) -> (*B, L, C, H, W)."""
+        """(*B, L, C, H, W), the same, () or (b, 1, ..., 1), context (*B, L, C', H, W) -> (*B, L, C, H, W).
+
+        A context without the first axes of *B is that of all members there.
+        """
         lead = x_t.shape[:-4]
         stacked = (
             torch.cat([x_t, linear], -3)
@@ -99,7 +102,8 @@ class WindowUNet(nn.Module):
         embedded = self.time(t)
         x = self.first(self._padded(x))
         if self.context is not None and context is not None:
-            x = x + self.context(self._padded(context.flatten(-4, -3).flatten(0, -4)))
+            extra = self.context(self._padded(context.flatten(-4, -3).flatten(0, -4)))
+            x = (x.unflatten(0, (-1, len(extra))) + extra).flatten(0, 1)
         kept = []
         for level, blocks in enumerate(self.down):
             for block in blocks:  # type: ignore[attr-defined]

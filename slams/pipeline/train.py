@@ -40,10 +40,10 @@ from slams.pipeline.model.codec import (
 )
 from slams.pipeline.model.conditional import ConditionalTraining
 from slams.pipeline.model.learn_amounts import kept_amounts
-from slams.pipeline.model.learning import REPLACED, judged, learning_notes, noise_losses
+from slams.pipeline.model.learning import judged, learning_notes, noise_losses
 from slams.pipeline.model.method import choose_method
 from slams.pipeline.model.model import Model
-from slams.pipeline.model.prior import LearntPrior
+from slams.pipeline.model.prior import REPLACED, LearntPrior
 from slams.pipeline.model.spread import calibrate_spread
 from slams.pipeline.recipe import AssimilationRecipe, FitSettings, Recipe, to_tree
 from slams.training.fit import fit

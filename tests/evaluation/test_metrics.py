@@ -17,6 +17,7 @@ from slams.evaluation import (
     window_statistics,
 )
 from slams.evaluation.intervals import interval, log_normal_limits
+from slams.evaluation.metrics import ascending
 
 ADDITIVE = (
     "weight",
@@ -542,3 +543,12 @@ def test_changes_of_other_scores_or_cells_are_refused():
     scores.add("c", "v", 0, window_statistics(draw(3, 1, 1, 6), draw(1, 1, 6), torch.ones(6)))
     with pytest.raises(ValueError, match="share not all windows"):
         scores.paired_change("a", "c", variable="v")
+
+
+def test_members_are_sorted_at_each_point_with_missing_ones_last(rng):
+    """As by torch, in either precision."""
+    for dtype in (torch.float32, torch.float64):
+        samples = torch.randn(9, 4, 5, generator=rng).to(dtype)
+        samples[2, 1, 3] = torch.nan
+        expected = samples.sort(0).values
+        torch.testing.assert_close(ascending(samples), expected, rtol=0, atol=0, equal_nan=True)

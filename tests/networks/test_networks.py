@@ -133,3 +133,21 @@ def test_time_embedding_flattens_its_times(rng):
     embed = TimeEmbedding(6).double()
     t = torch.rand(4, 1, 1, dtype=torch.float64, generator=rng)
     torch.testing.assert_close(embed(t), torch.cat([embed(s) for s in t.flatten()]), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["vector", "grid"])
+def test_members_share_a_context_without_their_axis(kind, rng):
+    """The correction is that with the context repeated for each member."""
+    event = (5,) if kind == "vector" else (2, 4, 8)
+    network = (
+        WindowMLP(3, event, hidden=16, blocks=1, context=7)
+        if kind == "vector"
+        else WindowUNet(3, event, hidden=(8, 8), blocks=1, context=7)
+    )
+    for parameter in network.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=rng)
+    x, g = torch.randn(2, 4, 6, 3, *event, generator=rng)
+    context = torch.randn(6, 3, 7, *event[1:], generator=rng)
+    t = torch.tensor(0.4)
+    whole = network(x, g, t, context.expand(4, *context.shape))
+    torch.testing.assert_close(network(x, g, t, context), whole, rtol=1e-5, atol=1e-6)

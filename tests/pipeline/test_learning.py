@@ -7,8 +7,9 @@ from torch import nn
 
 from slams.diffusion.denoiser import NetworkDenoiser, WindowGaussian
 from slams.diffusion.schedule import VPCosine
-from slams.pipeline.model.learning import KEPT, REPLACED, judged, learning_notes, noise_losses
+from slams.pipeline.model.learning import KEPT, judged, learning_notes, noise_losses
 from slams.pipeline.model.model import Model
+from slams.pipeline.model.prior import REPLACED
 
 DAYS = np.datetime64("2001-01-01") + 5 * np.arange(60)
 

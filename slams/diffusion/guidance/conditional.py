@@ -197,8 +197,7 @@ class ConditionalDenoiser(Denoiser):
             FloatingPointError: If the mean is not finite; names the time.
         """
         closed = self.posterior(x_t, t)
-        context = self.context.expand(*x_t.shape[: x_t.ndim - 2 - len(self.event)], *self.context.shape)
-        mean = closed + self.prior.correction(x_t, closed, t, context)
+        mean = closed + self.prior.correction(x_t, closed, t, self.context)
         if self.weight != 1:
             free = self.prior(x_t, t)
             mean = free + self.weight * (mean - free)

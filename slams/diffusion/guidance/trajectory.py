@@ -1,12 +1,12 @@
 """Guidance of trajectories in closed form, and a conditional network along them."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from slams.core.errors import NonFiniteError
-from slams.diffusion.denoiser import Denoiser, NetworkDenoiser
+from slams.diffusion.denoiser import Denoiser, NetworkDenoiser, NoCorrection
 from slams.diffusion.exact.window_posterior import WindowPosterior, pulled_back
 from slams.diffusion.guidance.base import PatternGuided
 from slams.diffusion.trajectory_gaussian import (
@@ -110,7 +110,9 @@ class TrajectoryConditional(Denoiser):
         if x_t.ndim == axes + 1:
             return self(x_t[None], t)[0]
         t = t.reshape(())
-        mean = self._closed(x_t, t) + self._corrections(x_t, t)
+        mean = self._closed(x_t, t)
+        if not isinstance(self.network.network, NoCorrection):
+            mean = mean + self._corrections(x_t, t)
         if self.weight != 1:
             free = self.prior(x_t, t)
             mean = free + self.weight * (mean - free)
@@ -138,14 +140,17 @@ class TrajectoryConditional(Denoiser):
         event = len(self.event)
         rows = windows_of(x_t, self.network.length, event)  # (N, W, T - L + 1, L, *Z)
         flat = rows.flatten(1, 2)
-        closed, context = self.posterior(flat, t), self.context.expand(len(flat), *self.context.shape)
+        closed, members = self.posterior(flat, t), max(1, WINDOWS // flat.shape[1])
         parts = [
-            self.network.correction(x, g, t, c)
-            for x, g, c in zip(
-                *(each.flatten(0, 1).split(WINDOWS) for each in (flat, closed, context)), strict=True
-            )
+            torch.cat([self.network.correction(a, b, t, c) for a, b, c in self._parts(x, g)], 1)
+            for x, g in zip(flat.split(members), closed.split(members), strict=True)
         ]
         return middles(torch.cat(parts).reshape(rows.shape), event)
+
+    def _parts(self, x: Tensor, closed: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Some windows at a time of rows (n, W', ...), and their context, which all n share."""
+        rows = (each.split(WINDOWS, 1) for each in (x, closed))
+        return zip(*rows, self.context.split(WINDOWS), strict=True)
 
 
 def _windows(observations: Observations, length: int) -> Observations:

@@ -14,9 +14,10 @@ from slams.diffusion.denoiser import NetworkDenoiser
 from slams.evaluation.intervals import mean_interval
 from slams.pipeline.model.calibrate import FACTORS
 from slams.pipeline.model.model import Model
+from slams.pipeline.model.prior import REPLACED
 from slams.pipeline.model.spread import WIDEST
 
-REPLACED, KEPT = "closed form", "kept"
+KEPT = "kept"
 _BLOCK = 15  # days whose windows count as one value of an interval
 _DRAWS = 8  # of the noise, for each window
 _OVERFIT = 2.0  # loss of the closed form on validation days over that on training days

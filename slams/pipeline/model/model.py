@@ -62,6 +62,11 @@ class Model:
         self.prior.denoiser.to(device)
         return self
 
+    @property
+    def idle(self) -> bool:
+        """Whether the prior is its closed form, because its network was left out after the training."""
+        return self.prior.learning.get("network") == priors.REPLACED and not self.recipe.prior.network
+
     def without_network(self) -> "Model":
         """The model whose prior is its closed form; everything else is shared."""
         kept = self.prior
@@ -191,7 +196,8 @@ class Model:
             known = {n: operators[n] for n in self.prior.trained if n not in self.operators}
             features = ObservationFeatures(self.codec, known)
             guidance = ConditionalGuidance(known, features, a.weight, others=guidance)
-        return SDA(self.prior.denoiser, sampler, guidance=guidance)
+        idle = NetworkDenoiser(self.prior.gaussian, NoCorrection())
+        return SDA(idle if self.idle else self.prior.denoiser, sampler, guidance=guidance)
 
     def published(self, anomalies: Mapping[str, Tensor]) -> Observations:
         """The published system's pseudo-observation: the encoded observations, with noise in the latent.

@@ -26,6 +26,7 @@ from slams.pipeline.model.codec import MultimodalCodec
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
 
 FILE_NAME = "denoiser.safetensors"
+REPLACED = "closed form"  # of a network that was left out after its training
 _PARTS = ("operators", "errors", "residuals", "profiles", "samples")
 _EIGEN = ("gaussian.values", "gaussian.vectors")
 

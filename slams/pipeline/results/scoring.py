@@ -187,6 +187,11 @@ class Test:
         if part.main:
             outcome.observed = self._observed(seen)
         for method in part.methods:
+            if method is _no_network and self.model.idle:
+                own, other = (f"{name}{part.tail}" for name in ("analysis", "no_network"))
+                outcome.scores.repeat(own, other, self.recipe.analysed)
+                self.advance(self.units, part.label)
+                continue
             for estimate in method(self, part, seen):
                 if estimate.kept:
                     members.setdefault(estimate.variable, []).append(estimate.value)  # type: ignore[arg-type]
