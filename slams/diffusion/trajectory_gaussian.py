@@ -45,6 +45,11 @@ class BandedFactor:
             for m in range(max(0, k - len(self.columns[0]) + 1), k):
                 value = value - self.columns[m][k - m] @ found[m]
             found.append(torch.linalg.solve_triangular(diagonal, value, upper=False))
+        return self.coloured(torch.stack(found))
+
+    def coloured(self, noise: Tensor) -> Tensor:
+        """F^-T n of the factor F, (T, K, n): of standard normals n, draws of N(0, A^-1)."""
+        found = list(noise)
         for k in range(len(found) - 1, -1, -1):
             diagonal, *lower = self.columns[k]
             value = found[k]

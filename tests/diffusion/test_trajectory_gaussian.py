@@ -93,6 +93,8 @@ def test_windows_of_a_markov_state_extend_to_its_joint_covariance(length):
     torch.testing.assert_close(factor.solve(unit).reshape(T * K, -1), whole, rtol=0, atol=1e-9)
     blocks = torch.stack([whole[k : k + K, k : k + K] for k in range(0, T * K, K)])
     torch.testing.assert_close(factor.inverse_blocks(), blocks, rtol=0, atol=1e-9)
+    root = factor.coloured(unit).reshape(T * K, -1)
+    torch.testing.assert_close(root @ root.mT, whole, rtol=0, atol=1e-9)
 
 
 def test_denoiser_is_the_posterior_mean_of_the_joint_gaussian(rng):

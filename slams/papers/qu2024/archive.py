@@ -12,6 +12,7 @@ from slams.core.codec import SeasonalStandardize
 from slams.core.console import Console
 from slams.core.errors import InvalidValueError
 from slams.core.settings import read_tree
+from slams.core.tensorfile import flat, grouped, read_tensors, write_tensors
 from slams.data.planet.archive import simulate_archive
 from slams.papers.qu2024.plan import ArchivePlan, Qu2024Plan
 from slams.pipeline.inputs.fields import Fields, load_fields, phase_of
@@ -19,6 +20,8 @@ from slams.pipeline.recipe import from_tree
 from slams.systems.flows.quasigeostrophic import MoistQG
 
 STATE = "t"
+DAYS = "days.safetensors"  # a few test days beside the shipped weights
+SHIPPED = 2, 5  # trajectories and days of each
 _CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -79,23 +82,16 @@ class Truths:
     lat: tuple[float, ...]
     lon: tuple[float, ...]
 
-    def part(self, count: int) -> "Truths":
-        """The first trajectories."""
-        first = {name: x[:count] for name, x in self.anomalies.items()}
-        return Truths(first, self.phase[:count], self.weights, self.levels, self.lat, self.lon)
-
-    def row(self, number: int) -> "Truths":
-        """One trajectory, its axis kept."""
-        here = slice(number, number + 1)
-        own = {name: x[here] for name, x in self.anomalies.items()}
-        return Truths(own, self.phase[here], self.weights, self.levels, self.lat, self.lon)
+    def part(self, count: int, days: int | None = None) -> "Truths":
+        """The first trajectories, and of each the first days."""
+        first = slice(count), slice(days)
+        own = {name: x[first] for name, x in self.anomalies.items()}
+        return Truths(own, self.phase[first], self.weights, self.levels, self.lat, self.lon)
 
 
 def training_fields(plan: Qu2024Plan, console: Console) -> Fields:
     """Fields of training and validation."""
-    tree = read_tree(_CONFIGS / f"{plan.archive.recipe}.yaml", "recipe")
-    years = tuple(tree.get("planet", {}).get("years", ()))
-    return _fields(plan, plan.archive.folder, years, "training", console)
+    return _fields(plan, plan.archive.folder, plan.archive.years, "training", console)
 
 
 def test_fields(plan: Qu2024Plan, console: Console) -> Fields:
@@ -113,7 +109,9 @@ def _fields(plan: Qu2024Plan, folder: str, years: Sequence[int], part: str, cons
             simulate_archive(MoistQG(), folder, list(years), seed=tree["seed"], days=days)
             advance(1, "")
         names = {"t": "era5_t_{}.nc", "rain": "precip.{}.nc", "olr": "olr.{}.nc"}
-        data["store"] = str(Path(folder) / f"store_{part}")
+        data["store"] = str(Path(archive.own) / f"store_{part}")
+        if part == "training":
+            years = [year for year in years if str(year) <= archive.validation[1]]
         for name, modality in data["modalities"].items():
             modality["files"] = [str(Path(folder) / names[name].format(year)) for year in years]
     fields = load_fields(from_tree(tree | {"data": data}), console.say)
@@ -160,3 +158,33 @@ def truths(plan: Qu2024Plan, fields: Fields, climate: Climate, years: Sequence[i
         layout.coords["lat"],
         layout.coords["lon"],
     )
+
+
+def save_truths(path: Path, truths: Truths) -> None:
+    """Write trajectories, anomalies with 16 bits a number."""
+    tensors = {name: x.half() for name, x in truths.anomalies.items()}
+    facts = {"levels": list(truths.levels), "lat": list(truths.lat), "lon": list(truths.lon)}
+    write_tensors(
+        path, flat({"anomalies": tensors, "": {"phase": truths.phase, "weights": truths.weights}}, "|"), facts
+    )
+
+
+def shipped_truths(path: Path, plan: Qu2024Plan) -> Truths:
+    """The first trajectories and days of a file of `save_truths`.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it has fewer or shorter trajectories than the plan.
+    """
+    tensors, facts = read_tensors(path, remedy="reinstall the package, or leave out size=reduced")
+    groups = grouped(tensors, "|")
+    phase = groups[""]["phase"]
+    if phase.shape[0] < plan.trajectories or phase.shape[1] < plan.length:
+        raise InvalidValueError(
+            f"the shipped days are {phase.shape[0]} trajectories of {phase.shape[1]} days, and the plan has "
+            f"{plan.trajectories} of {plan.length}; lower trajectories and length, or take size=planet."
+        )
+    anomalies = {name: x.float() for name, x in groups["anomalies"].items()}
+    coordinates = (tuple(facts[key]) for key in ("levels", "lat", "lon"))
+    whole = Truths(anomalies, phase, groups[""]["weights"], *coordinates)
+    return whole.part(plan.trajectories, plan.length)

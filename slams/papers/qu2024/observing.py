@@ -38,6 +38,17 @@ def latent_operator(setting: Setting, z: Tensor) -> Tensor:
     return z.unflatten(-1, (-1, side)).unflatten(-3, (-1, side)).mean((-1, -3))
 
 
+def on_grid(setting: Setting, x: Tensor) -> Tensor:
+    """Values of the published operators on the grid of x (*B, H, W): blocks filled, unseen cells NaN; for figures."""
+    if setting.kind == "sparse":
+        seen = (..., slice(OFFSET, None, setting.side), slice(OFFSET, None, setting.side))
+        out = torch.full_like(x, torch.nan)
+        out[seen] = x[seen]
+        return out
+    means = latent_operator(setting, x[..., None, :, :]).squeeze(-3)
+    return means.repeat_interleave(setting.side, -1).repeat_interleave(setting.side, -2)
+
+
 @dataclass(frozen=True)
 class LocalGaussian:
     """Fields e, independent from level to level and day to day, with correlation exp(-(d / length)^2 / 2).

@@ -77,21 +77,25 @@ class ArchivePlan:
     """Where the days are.
 
     Attributes:
-        recipe: Shipped recipe with the modalities and, of the planet, its years.
+        recipe: Shipped recipe with the modalities.
         folder: Folder of the simulated years of training and validation; empty for an archive of one's own.
         own: Folder of the simulated years of the test.
+        years: Simulated years of the folder, of which those up to the validation's last day are read.
         train, validation: First and last day.
         test: Years of the test.
         days: Days of each year of the test that are simulated; 0 is the whole year.
+        shipped: Whether the test is the few days that are shipped with the weights.
     """
 
     recipe: str = "planet"
     folder: str = ""
     own: str = ""
+    years: tuple[int, ...] = ()
     train: tuple[str, str] = ("", "")
     validation: tuple[str, str] = ("", "")
     test: tuple[int, ...] = ()
     days: int = 0
+    shipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,9 @@ class PriorPlan:
         wavenumbers: Largest zonal wavenumber of the patterns.
         capacity: "matched" gives all models networks of one width, "published" the pixel model twice the width.
         hidden, blocks, embedding, time: Shape of `ScoreUNet`.
-        network, autoencoder: Settings of the trainings.
+        skip: Variance delta of `Skipped` around it; 0 as published.
+        correction: Width of the network that corrects the closed form.
+        network, coefficients, autoencoder: Trainings of the U-Net, of that network and of the autoencoder.
     """
 
     window: int = 3
@@ -115,7 +121,10 @@ class PriorPlan:
     blocks: int = 1
     embedding: int = 32
     time: int = 64
+    skip: float = 0.0
+    correction: int = 64
     network: FitSettings = field(default_factory=FitSettings)
+    coefficients: FitSettings = field(default_factory=FitSettings)
     autoencoder: FitSettings = field(default_factory=FitSettings)
 
     def width(self, model: str) -> tuple[int, ...]:
@@ -168,7 +177,8 @@ class Qu2024Plan:
         prior: Codec and networks.
         right, published: Draws of each mode.
         seed: Seed of all random draws.
-        size: "quick" and "planet" are the synthetic planet, "full" is the published size.
+        size: "quick" and "planet" are the synthetic planet, "reduced" a few shipped days of it, "full" is the published
+            size.
     """
 
     title: str

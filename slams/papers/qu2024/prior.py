@@ -19,29 +19,36 @@ from slams.data.windows import window_starts
 from slams.diffusion.denoiser import NetworkDenoiser, WindowGaussian, window_moments
 from slams.diffusion.precondition import NoisePrediction
 from slams.diffusion.schedule import VPCosine
+from slams.diffusion.trajectory_gaussian import TrajectoryDenoiser
 from slams.networks.conv_autoencoder import LATENT_CHANNELS, SharedGridCodec
-from slams.networks.layers import zero
+from slams.networks.mlp import WindowMLP
 from slams.networks.score_unet import ScoreUNet
 from slams.papers.qu2024.archive import STATE
-from slams.papers.qu2024.chain import GaussianChain
 from slams.papers.qu2024.plan import MODELS, PriorPlan
 from slams.training.fit import FitSettings, fit
 
 _DRAWS = 400  # of coefficients, to which the decoder's linear operator is fitted
-_REST = 1e-6  # variance outside the patterns, in which the prior has nothing
 _HALF = torch.float16
 
 
-class Correction(nn.Module):
-    """The published U-Net as f(x_t, g, t) of `NetworkDenoiser`: it sees x_t and t alone, and starts at zero."""
+class Skipped(nn.Module):
+    """A network of the noise beside the noise that it would be in white fields of a variance delta.
 
-    def __init__(self, network: ScoreUNet) -> None:
+    f(x_t, t) = sigma / (sigma^2 + alpha^2 delta) x_t + U(x_t, t). A U-Net with fewer channels than a window has can then
+    return the noise of all of them. With delta = 0 there is no such term, as published.
+    """
+
+    def __init__(self, network: ScoreUNet, delta: float) -> None:
         super().__init__()
-        self.network = network
-        zero(network.last)
+        self.network, self.delta = network, delta
+        self.schedule = VPCosine()
 
-    def forward(self, x_t: Tensor, linear: Tensor, t: Tensor) -> Tensor:  # noqa: D102
-        return self.network(x_t, t)
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        out = self.network(x_t, t)
+        if not self.delta:
+            return out
+        alpha, sigma = self.schedule(t)
+        return out + sigma / (sigma**2 + alpha**2 * self.delta) * x_t
 
 
 @dataclass
@@ -51,9 +58,10 @@ class ModelPrior:
     Attributes:
         name: Name in `MODELS`.
         codec: Autoencoder; the identity of pixels.
-        denoiser: Network around the closed form of windows of latents within the patterns.
-        unet: The U-Net alone, of whole latents, which predicts the noise as published.
+        basis: Orthonormal patterns of a day's latent, (prod(Z), K).
         covariance: Covariance of the coefficients over a window, (L K, L K).
+        denoiser: Network around the closed form of windows of coefficients (L, K).
+        unet: The U-Net alone, of whole latents, which predicts the noise as published.
         rest: Variance of what decoded patterns leave of each modality, by level and latitude, (C, H).
         facts: Length of the state's rest, calibrated factors and inflations, learning curves.
         fingerprint: Digest of the file.
@@ -61,23 +69,28 @@ class ModelPrior:
 
     name: str
     codec: SharedGridCodec
+    basis: Tensor
+    covariance: Tensor
     denoiser: NetworkDenoiser
     unet: NoisePrediction
-    covariance: Tensor
     rest: Mapping[str, Tensor]
     facts: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        self.basis = self.denoiser.gaussian.basis
-        self.chain = GaussianChain(self.covariance, self.basis.shape[1])
         self.operators = {name: self._linear(name) for name in MODELS[self.name]}
 
     @property
     def idle(self) -> bool:
         """Whether training did not improve on the closed form, so that the network was left at zero."""
-        last = self.denoiser.network.network.last  # type: ignore[union-attr]
+        last = self.denoiser.network.last
         return not any(bool(parameter.any()) for parameter in last.parameters())  # type: ignore[union-attr]
+
+    def trajectories(self, steps: int, *, network: bool) -> TrajectoryDenoiser:
+        """Prior of the coefficients of T days, (*B, T, K), with the network or in closed form."""
+        return TrajectoryDenoiser(
+            self.denoiser if network and not self.idle else self.denoiser.gaussian, steps
+        )
 
     @torch.no_grad()
     def _linear(self, name: str) -> Tensor:
@@ -115,9 +128,9 @@ def build_codec(name: str, channels: Mapping[str, int], grid: tuple[int, int]) -
     return SharedGridCodec(own, [STATE], grid, () if name == "sda_0" else LATENT_CHANNELS)
 
 
-def build_unet(plan: PriorPlan, name: str, event: tuple[int, ...]) -> ScoreUNet:
+def build_unet(plan: PriorPlan, name: str, event: tuple[int, ...]) -> Skipped:
     """The untrained U-Net of a model."""
-    return ScoreUNet(
+    network = ScoreUNet(
         event,
         length=plan.window,
         hidden=plan.width(name),
@@ -126,6 +139,15 @@ def build_unet(plan: PriorPlan, name: str, event: tuple[int, ...]) -> ScoreUNet:
         time=plan.time,
         padding=("zero", "circular"),
     )
+    return Skipped(network, plan.skip)
+
+
+def build_denoiser(plan: PriorPlan, covariance: Tensor) -> NetworkDenoiser:
+    """The untrained denoiser of windows of coefficients."""
+    event = (len(covariance) // plan.window,)
+    gaussian = WindowGaussian(torch.eye(*event, *event), covariance, 1.0, event, VPCosine())
+    network = WindowMLP(plan.window, event, hidden=plan.correction, blocks=1, embedding=plan.embedding)
+    return NetworkDenoiser(gaussian, network)
 
 
 def smooth(x: Tensor, wavenumbers: int) -> Tensor:
@@ -190,24 +212,22 @@ def train_prior(
     basis, covariance, _ = window_moments(
         smooth(z, plan.wavenumbers), starts, plan.window, fraction=1.0, most=plan.patterns, shrink=0.0
     )
-    gaussian = WindowGaussian(basis, covariance, _REST, codec.event, VPCosine())
-    inside, inside_valid = ((x.flatten(1) @ basis @ basis.mT).reshape(x.shape) for x in (z, z_valid))
+    a, a_valid = (x.flatten(1) @ basis for x in (z, z_valid))
     torch.manual_seed(seed)
-    denoiser = NetworkDenoiser(gaussian, Correction(build_unet(plan, name, codec.event)))
+    denoiser = build_denoiser(plan, covariance)
     unet = NoisePrediction(build_unet(plan, name, codec.event), VPCosine())
     curves = {}
-    for label, module, own, own_valid, error in (
-        ("correction", denoiser, inside, inside_valid, lambda m, x, rng: m.loss(x, rng=rng)),
-        ("unet", unet, z, z_valid, noise_error),
+    for label, module, own, own_valid, error, settings in (
+        ("correction", denoiser, a, a_valid, lambda m, x, rng: m.loss(x, rng=rng), plan.coefficients),
+        ("unet", unet, z, z_valid, noise_error, plan.network),
     ):
         curves[label] = _train_network(
-            plan, f"{name} {label}", module, (own, starts), (own_valid, starts_valid), error,
+            plan.window, settings, f"{name} {label}", module, (own, starts), (own_valid, starts_valid), error,
             seed=seed, folder=folder, console=console,
         )  # fmt: skip
     rest = {m: torch.zeros(days["train"][m].shape[1:3]) for m in MODELS[name]}
-    prior = ModelPrior(name, codec, denoiser.eval(), unet.eval(), covariance, rest, {"curves": curves})
-    a = z_valid.flatten(1) @ basis
-    prior.rest = {m: _variance(days["validation"][m] - prior.decoded(a, m)) for m in MODELS[name]}
+    prior = ModelPrior(name, codec, basis, covariance, denoiser.eval(), unet.eval(), rest, {"curves": curves})
+    prior.rest = {m: _variance(days["validation"][m] - prior.decoded(a_valid, m)) for m in MODELS[name]}
     return prior
 
 
@@ -227,22 +247,23 @@ def _variance(residual: Tensor) -> Tensor:
 
 
 def _train_network(
-    plan: PriorPlan, label: str, module: nn.Module, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor],
-    error: Callable[[Any, Tensor, torch.Generator], Tensor], *, seed: int, folder: Path, console: Console,
+    window: int, settings: FitSettings, label: str, module: nn.Module, train: tuple[Tensor, Tensor],
+    valid: tuple[Tensor, Tensor], error: Callable[[Any, Tensor, torch.Generator], Tensor], *, seed: int, folder: Path,
+    console: Console,
 ) -> list[list[float]]:  # fmt: skip
     """Train on random windows; the validation losses along the way."""
-    (z, starts), (z_valid, starts_valid), steps = train, valid, torch.arange(plan.window)
+    (z, starts), (z_valid, starts_valid), steps = train, valid, torch.arange(window)
     some = z_valid[starts_valid[:: max(1, len(starts_valid) // 32), None] + steps]
 
     def loss(each: nn.Module, rng: torch.Generator) -> Tensor:
-        rows = starts[torch.randint(len(starts), (plan.network.batch,), generator=rng)]
+        rows = starts[torch.randint(len(starts), (settings.batch,), generator=rng)]
         return error(each, z[rows[:, None] + steps], rng)
 
     def validate(each: nn.Module) -> float:
         with torch.no_grad():
             return float(error(each, some, fork(seed, "validation noise")))
 
-    return _fit(module, loss, validate, plan.network, label, seed, folder, console)
+    return _fit(module, loss, validate, settings, label, seed, folder, console)
 
 
 def _fit(
@@ -282,15 +303,17 @@ def save_prior(path: Path, prior: ModelPrior, plan: PriorPlan, *, half: bool) ->
     if half:
         tensors = {k: x.to(_HALF) if x.is_floating_point() else x for k, x in tensors.items()}
     tensors["prior|covariance"] = prior.covariance[:, :count].contiguous()  # of a stationary process
-    shape = {key: plain(plan)[key] for key in SHAPE}
     facts = {
-        "model": prior.name, "shape": shape, "width": list(plan.width(prior.name)), "grid": list(event[-2:]),
+        "model": prior.name, "shape": _shape(plan, prior.name), "grid": list(event[-2:]),
         "channels": dict(prior.codec.channels), "learnt": prior.facts,
     }  # fmt: skip
     write_tensors(path, tensors, facts)
 
 
-SHAPE = ("window", "patterns", "wavenumbers", "capacity", "blocks", "embedding", "time")
+def _shape(plan: PriorPlan, name: str) -> dict[str, Any]:
+    """What the tensors of a model depend on."""
+    keys = ("window", "patterns", "wavenumbers", "blocks", "embedding", "time", "correction", "skip")
+    return {key: plain(plan)[key] for key in keys} | {"width": list(plan.width(name))}
 
 
 def load_prior(path: Path, plan: PriorPlan, name: str, grid: tuple[int, int]) -> ModelPrior:
@@ -306,29 +329,25 @@ def load_prior(path: Path, plan: PriorPlan, name: str, grid: tuple[int, int]) ->
             f"{path} holds {facts['model']} on {facts['grid'][0]} x {facts['grid'][1]}, and {name} on {grid[0]} x "
             f"{grid[1]} was asked for; name the size it was trained for (size=planet or full), or train with --train."
         )
-    if facts["width"] != list(plan.width(name)) or any(
-        facts["shape"][k] != plain(plan)[k] for k in SHAPE[:-4]
-    ):
+    wanted = _shape(plan, name)
+    apart = [key for key in wanted if facts["shape"].get(key) != wanted[key]]
+    if apart:
+        kept, asked = ({key: shape.get(key) for key in apart} for shape in (facts["shape"], wanted))
         raise InvalidValueError(
-            f"{path} holds networks of width {facts['width']} over {facts['shape']['window']} days with "
-            f"{facts['shape']['patterns']} patterns, and the plan has {list(plan.width(name))}, {plan.window} and "
-            f"{plan.patterns}; train anew with --train, or take back the override."
+            f"{path} holds networks with {kept}, and the plan has {asked}; train anew with --train, or take back the "
+            "override."
         )
     groups = grouped({key: x.float() if x.dtype == _HALF else x for key, x in tensors.items()}, "|")
     codec = build_codec(name, facts["channels"], grid)
     fill(codec, groups["codec"], path)
     basis, covariance = _patterns(groups["prior"], codec.event)
-    denoiser = NetworkDenoiser(
-        WindowGaussian(basis, covariance, _REST, codec.event, VPCosine()),
-        Correction(build_unet(plan, name, codec.event)),
-    )
+    denoiser = build_denoiser(plan, covariance)
     unet = NoisePrediction(build_unet(plan, name, codec.event), VPCosine())
     fill(denoiser.network, groups["correction"], path)
     fill(unet.network, groups["unet"], path)
     codec.eval()
-    return ModelPrior(
-        name, codec, denoiser.eval(), unet.eval(), covariance, groups["rest"], copy.deepcopy(facts["learnt"])
-    )
+    learnt = copy.deepcopy(facts["learnt"])
+    return ModelPrior(name, codec, basis, covariance, denoiser.eval(), unet.eval(), groups["rest"], learnt)
 
 
 def _patterns(kept: Mapping[str, Tensor], event: tuple[int, ...]) -> tuple[Tensor, Tensor]:

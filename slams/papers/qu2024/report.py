@@ -1,5 +1,6 @@
 """Tables and figures in the published layout, and one page."""
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -115,16 +116,24 @@ def bar_figure(plan: Qu2024Plan, outcomes: Sequence[Outcome], method: str, metri
         style.dress(
             axis, {"coarse": "side of a block", "noise": "error", "sparse": "distance"}[kind], metric, kind
         )
-    axes[-1].legend(frameon=False, fontsize="small")
+    if any(axis.patches for axis in axes):
+        next(axis for axis in axes if axis.patches).legend(frameon=False, fontsize="small")
     style.heading(figure, title)
     return figure
 
 
 def panel_figure(outcome: Outcome, truths: Truths, level: int) -> Figure:
-    """The published panels: truth, sample and residual of three frames, on one scale."""
-    truth, sample = (outcome.example[name][:, level].float() for name in ("truth", "sample"))
-    rows: Mapping[str, Tensor] = {"truth": truth, "sample": sample, "residual": sample - truth}
-    figure = style.new_figure(3.4 * len(truth) + 0.8, 5.4)
+    """The published panels: truth, its observed values, sample and residual of three frames, on one scale.
+
+    Observed is the truth under the setting's operator; the pseudo-observation of a latent model is one of its latent.
+    """
+    truth, observed, sample = (
+        outcome.example[name][:, level].float() for name in ("truth", "observed", "sample")
+    )
+    rows: Mapping[str, Tensor] = {
+        "truth": truth, "observed": observed, "sample": sample, "residual": sample - truth,
+    }  # fmt: skip
+    figure = style.new_figure(3.4 * len(truth) + 0.8, 7.0)
     axes = figure.subplots(len(rows), len(truth), squeeze=False)
     colours: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -2, "vmax": 2}
     image: Any = None
@@ -134,6 +143,35 @@ def panel_figure(outcome: Outcome, truths: Truths, level: int) -> Figure:
             axis.set_title(name, fontsize="small")
     figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.6, label="published units")
     style.heading(figure, f"{outcome.model} {outcome.setting}, {truths.levels[level]} hPa")
+    return figure
+
+
+def extreme_figure(folder: Path, models: Sequence[str], kind: str) -> Figure:
+    """The published figure of one kind, from `MODEL/wasserstein_KIND.csv`: W1 by level at the last setting.
+
+    A panel a level; the line is the pixel model, bars are the others.
+
+    Raises:
+        FileNotFoundError: If a model has no such file.
+    """
+    columns = {}
+    for model in models:
+        with open(folder / model / f"wasserstein_{kind}.csv", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        last = list(rows[0])[-1]
+        columns[model] = [float(row[last]) for row in rows]
+    levels = len(columns[models[0]])
+    figure = style.new_figure(11, 4.6)
+    axes = figure.subplots(2, -(-levels // 2), sharey=True, squeeze=False).flatten()
+    others = [model for model in models if model != "sda_0"]
+    for level, axis in enumerate(axes[:levels]):
+        for place, model in enumerate(others):
+            axis.bar(place, columns[model][level], color=style.COLOURS[place])
+        if "sda_0" in columns:
+            axis.axhline(columns["sda_0"][level], color=style.INK, linestyle="--", linewidth=1.2)
+        axis.set_xticks(range(len(others)), others, fontsize="x-small")
+        style.dress(axis, "", "W1" if level % (-(-levels // 2)) == 0 else "", f"level {level + 1}")
+    style.heading(figure, f"{kind} = {last}: W1 by level from the top, line: sda_0")
     return figure
 
 

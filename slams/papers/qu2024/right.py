@@ -1,22 +1,25 @@
 """Right mode: observations of the decoded state, ensembles, and the methods they are compared with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from slams.core.covariance import Diagonal
 from slams.core.random import fork, normal
-from slams.diffusion.sampler import Sampler
+from slams.diffusion.guidance.base import pulled_misfit
+from slams.diffusion.guidance.trajectory import TrajectoryGuided
+from slams.diffusion.sampler import Sampler, ends_for
+from slams.diffusion.trajectory_gaussian import solved
 from slams.evaluation.metrics import fair_crps
+from slams.observation.observation import Observation, Observations
 from slams.papers.qu2024.archive import STATE, Truths
-from slams.papers.qu2024.chain import ChainPosterior
 from slams.papers.qu2024.observing import LocalGaussian, operator
 from slams.papers.qu2024.plan import MODELS, Qu2024Plan, Setting
 from slams.papers.qu2024.prior import ModelPrior
-
-ENDS = (0.05, 30.0)  # alpha / sigma at both ends of a draw
 
 # Of models with auxiliary modalities: what is observed of these.
 VARIANTS = ("observed", "every day", "dropped", "shuffled")
@@ -37,11 +40,6 @@ class Seen:
     h: Tensor
     y: Tensor
     others: Mapping[str, Tensor]
-
-    def part(self, row: int) -> "Seen":
-        """Those of one trajectory."""
-        here = slice(row, row + 1)
-        return replace(self, y=self.y[here], others={name: x[here] for name, x in self.others.items()})
 
 
 def observe(
@@ -97,36 +95,48 @@ class Analyst:
         calibrated = prior.facts["calibrated"][kind]
         return cls(prior, local, calibrated["factors"], calibrated["inflation"])
 
-    def pulled(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        """Information M (T, K, K) and G^T R^-1 y (R, T, K) of all observations.
+    def _seen(self, seen: Seen) -> tuple[Observations, dict[str, Tensor]]:
+        """Observations of the coefficients, (R, T, P) by modality, and their operators G (P, K).
 
-        All trajectories must be observed at the same places.
+        What patterns leave is an error of the observation.
         """
-        count, steps = seen.y.shape[:2]
-        patterns = self.prior.basis.shape[1]
-        information, pulled = torch.zeros(steps, patterns, patterns), torch.zeros(count, steps, patterns)
-        for g, variance, y in self._linear(seen):
-            here = torch.isfinite(y)
-            for day in range(steps):
-                used = here[:, day].all(0)
-                if bool(used.any()):
-                    part = g[used] / variance[used, None]
-                    information[day] += g[used].mT @ part
-                    pulled[:, day] += y[:, day][:, used] @ part
-        return information, pulled
-
-    def _linear(self, seen: Seen) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Operator on patterns (P, K), error variances (P) and values (R, T, P) of each modality."""
-        levels, points = seen.y.shape[2:]
+        levels = seen.y.shape[2]
         cells = self.prior.operators[STATE].unflatten(0, (levels, -1))
         _, among = self.local.covariances(seen.setting.name, seen.h)
         left = self.factors[STATE] * among.diagonal(dim1=1, dim2=2)
-        found = [((seen.h @ cells).flatten(0, 1), (left + seen.setting.std**2).flatten(), seen.y.flatten(2))]
+        parts = {STATE: ((seen.h @ cells).flatten(0, 1), (left + seen.setting.std**2).flatten(), seen.y)}
         for name, value in seen.others.items():
-            width = len(self.local.lon)
-            rest = self.factors[name] * self.prior.rest[name].repeat_interleave(width, 1)
-            found.append((self.prior.operators[name], rest.flatten(), value.flatten(2)))
-        return found
+            rest = self.factors[name] * self.prior.rest[name].repeat_interleave(len(self.local.lon), 1)
+            parts[name] = self.prior.operators[name], rest.flatten(), value
+        found = {}
+        for name, (g, variance, value) in parts.items():
+            some = value.flatten(2)
+            ever = torch.isfinite(some).any(0).any(0)  # rain is seen over land alone
+            parts[name] = g[ever], variance[ever], some[..., ever]
+            found[name] = Observation(
+                parts[name][2], partial(_product, parts[name][0]), Diagonal(parts[name][1])
+            )
+        return Observations(found), {name: part[0] for name, part in parts.items()}
+
+    @torch.no_grad()
+    def coefficients(
+        self, seen: Seen, members: int, *, seed: int, steps: int | None, label: Sequence[str | int]
+    ) -> Tensor:
+        """Members (R, N, T, K) of the analysis within the patterns; see `draws`."""
+        observations, jacobians = self._seen(seen)
+        prior = self.prior.trajectories(seen.y.shape[1], network=steps is not None)
+        guided = TrajectoryGuided(prior, prior.gaussian, observations, jacobians)
+        rng = fork(seed, "right", *label)
+        noise = normal((members, *seen.y.shape[:2], *prior.event), rng=rng)
+        if steps is not None:
+            ends = ends_for(prior.gaussian.window)
+            sampler = Sampler(steps, order=2 if steps > 1 else 1, time_grid="snr", ends=ends)
+            return sampler(guided, noise).transpose(0, 1)
+        pulled = pulled_misfit(prior.gaussian, guided.observations, guided.fits, torch.zeros_like(noise[:1]))
+        factor = prior.gaussian.factor(information=guided.information[0])
+        white = noise.double().movedim((2, 3), (0, 1))
+        around = factor.coloured(white.flatten(2)).reshape(white.shape).movedim((0, 1), (2, 3))
+        return (solved(factor, pulled.double()) + around).to(noise).transpose(0, 1)
 
     @torch.no_grad()
     def draws(
@@ -137,8 +147,10 @@ class Analyst:
         seed: int,
         steps: int | None = None,
         label: tuple[str | int, ...] = (),
-    ) -> Tensor:
-        """Members (R, N, T, C, H, W) of the analysis.
+    ) -> Iterator[Tensor]:
+        """Members (N, T, C, H, W) of the analysis, one trajectory after another, which bounds the memory.
+
+        All trajectories must be observed at the same places.
 
         Args:
             seen: Observations.
@@ -147,46 +159,43 @@ class Analyst:
             steps: Steps of the sampler with the network; the exact posterior of the closed form if None.
             label: Purpose of the random numbers.
         """
-        information, pulled = self.pulled(seen)
-        rng = fork(seed, "right", *label)
-        chain, count = self.prior.chain, len(pulled)
-        if steps is None:
-            _, a = chain.draws(chain.precision(pulled.shape[1], information), pulled, members, rng=rng)
-            x = (a @ self.prior.operators[STATE].mT).unflatten(-1, self.local.std.shape)
-        else:
-            denoiser = ChainPosterior(
-                self.prior.denoiser, chain, information, pulled, network=not self.prior.idle
-            )
-            sampler = Sampler(steps, order=2 if steps > 1 else 1, time_grid="snr", ends=ENDS)
-            noise = normal((count * members, pulled.shape[1], *self.prior.codec.event), rng=rng)
-            a = (sampler(denoiser, noise).flatten(2) @ self.prior.basis).unflatten(0, (count, members))
-            x = self.prior.decoded(a, STATE).flatten(-2)
-        x = self._with_rest(x, seen, rng)
-        mean = x.mean(1, keepdim=True)
-        height = len(self.local.lat)
-        return (mean + self.inflation * (x - mean)).unflatten(-1, (height, -1))
-
-    def _with_rest(self, x: Tensor, seen: Seen, rng: torch.Generator) -> Tensor:
-        """Members (R, N, T, C, H W) with what the patterns leave, given the members and the observations.
-
-        Its mean follows the observations; deviations from it are drawn cell by cell, with the right variance at each.
-        """
-        gain, left = self.local.posterior(
-            seen.setting.name, seen.h, torch.full((x.shape[3],), seen.setting.std**2)
+        a = self.coefficients(seen, members, seed=seed, steps=steps, label=label)
+        rest = self.local.posterior(
+            seen.setting.name, seen.h, torch.full((seen.y.shape[2],), seen.setting.std**2)
         )
-        variance = self.local.std.square().expand(x.shape[2:]).clone()
-        frames = torch.isfinite(seen.y).flatten(2).all(2).all(0).nonzero().flatten().tolist()
-        for day in frames:
-            departure = seen.y[:, None, day] - x[:, :, day] @ seen.h.mT
-            x[:, :, day] += torch.einsum("cxp,rncp->rncx", gain, departure)
+        for row, own in enumerate(a):
+            if steps is None:
+                x = (own @ self.prior.operators[STATE].mT).unflatten(-1, self.local.std.shape)
+            else:
+                x = self.prior.decoded(own, STATE).flatten(-2)
+            x = self._with_rest(x, seen.y[row], seen.h, rest, fork(seed, "rest", *label, row))
+            mean = x.mean(0)
+            yield (mean + self.inflation * (x - mean)).unflatten(-1, (len(self.local.lat), -1))
+
+    def _with_rest(
+        self, x: Tensor, y: Tensor, h: Tensor, rest: tuple[Tensor, Tensor], rng: torch.Generator
+    ) -> Tensor:
+        """Members (N, T, C, H W) with what the patterns leave, given the members and the observations y (T, C, P).
+
+        Its mean follows the observations by the gain of `rest`; deviations from it are drawn cell by cell, with the right
+        variance at each.
+        """
+        gain, left = rest
+        variance = self.local.std.square().expand(x.shape[1:]).clone()
+        for day in torch.isfinite(y).flatten(1).all(1).nonzero().flatten().tolist():
+            x[:, day] += torch.einsum("cxp,ncp->ncx", gain, y[day] - x[:, day] @ h.mT)
             variance[day] = left
         return x + variance.sqrt() * normal(x.shape, like=x, rng=rng)
 
 
+def _product(g: Tensor, a: Tensor) -> Tensor:
+    return a @ g.mT
+
+
 def interpolated(
     climate: LocalGaussian, seen: Seen, members: int, between: Sequence[float], *, every: int, seed: int
-) -> Tensor:
-    """Optimal interpolation of the frames, linear in time between them: members (R, N, T, C, H, W).
+) -> Iterator[Tensor]:
+    """Optimal interpolation of the frames, linear in time between them: members (N, T, C, H, W) of each trajectory.
 
     Args:
         climate: Anomalies as fields with one correlation length.
@@ -196,27 +205,28 @@ def interpolated(
         every: Days from one frame to the next.
         seed: Seed of the run.
     """
-    count, steps, levels = seen.y.shape[:3]
+    steps, levels = seen.y.shape[1:3]
     gain, left = climate.posterior(seen.setting.name, seen.h, torch.full((levels,), seen.setting.std**2))
     frames = list(range(0, steps, every))
-    at = torch.einsum("cxp,rfcp->rfcx", gain, seen.y[:, frames])
-    mean, variance = torch.empty(count, steps, *left.shape), torch.empty(steps, *left.shape)
-    for day in range(steps):
-        before = min(day // every, len(frames) - 1)
-        after = min(before + 1, len(frames) - 1)
-        share = (day - frames[before]) / every if after > before else 0.0
-        mean[:, day] = torch.lerp(at[:, before], at[:, after], share)
-        near = min(day - frames[before], frames[after] - day if after > before else day - frames[before])
-        variance[day] = left if near == 0 else between[min(near, len(between)) - 1] * climate.std.square()
-    noise = normal((count, members, *mean.shape[1:]), rng=fork(seed, "interpolation", seen.setting.name))
-    return (mean[:, None] + variance.sqrt() * noise).unflatten(-1, (len(climate.lat), -1))
+    for row, y in enumerate(seen.y):
+        at = torch.einsum("cxp,fcp->fcx", gain, y[frames])
+        mean, variance = torch.empty(steps, *left.shape), torch.empty(steps, *left.shape)
+        for day in range(steps):
+            before = min(day // every, len(frames) - 1)
+            after = min(before + 1, len(frames) - 1)
+            share = (day - frames[before]) / every if after > before else 0.0
+            mean[day] = torch.lerp(at[before], at[after], share)
+            near = min(day - frames[before], frames[after] - day if after > before else day - frames[before])
+            variance[day] = left if near == 0 else between[min(near, len(between)) - 1] * climate.std.square()
+        noise = normal((members, *mean.shape), rng=fork(seed, "interpolation", seen.setting.name, row))
+        yield (mean + variance.sqrt() * noise).unflatten(-1, (len(climate.lat), -1))
 
 
-def climatological(climate: LocalGaussian, truths: Truths, members: int, *, seed: int) -> Tensor:
-    """The climatological normal of each cell: members (R, N, T, C, H, W)."""
-    shape = truths.anomalies[STATE].shape
-    noise = normal((shape[0], members, *shape[1:]), rng=fork(seed, "climatology"))
-    return noise * climate.std.unflatten(-1, (len(climate.lat), -1))
+def climatological(climate: LocalGaussian, truths: Truths, members: int, *, seed: int) -> Iterator[Tensor]:
+    """The climatological normal of each cell: members (N, T, C, H, W) of each trajectory."""
+    for row, exact in enumerate(truths.anomalies[STATE]):
+        noise = normal((members, *exact.shape), rng=fork(seed, "climatology", row))
+        yield noise * climate.std.unflatten(-1, (len(climate.lat), -1))
 
 
 def calibrated(
@@ -244,8 +254,7 @@ def calibrated(
         def score(one: Analyst, seen: Seen = seen) -> tuple[float, float]:
             """CRPS, and error over spread, on average over the trajectories."""
             total, error, spread = 0.0, 0.0, 0.0
-            for row in range(len(exact)):  # one at a time, which bounds the memory
-                x = one.draws(seen.part(row), members, seed=plan.seed, label=("calibration", row))[0]
+            for row, x in enumerate(one.draws(seen, members, seed=plan.seed, label=("calibration",))):
                 total += float(fair_crps(x, exact[row]).mean()) / len(exact)
                 own = float(x.var(0).mean())
                 error += float((x.mean(0) - exact[row]).square().mean()) - own / members

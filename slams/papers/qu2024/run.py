@@ -1,9 +1,8 @@
 """`slams reproduce qu2024`: coarse, noisy and sparse observations in pixels and in three latent spaces."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,12 +12,23 @@ from slams.core.console import Console
 from slams.core.errors import NonFiniteError
 from slams.core.files import sha256_of
 from slams.core.stages import Stage, Stages
-from slams.papers.qu2024.archive import STATE, Truths, test_fields, training_fields, truths
+from slams.papers.qu2024.archive import (
+    DAYS,
+    SHIPPED,
+    STATE,
+    Truths,
+    save_truths,
+    shipped_truths,
+    test_fields,
+    training_fields,
+    truths,
+)
+from slams.papers.qu2024.observing import on_grid
 from slams.papers.qu2024.plan import MODELS, Qu2024Plan, Setting, read_plan
 from slams.papers.qu2024.prior import ModelPrior, load_prior
 from slams.papers.qu2024.published import distances, elsewhere, normalised, sampled
 from slams.papers.qu2024.report import show_outcomes, write_pages, write_published
-from slams.papers.qu2024.right import VARIANTS, Analyst, Seen, climatological, interpolated, observe
+from slams.papers.qu2024.right import VARIANTS, Analyst, climatological, interpolated, observe
 from slams.papers.qu2024.scores import COLUMNS, FRAMES, Outcome, scored, variant_name, verdicts
 from slams.papers.qu2024.training import CLIMATE, Shared, load_shared
 from slams.papers.qu2024.training import train as train_models
@@ -38,7 +48,7 @@ def run(
         folder: Folder of the results: scores.csv, MODEL/wasserstein_KIND.csv, rows.csv, report.html and figures.
         overrides: Overrides such as "mode=right", "models=lsda_2", "settings=coarse_4,noise_1" or "size=full".
         console: Console for the progress.
-        train: Whether to train the models, into the folder; needed once, since none are shipped.
+        train: Whether to train the models, into the folder, instead of using the shipped ones of the planet.
 
     Returns:
         A verdict for each bar.
@@ -81,7 +91,12 @@ def prepare(
     }
     for name, prior in priors.items():
         prior.fingerprint = sha256_of(weights / f"{name}.safetensors")[:16]
-    truth = truths(plan, test_fields(plan, console), shared.climate, plan.archive.test)
+    if plan.archive.shipped:
+        truth = shipped_truths(weights / DAYS, plan)
+    else:
+        truth = truths(plan, test_fields(plan, console), shared.climate, plan.archive.test)
+        if train:
+            save_truths(weights / DAYS, truth.part(*SHIPPED))
     return Study(plan, shared, priors, truth, Stages(folder / "runs", console.say))
 
 
@@ -120,13 +135,13 @@ class Study:
 
     def outcome(self, mode: str, model: str, setting: Setting) -> Outcome:
         """Scores of a model under a setting in a mode, from disk or made."""
-        make = self._published if mode == "published" else self._right
-        part = self.plan.published if mode == "published" else self.plan.right
-        rivals = self.priors["sda_0"].fingerprint if mode == "right" else ""
-        inputs = [*self.inputs, self.priors[model].fingerprint, rivals, setting, part]
-        tensors, _ = self.stages.keep(
-            Stage(f"{mode} {model} {setting.name}", inputs), lambda: (make(self.priors[model], setting), {})
-        )
+        prior = self.priors[model]
+        if mode == "published":
+            tensors = self._kept(f"{mode} {model}", setting, [prior.fingerprint], self._published, prior)
+        else:
+            pixels = self.priors["sda_0"]
+            tensors = self._kept(f"{mode} {model}", setting, [prior.fingerprint], self._right, prior)
+            tensors |= self._kept(f"{mode} rivals", setting, [pixels.fingerprint], self._rivals, pixels)
         values, example = {}, {}
         for key, x in tensors.items():
             kind, *names = key.split(_SEPARATOR)
@@ -135,6 +150,15 @@ class Study:
             else:
                 example[names[0]] = x
         return Outcome(mode, model, setting.name, values, example)
+
+    def _kept(
+        self, name: str, setting: Setting, inputs: list[str],
+        make: Callable[[ModelPrior, Setting], dict[str, Tensor]], prior: ModelPrior,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        part = self.plan.published if name.startswith("published") else self.plan.right
+        stage = Stage(f"{name} {setting.name}", [*self.inputs, *inputs, setting, part])
+        tensors, _ = self.stages.keep(stage, lambda: (make(prior, setting), {}))
+        return dict(tensors)
 
     def _published(self, prior: ModelPrior, setting: Setting) -> dict[str, Tensor]:
         plan, climate = self.plan, self.shared.climate
@@ -148,7 +172,7 @@ class Study:
         fields = {
             "sample": sample,
             "sample elsewhere": elsewhere(sample),
-            "climatology": climatological(self.shared.local, truth, 1, seed=plan.seed)[:, 0],
+            "climatology": torch.cat([*climatological(self.shared.local, truth, 1, seed=plan.seed)]),
             "reconstruction": prior.codec.decode(
                 prior.encoded(truth.anomalies).flatten(0, 1), STATE
             ).unflatten(0, exact.shape[:2]),
@@ -168,47 +192,49 @@ class Study:
                 found[_SEPARATOR.join(("score", name, FRAMES, metric))] = torch.cat([mean, rows], 1)
         few = frames[: 3 * max(1, len(frames) // 3) : max(1, len(frames) // 3)][:3]
         found[f"example{_SEPARATOR}truth"] = target[0, few].half()
+        found[f"example{_SEPARATOR}observed"] = on_grid(setting, target[0, few]).half()
         found[f"example{_SEPARATOR}sample"] = normalised(climate, sample, truth.phase)[0, few].half()
         return found
 
+    @torch.no_grad()
     def _right(self, prior: ModelPrior, setting: Setting) -> dict[str, Tensor]:
-        truth = self.truth
-        exact = truth.anomalies[STATE]
-        found: dict[str, list[Tensor]] = {}
-        with torch.no_grad():
-            for name, make in self._methods(prior, setting).items():
-                for row in range(len(exact)):  # one at a time, which bounds the memory
-                    scores = scored(make(row)[0], exact[row], truth, self.unit, self.plan.frames)
-                    for (part, metric), x in scores.items():
-                        found.setdefault(_SEPARATOR.join(("score", name, part, metric)), []).append(x)
-        return {key: torch.stack(rows) for key, rows in found.items()}
-
-    def _methods(self, prior: ModelPrior, setting: Setting) -> dict[str, Callable[[int], Tensor]]:
-        """Members (1, N, T, C, H, W) of one trajectory by each method of the right mode."""
+        """Scores of a model's analyses, with what is observed of other modalities varied, and of its reconstruction."""
         plan, truth = self.plan, self.truth
-        local, seed, members = self.shared.local, plan.seed, plan.right.members
-
-        def drawn(analyst: Analyst, seen: Seen, steps: int | None, row: int) -> Tensor:
-            return analyst.draws(seen.part(row), members, seed=seed, steps=steps, label=("test", row))
-
-        def interpolation(row: int) -> Tensor:
-            between = self.shared.between[setting.kind]
-            return interpolated(local, alone.part(row), members, between, every=plan.every, seed=seed)
-
-        def reconstruction(row: int) -> Tensor:
-            z = prior.encoded(truth.row(row).anomalies)
-            return prior.codec.decode(z[0], STATE)[None, None]
-
         analyst = Analyst.of(prior, truth, setting.kind)
-        found: dict[str, Callable[[int], Tensor]] = {}
+        methods: dict[str, Iterable[Tensor]] = {}
         for variant in VARIANTS if len(MODELS[prior.name]) > 1 else VARIANTS[:1]:
             seen = observe(plan, setting, truth, prior.name, variant)
-            found[variant_name("analysis", variant)] = partial(drawn, analyst, seen, plan.right.steps)
-            found[variant_name("latent_gaussian", variant)] = partial(drawn, analyst, seen, None)
-        alone = observe(plan, setting, truth, "sda_0")
-        pixels = Analyst.of(self.priors["sda_0"], truth, setting.kind)
-        found["gaussian"] = partial(drawn, pixels, alone, None)
-        found["interpolation"] = interpolation
-        found["climatology"] = lambda row: climatological(local, truth.row(row), members, seed=seed + row)
-        found["reconstruction"] = reconstruction
-        return found
+            for method, steps in (("analysis", plan.right.steps), ("latent_gaussian", None)):
+                methods[variant_name(method, variant)] = analyst.draws(
+                    seen, plan.right.members, seed=plan.seed, steps=steps, label=("test",)
+                )
+        methods["reconstruction"] = (
+            prior.codec.decode(prior.encoded({m: x[row] for m, x in truth.anomalies.items()}), STATE)[None]
+            for row in range(len(truth.phase))
+        )
+        return self._scores(methods)
+
+    @torch.no_grad()
+    def _rivals(self, pixels: ModelPrior, setting: Setting) -> dict[str, Tensor]:
+        """Scores of what no model takes part in: Gaussian of pixels, interpolation, climatology."""
+        plan, local, members = self.plan, self.shared.local, self.plan.right.members
+        seen = observe(plan, setting, self.truth, "sda_0")
+        gaussian = Analyst.of(pixels, self.truth, setting.kind)
+        between = self.shared.between[setting.kind]
+        return self._scores(
+            {
+                "gaussian": gaussian.draws(seen, members, seed=plan.seed, label=("test",)),
+                "interpolation": interpolated(
+                    local, seen, members, between, every=plan.every, seed=plan.seed
+                ),
+                "climatology": climatological(local, self.truth, members, seed=plan.seed),
+            }
+        )
+
+    def _scores(self, methods: Mapping[str, Iterable[Tensor]]) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {}
+        for name, draws in methods.items():
+            for exact, x in zip(self.truth.anomalies[STATE], draws, strict=True):
+                for (part, metric), each in scored(x, exact, self.truth, self.unit, self.plan.frames).items():
+                    found.setdefault(_SEPARATOR.join(("score", name, part, metric)), []).append(each)
+        return {key: torch.stack(rows) for key, rows in found.items()}

@@ -116,10 +116,10 @@ def _shared(
     reach = max(plan.every // 2, 1)
     between = {}
     for setting in kinds:
-        x = interpolated(
-            local, observe(plan, setting, held, "sda_0"), 2, [1e-6] * reach, every=plan.every, seed=plan.seed
-        )
-        error = (x.mean(1) - held.anomalies[STATE]).square().mean((0, 2, 3, 4))
+        seen, nothing = observe(plan, setting, held, "sda_0"), [1e-6] * reach
+        x = interpolated(local, seen, 2, nothing, every=plan.every, seed=plan.seed)
+        mean = torch.stack([members.mean(0) for members in x])
+        error = (mean - held.anomalies[STATE]).square().mean((0, 2, 3, 4))
         scale = float(local.variance.mean())
         near = [min(day % plan.every, plan.every - day % plan.every) for day in range(plan.length)]
         between[setting.kind] = [

@@ -23,9 +23,10 @@ TINY = (
     "cells=[16, 32]", "settings=[coarse_4, noise_2, sparse_8]", "models=[sda_0, lsda_2]", "trajectories=2", "length=9",
     "archive={train: [2000-01-01, 2000-06-30], validation: [2002-01-01, 2002-03-31], test: [2004]}",
     "prior.patterns=8", "prior.wavenumbers=5", "prior.hidden=[4, 8]", "prior.embedding=8", "prior.time=8",
+    "prior.correction=8", "prior.coefficients={steps: 6, batch: 8, every: 6}",
     "prior.network={steps: 6, batch: 8, every: 6, learning_rate: 0.01, ema: 0.5}",
-    "prior.autoencoder={steps: 30, batch: 8, every: 30, "
-    "learning_rate: 0.01, ema: 0.5}", "right={members: 4, steps: 2}", "published={steps: 6, corrections: 0, gamma: 3.0}",
+    "prior.autoencoder={steps: 20, batch: 8, every: 20, "
+    "learning_rate: 0.01, ema: 0.5}", "right={members: 4, steps: 2}", "published={steps: 3, corrections: 0, gamma: 3.0}",
 )  # fmt: skip
 
 
