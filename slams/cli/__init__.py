@@ -129,6 +129,13 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--truth", action="append", required=True, metavar="[NAME=]FILE")
     add.add_argument("--report", required=True, metavar="DIR")
     add.set_defaults(run=_evaluate)
+    add = commands.add_parser(
+        "demo", help="assimilate three shipped days with a shipped model, in less than a minute"
+    )
+    add.add_argument("--out", metavar="DIR", help="folder of the figure (default: logs/demo)")
+    add.add_argument("--members", type=int, default=16, help="ensemble size (default: 16)")
+    add.add_argument("--seed", type=int, default=0)
+    add.set_defaults(run=_demo)
     _add_data(commands)
     _add_twins(commands)
     return parser
@@ -281,6 +288,14 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     from slams.pipeline.evaluate import evaluate
 
     evaluate(parsed.analysis, parsed.truth, parsed.report, console=Console())
+    return 0
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    from slams import config
+    from slams.papers.qu2024.demo import demo
+
+    demo(parsed.out or config.LOG_DIR / "demo", members=parsed.members, seed=parsed.seed)
     return 0
 
 

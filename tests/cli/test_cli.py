@@ -37,7 +37,7 @@ def test_help_of_every_command_needs_nothing_heavy():
     done = python(
         "import sys\n"
         "from slams.cli import main\n"
-        "for words in ([], ['train'], ['assimilate'], ['evaluate']):\n"
+        "for words in ([], ['train'], ['assimilate'], ['evaluate'], ['demo']):\n"
         "    try:\n"
         "        main([*words, '--help'])\n"
         "    except SystemExit as end:\n"
