@@ -153,13 +153,26 @@ class SeasonalStandardize(nn.Module):
         weight = torch.where(torch.isfinite(anomaly), weight.to(x.dtype), 0.0)
         axes = [0, *range(2, x.ndim)]
         variance = (weight * torch.nan_to_num(anomaly) ** 2).sum(axes) / weight.sum(axes).clamp(min=1e-30)
+        return cls.of(coefficients, variance, seen.any(0).reshape(x.shape[1:]))
+
+    @classmethod
+    def of(cls, coefficients: Tensor, variance: Tensor, present: Tensor) -> "SeasonalStandardize":
+        """Statistics of estimated moments.
+
+        Args:
+            coefficients: c, (1 + 2 J, C, *space).
+            variance: Variance of the anomalies of each channel, (C).
+            present: Mask of points with training data, (C, *space).
+
+        Raises:
+            ValueError: If a channel has no variance.
+        """
         if not bool((variance > 0).all()):
             raise InvalidValueError(
                 f"channel {int(variance.argmin())} has no variance in the training data; "
                 "drop it or check its files and dates."
             )
-        std = variance.sqrt().reshape(-1, *([1] * (x.ndim - 2)))
-        return cls(coefficients, std, seen.any(0).reshape(x.shape[1:]))
+        return cls(coefficients, variance.sqrt().reshape(-1, *([1] * (present.ndim - 1))), present)
 
     def mean(self, phase: Tensor) -> Tensor:
         """m(phase), shape (*phase, *S)."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from slams.core.days import Values, daywise, every, over
 from slams.core.eof import eof
 from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, generator, normal, uniform
@@ -134,7 +135,7 @@ class WindowGaussian(Denoiser):
 
 
 def window_moments(
-    z: Tensor, starts: Tensor, length: int, *, fraction: float = 0.99, most: int = 256, shrink: float = 0.1
+    z: Values, starts: Tensor, length: int, *, fraction: float = 0.99, most: int = 256, shrink: float = 0.1
 ) -> tuple[Tensor, Tensor, float]:
     """Patterns of training states, the covariance of their coefficients over a window, and the variance left.
 
@@ -155,15 +156,15 @@ def window_moments(
 
 
 def window_lags(
-    z: Tensor, starts: Tensor, length: int, *, fraction: float = 0.99, most: int = 256
+    z: Values, starts: Tensor, length: int, *, fraction: float = 0.99, most: int = 256
 ) -> tuple[Tensor, Tensor, float]:
     """`window_moments` with the covariance as `lag_covariances` has it, to be `shrunk`."""
-    flat = z.flatten(1)
+    flat = daywise(z, lambda part: part.flatten(1))
     thin = max(1, len(flat) // 2000)  # neighbouring days add little to patterns, and cost grows with n^3
-    patterns = eof(flat[::thin], fraction=fraction, most=most)
-    coefficients = flat @ patterns.basis
+    patterns = eof(every(flat, thin), fraction=fraction, most=most)
+    coefficients = over(flat, lambda part: part @ patterns.basis)
     windows = torch.stack([coefficients[starts + k] for k in range(length)], 1)
-    outside = flat.square().sum(1).mean() - coefficients.square().sum(1).mean()
+    outside = over(flat, lambda part: part.square().sum(1)).mean() - coefficients.square().sum(1).mean()
     per_component = float(outside) / max(flat.shape[1] - coefficients.shape[1], 1)
     return patterns.basis, lag_covariances(windows), per_component
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slams.core.days import Values, daywise, mean_of
 from slams.core.errors import InvalidValueError
 from slams.core.random import fork
 from slams.networks.layers import SphereConv, zero
@@ -200,7 +201,7 @@ class MultimodalAutoencoder(nn.Module):
     @torch.no_grad()
     def start(
         self,
-        fields: Mapping[str, Tensor],
+        fields: Mapping[str, Values],
         weights: Tensor | None = None,
         present: Mapping[str, Tensor] | None = None,
     ) -> float:
@@ -301,16 +302,17 @@ class MultimodalAutoencoder(nn.Module):
         return {m: torch.where(torch.isfinite(fields[m]), fields[m], found[m]) for m in given}
 
     @torch.no_grad()
-    def standardize(self, z: Tensor) -> None:
+    def standardize(self, z: Values) -> None:
         """Store the mean of training latents (n, *Z) and one standard deviation for all channels.
 
         Channels keep their relative amplitudes, which reflect their variance in the fields; separate scales would
         amplify channels of noise.
         """
         axes = [0, *range(2, z.ndim)]
-        mean = z.mean(axes).reshape(self.mean.shape)
-        self.mean.copy_(self.mean + mean * self.std)
-        self.std.copy_(self.std * (z - mean).square().mean().sqrt().clamp(min=1e-6))
+        mean = mean_of(z, axes).reshape(self.mean.shape)
+        square = mean_of(daywise(z, lambda part: (part - mean).square()), range(z.ndim))
+        self.mean.copy_(self.mean + mean.to(self.mean) * self.std)
+        self.std.copy_(self.std * square.to(self.std).sqrt().clamp(min=1e-6))
 
     def loss(
         self,

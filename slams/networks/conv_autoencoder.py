@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from slams.core.days import Days, Values, mean_of
 from slams.core.errors import InvalidValueError
 
 LATENT_CHANNELS = (9, 8, 7, 6, 5)
@@ -139,10 +140,15 @@ class SharedGridCodec(nn.Module):
         return dict(zip(self.states, parts, strict=True))
 
     @torch.no_grad()
-    def standardize(self, z: Tensor) -> None:
+    def standardize(self, z: Values) -> None:
         """Store the mean of training latents (n, Z, H, W) and one standard deviation for all channels."""
-        mean = z.mean((0, 2, 3)).reshape(self.mean.shape)
+        mean = mean_of(z, (0, 2, 3)).reshape(self.mean.shape).to(self.mean)
         self.mean.copy_(self.mean + mean * self.std)
+        if isinstance(z, Days):
+            own = mean.cpu()
+            whole = mean_of(z.map(lambda part, rows: (part - own).square()), (0, 1, 2, 3))
+            self.std.copy_(self.std * whole.to(self.std).sqrt().clamp(min=1e-6))
+            return
         # by channel, because a copy of all latents with their mean removed needs as much memory again
         square = sum(((z[:, c] - m) ** 2).mean() for c, m in enumerate(mean.flatten())) / len(mean)
         self.std.copy_(self.std * torch.as_tensor(square).sqrt().clamp(min=1e-6))

@@ -128,6 +128,7 @@ class AssimilationRecipe:
             latent, are the observation).
         gamma: Width gamma of "sda".
         published_std: Noise of the "published" pseudo-observation [latent standard deviations].
+        rows: Windows of members drawn at once, which bounds memory; 0: as many as fit in it. Parts have other noise.
         residual: Whether draws include the decoder's residual.
         uses: Observations that the analysis of a day uses in `slams assimilate`: "all", or "past" (a filter: none after
             that day).
@@ -152,6 +153,7 @@ class AssimilationRecipe:
     guidance: str = "covariance"
     gamma: float = 0.01
     published_std: float = 0.1
+    rows: int = 0
     residual: bool = True
     uses: str = "all"
     memory: int = 8
@@ -235,6 +237,10 @@ class Recipe:
         if a.members < 1 or a.steps < 1:
             raise InvalidValueError(
                 f"assimilation needs at least one member and one step, got members={a.members}, steps={a.steps}."
+            )
+        if a.rows < 0:
+            raise InvalidValueError(
+                f"assimilation.rows is a number of windows, or 0 for as many as fit in memory, got {a.rows}."
             )
         if self.experiment.every < 1:
             raise InvalidValueError(f"experiment.every is a number of days, got {self.experiment.every}.")

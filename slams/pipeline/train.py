@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from slams.core.console import Console
+from slams.core.days import Values, every, total
 from slams.core.device import computing_device
 from slams.core.files import sha256_of, write_text
 from slams.core.random import fork
@@ -39,8 +39,9 @@ from slams.pipeline.model.codec import (
     trained_codec,
 )
 from slams.pipeline.model.conditional import ConditionalTraining
+from slams.pipeline.model.draws import windows_in_memory
 from slams.pipeline.model.learn_amounts import kept_amounts
-from slams.pipeline.model.learning import judged, learning_notes, noise_losses
+from slams.pipeline.model.learning import judged, learning_notes, noise_losses, overfit_note
 from slams.pipeline.model.method import choose_method
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.prior import REPLACED, LearntPrior
@@ -68,7 +69,7 @@ def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
         out: Folder of the run.
     """
     sizes = {  # six digits: the last ones of a logarithm depend on the processor
-        name: [list(x.shape), f"{float(torch.nan_to_num(x[::97]).double().sum()):.6g}"]
+        name: [list(x.shape), f"{float(total(every(x, 97), lambda part, _: _sum(part))):.6g}"]
         for name, x in fields.values.items()
     }
     content = [sizes, str(fields.dates[0]), str(fields.dates[-1])]
@@ -93,6 +94,10 @@ def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
     inputs["report"] = [before, e, list(e.sets), data]
     earlier = {} if taken else earlier_keys(recipe, fields, out)
     return {name: Stage(name, each, _VERSION, earlier.get(name, ())) for name, each in inputs.items()}
+
+
+def _sum(x: Tensor) -> Tensor:
+    return torch.nan_to_num(x).double().sum()
 
 
 def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model | None:
@@ -224,7 +229,7 @@ def _train_codec(
     def validate(module: nn.Module) -> float:
         with torch.no_grad():
             if not isinstance(module, MultimodalAutoencoder):
-                return _in_parts(module, {m: x[::4] for m, x in x_validation.items()}, device)
+                return _in_parts(module, {m: every(x, 4) for m, x in x_validation.items()}, device)
             subset = {m: x[::4].to(device) for m, x in x_validation.items()}
             inputs = {m: x[::4].to(device) for m, x in whole_validation.items()}
             total = float(module.loss(subset, names, area, inputs))
@@ -247,7 +252,8 @@ def _train_codec(
             codec.learning = {"loss": [before, reconstruction(coder)]}
             if codec.learning["loss"][1] >= before:  # what encodes a subset better may decode the whole worse
                 coder.load_state_dict(untrained)
-    coder.eval().standardize(codec.encode(x_train).to(device))
+    z = codec.latents(x_train)
+    coder.eval().standardize(z.to(device) if isinstance(z, Tensor) else z)
     codec.save(out / codecs.FILE_NAME)
 
 
@@ -296,7 +302,7 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
     recipe, prior = codec.recipe, codec.recipe.prior
     index, validation_index = fields.part(recipe.data.train), fields.part(recipe.data.validation)
     x_train, x_validation = anomalies(codec, fields, index), anomalies(codec, fields, validation_index)
-    z, z_validation = latents(codec, out, x_train), codec.encode(x_validation)
+    z, z_validation = latents(codec, out, x_train), codec.latents(x_validation)
     length = prior.window
     starts, validation_starts = (
         window_starts(fields.dates[rows], length) for rows in (index, validation_index)
@@ -316,7 +322,7 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
     learnt = learnt_prior(codec, denoiser, covariance, (z, x_train), (z_validation, x_validation))
     steps = torch.arange(length)
     own, fresh = (each[:: max(1, len(each) // 64), None] + steps for each in (starts, validation_starts))
-    sample = z_validation[fresh].to(device)
+    sample, rows = z_validation[fresh].to(device), windows_in_memory(Model(codec, learnt))
     if prior.networks:
         model = Model(codec, learnt).on(device)
         calibrate_errors(model, x_validation, validation_starts, console)
@@ -326,16 +332,19 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
         batches = task.batches(x_validation, sample, fresh)
         own_loss: Loss = (task.loss, partial(task.validate, batches))
     else:
-        own_loss = _unconditional(recipe, z, starts, sample)
+        own_loss = _unconditional(recipe, z, starts, sample, rows)
     untrained = copy.deepcopy(denoiser.state_dict())
-    _fit(denoiser, *own_loss, prior.fit, recipe, "prior", out, key, console)
     closed = [
-        noise_losses(denoiser, part, recipe.seed, corrected=False) for part in (z[own].to(device), sample)
+        noise_losses(denoiser, part, recipe.seed, corrected=False, rows=rows)
+        for part in (z[own].to(device), sample)
     ]
+    for note in overfit_note(count, length, len(index), shrink, closed[0].mean(), closed[1].mean()):
+        console.say(f"WARNING: {note}")  # before the hours of the network's training
+    _fit(denoiser, *own_loss, prior.fit, recipe, "prior", out, key, console)
     pair = (
         (task.losses(batches, denoiser, corrected=False), task.losses(batches, denoiser))
         if prior.networks
-        else (closed[1], noise_losses(denoiser, sample, recipe.seed))
+        else (closed[1], noise_losses(denoiser, sample, recipe.seed, rows=rows))
     )
     found = judged(
         closed[0].mean(), closed[1].mean(), *pair, fields.dates[validation_index][fresh[:, 0].numpy()]
@@ -349,8 +358,8 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
     learnt.save(recipe, out / priors.FILE_NAME)
 
 
-def _unconditional(recipe: Recipe, z: Tensor, starts: Tensor, sample: Tensor) -> Loss:
-    """Loss and validation of a network of the prior alone."""
+def _unconditional(recipe: Recipe, z: Values, starts: Tensor, sample: Tensor, rows: int) -> Loss:
+    """Loss and validation of a network of the prior alone, `rows` validation windows at a time."""
     steps = torch.arange(recipe.prior.window)
 
     def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
@@ -358,18 +367,20 @@ def _unconditional(recipe: Recipe, z: Tensor, starts: Tensor, sample: Tensor) ->
         return module.loss(z[rows[:, None] + steps].to(sample.device), rng=rng)  # type: ignore[operator]
 
     def validate(module: nn.Module) -> float:
+        rng = fork(recipe.seed, "validation noise")
         with torch.no_grad():
-            return float(module.loss(sample, rng=fork(recipe.seed, "validation noise")))  # type: ignore[operator]
+            losses = [float(module.loss(x, rng=rng)) * len(x) for x in sample.split(rows)]  # type: ignore[operator]
+        return sum(losses) / len(sample)
 
     return loss, validate
 
 
-def latents(codec: MultimodalCodec, out: Path, x_train: Anomalies) -> Tensor:
+def latents(codec: MultimodalCodec, out: Path, x_train: Anomalies) -> Values:
     """Training latents, encoded once and stored beside the run; encoded again if the codec changed."""
     stages, file = Stages(out), "latents.npy"
     stage = Stage("latents", sha256_of(out / codecs.FILE_NAME))
     if not stages.done(stage, (file,)):
         stages.forget(stage)  # half-written latents must not pass for those of the codec
-        np.save(out / file, codec.encode(x_train).numpy())
+        codec.latents(x_train, out / file)
         stages.finish(stage, (file,))
-    return torch.from_numpy(np.load(out / file, mmap_mode="c"))
+    return codecs.read_latents(out / file)

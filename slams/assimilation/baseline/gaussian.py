@@ -231,8 +231,12 @@ def residual_variance(residual: Tensor) -> Tensor:
     Returns:
         (P).
     """
-    seen = torch.isfinite(residual).sum(0).clamp(min=1)
-    each = torch.nan_to_num(residual).square().sum(0) / seen
+    return floored(torch.nan_to_num(residual).square().sum(0), torch.isfinite(residual).sum(0))
+
+
+def floored(squares: Tensor, seen: Tensor) -> Tensor:
+    """`residual_variance` of sums over days: of squares (P), and of days on which a column was seen (P)."""
+    each = squares / seen.clamp(min=1)
     return each + 1e-3 * each.mean() + 1e-6
 
 

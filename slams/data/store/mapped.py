@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from slams.core.days import write_days
 from slams.core.errors import InvalidValueError
-from slams.core.files import atomic
 from slams.data.store.store import FieldStore
 
 _BLOCK_BYTES = 1 << 26
@@ -157,11 +157,7 @@ def map_store(
 def _write(store: FieldStore, path: Path) -> None:
     """Copy a store in blocks of days."""
     days = store.dates
-    shape = (days.size, *store.read(days[:1]).shape[1:])
-    step = max(1, _BLOCK_BYTES // max(1, 4 * int(np.prod(shape[1:]))))
-    with atomic(path) as temporary:
-        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-        for start in range(0, days.size, step):
-            out[start : start + step] = store.read(days[start : start + step]).values
-        out.flush()
-        del out
+    event = store.read(days[:1]).shape[1:]
+    step = max(1, _BLOCK_BYTES // max(1, 4 * int(np.prod(event))))
+    blocks = (store.read(days[first : first + step]).values for first in range(0, days.size, step))
+    write_days(path, map(torch.from_numpy, blocks), days.size, event)

@@ -3,18 +3,22 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slams.assimilation.baseline.gaussian import (
     ClosedFormGaussian,
+    floored,
     normal_crps,
     residual_covariance,
     residual_variance,
     ridge,
 )
 from slams.assimilation.baseline.interpolation import AnomalyInterp, Network
+from slams.assimilation.baseline.ridge_sums import RidgeSums
+from slams.core.days import Days, Values, daywise, fits, mean_of, over, rows_in_memory, total
 from slams.data.windows import window_starts
 from slams.diffusion.denoiser import WindowGaussian, window_moments
 from slams.diffusion.schedule import VPCosine
@@ -85,8 +89,9 @@ def own_rows(model: Model, present: Tensor, gaussian: ClosedFormGaussian) -> Lin
 def fit_gaussian(model: Model, fields: Fields) -> Baselines:
     """The closed-form Gaussian: EOFs to 99 % plus a remainder, ridge operators with full residual covariance.
 
-    Ridge and inflation of the residual covariances (too small on the days they were fitted) are those with the best
-    CRPS on validation windows, over all sets.
+    States whose training days are too large for memory have at most as many EOFs as fit in it. Ridge and inflation of the
+    residual covariances (too small on the days they were fitted) are those with the best CRPS on validation windows, over
+    all sets.
     """
     recipe = model.recipe
     index, validation_index = fields.part(recipe.data.train), fields.part(recipe.data.validation)
@@ -95,27 +100,31 @@ def fit_gaussian(model: Model, fields: Fields) -> Baselines:
         anomalies(model.codec, fields, validation_index),
     )
     length = recipe.prior.window
-    x = torch.cat([train[n].flatten(1) for n in model.states], 1)
-    present = torch.isfinite(x).float().mean(0) > 0.5
-    x = torch.nan_to_num(x[:, present])
+    x = _joined(train, model.states)
+    present = mean_of(daywise(x, lambda part: torch.isfinite(part).float()), [0]) > 0.5
+    x = daywise(x, lambda part: torch.nan_to_num(part[:, present]))
     starts = window_starts(fields.dates[index], length)
-    basis, covariance, remainder = window_moments(x, starts, length, fraction=0.99, most=10_000, shrink=0.0)
+    most = 10_000 if isinstance(x, Tensor) else rows_in_memory(x.shape[1:])
+    basis, covariance, remainder = window_moments(x, starts, length, fraction=0.99, most=most, shrink=0.0)
     prior = WindowGaussian(basis, covariance, remainder, x.shape[1:], VPCosine())
-    a = x @ basis
-    rest = (x - a @ basis.mT).square().mean(0) + 1e-6
+    a = over(x, lambda part: part @ basis)
+    rest = mean_of(daywise(x, lambda part: (part - part @ basis @ basis.mT).square()), [0]) + 1e-6
     closed = ClosedFormGaussian(prior, basis, rest)
-    target = torch.cat([validation[n].flatten(1) for n in model.states], 1)[:, present]
     validation_starts = window_starts(fields.dates[validation_index], length)
     rows = validation_starts[:: max(1, len(validation_starts) // 32), None] + torch.arange(length)
+    truth = torch.cat([validation[n][rows].flatten(2) for n in model.states], 2)[..., present]
     subset = torch.arange(0, x.shape[1], max(1, x.shape[1] // 2000))
+    truth = truth[..., subset]
     part = ClosedFormGaussian(prior, basis[subset], rest[subset])
     sets = recipe.experiment.sets.values()
     sees = [observe(model.layouts, recipe, validation, group, days=rows) for group in sets]
     own, own_errors = own_rows(model, present, closed)
 
+    observed = _observed(model, train, a)
+
     @lru_cache(maxsize=2)  # they are large, and a walk needs two at a time
     def fitted(penalty: float) -> Linear:
-        return _operators(model, train, a, penalty)
+        return _operators(model, observed, a, penalty)
 
     def errors(penalty: float, inflation: float) -> dict[str, Tensor]:
         # a state seen through an operator has errors of its own fit, which were not found too small
@@ -126,7 +135,7 @@ def fit_gaussian(model: Model, fields: Fields) -> Baselines:
         for seen in sees:
             observations = model.seen(seen, {**own_errors, **errors(penalty, inflation)})
             mean, std = part.windows(observations, {**own, **fitted(penalty)[0]})
-            total += float(torch.nanmean(normal_crps(target[rows][..., subset] - mean, std)))
+            total += float(torch.nanmean(normal_crps(truth - mean, std)))
         return total
 
     penalty = climb((1.0, 10.0, 30.0, 300.0, 3e3, 3e4, 3e5), 300.0, lambda value: score(value, 10.0))
@@ -156,17 +165,41 @@ def climb(values: Sequence[float], start: float, score: Callable[[float], float]
     return values[index]
 
 
-def _operators(model: Model, train: Anomalies, a: Tensor, penalty: float) -> Linear:
-    """Ridge operators of observed modalities, except states observed cell by cell."""
-    operators, errors = {}, {}
+def _joined(values: Anomalies, names: Sequence[str]) -> Values:
+    """Anomalies of some modalities side by side, (n, D)."""
+    days, size = len(values[names[0]]), sum(values[n].shape[1:].numel() for n in names)
+
+    def read(rows: Any) -> Tensor:
+        return torch.cat([values[n][rows].flatten(1) for n in names], 1)
+
+    whole = all(isinstance(values[n], Tensor) for n in names) and fits(days, [size])
+    return read(slice(None)) if whole else Days(read, days, [size])
+
+
+def _observed(model: Model, train: Anomalies, a: Tensor) -> dict[str, Tensor | RidgeSums]:
+    """Observed values (n, P) of modalities on training days, except states observed cell by cell; sums of large ones."""
+    found: dict[str, Tensor | RidgeSums] = {}
     h = model.operators
     for name in sorted({n for group in model.recipe.experiment.sets.values() for n in group}):
         if name in model.states and name not in h:
             continue
-        y = h[name](train[name]) if name in h else train[name].flatten(1)
+        y = daywise(train[name], h[name] if name in h else lambda part: part.flatten(1))
+        y = over(y, lambda part: part) if fits(len(y), y.shape[1:]) else y
+        found[name] = y if isinstance(y, Tensor) else RidgeSums(a, y)
+    return found
+
+
+def _operators(model: Model, observed: Mapping[str, Tensor | RidgeSums], a: Tensor, penalty: float) -> Linear:
+    """Ridge operators of observed modalities, except states observed cell by cell."""
+    operators, errors = {}, {}
+    for name, y in observed.items():
+        if isinstance(y, RidgeSums):
+            operators[name] = y.operator(penalty)
+            errors[name] = floored(y.residual_squares(operators[name]), y.seen)
+            continue
         operators[name] = ridge(a, y, penalty)
         residual = y - a @ operators[name].mT
-        full = residual.shape[1] <= (DENSE_UP_TO if name in h else _FULL_UP_TO)
+        full = residual.shape[1] <= (DENSE_UP_TO if name in model.operators else _FULL_UP_TO)
         errors[name] = residual_covariance(residual, floor=1e-2) if full else residual_variance(residual)
     return operators, errors
 
@@ -179,17 +212,18 @@ def networks_of(model: Model, fields: Fields) -> Networks:
     train = anomalies(model.codec, fields, index[:: max(1, len(index) // 700)])
     found = {}
     for name in sorted(used):
-        values = train[name].flatten(2)
-        count = torch.isfinite(values).sum(0).clamp(min=1)
-        std = (torch.nan_to_num(values).square().sum(0) / count).sqrt().clamp(min=1e-3)
+        values = daywise(train[name], lambda part: part.flatten(2))
+        count = total(values, lambda part, _: torch.isfinite(part).sum(0)).clamp(min=1)
+        square = total(values, lambda part, _: torch.nan_to_num(part).square().sum(0))
+        std = (square / count).sqrt().clamp(min=1e-3)
         found[name] = [Network(model.layouts[name].points(), channel) for channel in std]
     return found
 
 
-def regressors(model: Model, values: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+def regressors(model: Model, values: Anomalies, names: Sequence[str]) -> Tensor:
     """Observed values of modalities (n, *S) as rows, 0 where missing."""
     h = model.operators
-    seen = [h[n](values[n]) if n in h else values[n].flatten(1) for n in names]
+    seen = [over(values[n], lambda x, n=n: h[n](x) if n in h else x.flatten(1)) for n in names]  # type: ignore[misc]
     return torch.nan_to_num(torch.cat(seen, 1))
 
 
@@ -210,10 +244,10 @@ def retrained_ridge(
     found = {}
     y, y_validation = (regressors(model, x, names) for x in (train, validation))
     for name in model.states:
-        truth = validation[name].flatten(1)
+        truth, own = (over(x[name], lambda part: part.flatten(1)) for x in (validation, train))
         trials = []
         for penalty in (10.0, 30.0, 100.0, 300.0, 1000.0):
-            operator = ridge(y, train[name].flatten(1), penalty)
+            operator = ridge(y, own, penalty)
             square = (truth - y_validation @ operator.mT).square()
             trials.append((float(torch.nanmean(square)), operator, torch.nanmean(square, 0).sqrt()))
         _, operator, std = min(trials, key=lambda trial: trial[0])

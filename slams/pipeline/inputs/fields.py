@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slams import config
 from slams.core.codec import SeasonalStandardize
+from slams.core.days import Days, Values, fits, slices
 from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.files import write_text
 from slams.data.archives import REGISTRY
@@ -23,7 +24,7 @@ from slams.data.joining import matching_lags
 from slams.data.store.mapped import map_store
 from slams.data.store.store import FieldStore, write_manifest
 from slams.data.windows import GapReport, common_dates
-from slams.pipeline.inputs.large import IN_MEMORY, fit_statistics, leave_out
+from slams.pipeline.inputs.large import fit_statistics, leave_out, without_incredible
 from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.recipe import Recipe
 
@@ -34,14 +35,14 @@ class Fields:
 
     Attributes:
         dates: Dates (n), datetime64[D].
-        values: Values (n, *S) by name, NaN where missing.
+        values: Values (n, *S) by name, NaN where missing; `Days` where they are too large for memory.
         layouts: Layouts by name.
         report: Days of each modality.
         statistics: Climate of the training days by modality, by which gross errors were left out.
     """
 
     dates: np.ndarray
-    values: dict[str, Tensor]
+    values: dict[str, Values]
     layouts: dict[str, Layout]
     report: GapReport
     statistics: dict[str, SeasonalStandardize] = field(default_factory=dict)
@@ -107,7 +108,7 @@ def load_fields(recipe: Recipe, progress: Callable[[str], None] = lambda message
         progress: Callback with a description of the current step.
 
     Returns:
-        The fields; those too large for memory are mapped from a file.
+        The fields; those too large for memory stay in files.
     """
     folder = Path(config.resolve(recipe.data.store))
     modalities = recipe.modalities
@@ -147,14 +148,17 @@ def _leave_out_gross_errors(fields: Fields, recipe: Recipe) -> list[str]:
             x, train_days, phase[torch.from_numpy(train_days)], recipe.data.harmonics, weights, amount
         )
         fields.statistics[name] = statistics
-        found += far_from_climate(modality, statistics, x, fields.dates)
+        told = far_from_climate(modality, statistics, x, fields.dates)
+        if told and isinstance(x, Days):
+            fields.values[name] = without_incredible(statistics, x, phase)
+        found += told
     return found
 
 
 def far_from_climate(
-    modality: Modality, statistics: SeasonalStandardize, x: Tensor, dates: np.ndarray
+    modality: Modality, statistics: SeasonalStandardize, x: Values, dates: np.ndarray
 ) -> list[str]:
-    """Make values far outside the training's climate missing, in place; a sentence if there were any.
+    """Make values far outside the training's climate missing, in place of a tensor; a sentence if there were any.
 
     Args:
         modality: Their modality.
@@ -164,7 +168,7 @@ def far_from_climate(
     """
     if not modality.gross_errors:
         return []
-    total = int(torch.isfinite(x).sum())
+    total = sum(int(torch.isfinite(x[rows]).sum()) for rows in slices(x))
     count, first = leave_out(statistics, x, phase_of(dates))
     if not count:
         return []
@@ -209,15 +213,17 @@ def _values(
     modality: Modality,
     folder: Path,
     progress: Callable[[str], None],
-) -> Tensor:
+) -> Values:
     """The fields of some days (n, *S), after the transform."""
-    if first.nbytes * days.size <= IN_MEMORY or modality.transform != "none":
+    if fits(days.size, first.shape[1:]):
         return as_tensor(store.read(days), modality)
-    mapped = torch.from_numpy(map_store(store, folder / "cache", progress).array)
-    rows = np.searchsorted(store.dates, days)
-    whole = len(rows) == rows[-1] - rows[0] + 1
-    tensor = mapped[rows[0] : rows[-1] + 1] if whole else mapped[torch.from_numpy(rows)]
-    return tensor if "level" in first.dims else tensor.unsqueeze(1)
+    mapped, channels = map_store(store, folder / "cache", progress), "level" in first.dims
+
+    def transformed(part: Tensor, rows: Tensor) -> Tensor:
+        x = torch.from_numpy(modality.transformed.forward(part.numpy()))
+        return x if channels else x.unsqueeze(1)
+
+    return Days.of_file(mapped.path).rows(np.searchsorted(store.dates, days)).map(transformed)
 
 
 def _standing(modality: Modality) -> FieldStore | None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from slams.core.days import Values
 from slams.core.errors import InvalidValueError
 from slams.core.random import fork, normal
 from slams.pipeline.inputs.layout import Layout
@@ -36,7 +37,7 @@ def columns(layout: Layout, share: float, seed: int) -> Tensor:
 def observe(
     layouts: Mapping[str, Layout],
     recipe: Recipe,
-    anomalies: Mapping[str, Tensor],
+    anomalies: Mapping[str, Values],
     names: Sequence[str],
     *,
     days: Tensor,

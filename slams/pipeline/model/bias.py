@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from slams.assimilation.baseline.bias import Bias, BiasPosterior
 from slams.assimilation.baseline.gaussian import ClosedFormGaussian, ridge
 from slams.assimilation.score.sda import SDA
+from slams.core.days import Days, fits
 from slams.core.eof import eof
 from slams.data.windows import runs
 from slams.diffusion.guidance.conditional import ConditionalGuidance
@@ -63,11 +65,12 @@ def bias_sizes(
     if len(years) < FEWEST:
         return {}
 
-    def state(rows: slice) -> Tensor:
+    def state(rows: Any) -> Tensor:
         return torch.nan_to_num(torch.cat([train[name][rows].flatten(1) for name in states], 1))
 
-    thin = slice(None, None, max(1, len(dates) // _DAYS))
-    basis = eof(state(thin), fraction=0.99, most=_PATTERNS).basis
+    size = sum(layouts[name].size for name in states)
+    some = Days(state, len(dates), [size]).rows(slice(None, None, max(1, len(dates) // _DAYS)))
+    basis = eof(some[:] if fits(len(some), [size]) else some, fraction=0.99, most=_PATTERNS).basis
     # in parts, because all days of large grids are more than memory has
     parts = [slice(first, first + 256) for first in range(0, len(dates), 256)]
     a, found = torch.cat([state(rows) @ basis for rows in parts]), {}
@@ -200,7 +203,12 @@ def shifted(observations: Observations, offsets: Mapping[str, Tensor]) -> Observ
 
 
 def bias_draws(
-    model: Model, seen: Mapping[str, Tensor], composed: bool, *, rng: torch.Generator
+    model: Model,
+    seen: Mapping[str, Tensor],
+    composed: bool,
+    *,
+    rng: torch.Generator,
+    members: int | None = None,
 ) -> dict[str, Tensor]:
     """Draws of the biases of a record for each member, (N, prod(O)) by modality; see `biases_in`.
 
@@ -211,7 +219,7 @@ def bias_draws(
     if a.guidance != "covariance" or a.uses == "past":
         return {}
     found = biases_in(model, seen, composed)
-    return found.draw(a.members, rng=rng) if found else {}
+    return found.draw(members or a.members, rng=rng) if found else {}
 
 
 def without_biases(sda: SDA, observations: Observations, offsets: Mapping[str, Tensor]) -> Observations:

@@ -11,11 +11,13 @@ from torch import Tensor
 from slams.assimilation.baseline.gaussian import (
     ClosedFormGaussian,
     Evidence,
+    floored,
     normal_crps,
     residual_covariance,
     residual_variance,
 )
 from slams.core.console import Console
+from slams.core.days import Days, Values, daywise, every, fits, memory_stride, over, total
 from slams.core.errors import InvalidValueError
 from slams.diffusion.denoiser import NetworkDenoiser
 from slams.pipeline.inputs.observe import observe
@@ -34,8 +36,8 @@ def learnt_prior(
     codec: MultimodalCodec,
     denoiser: NetworkDenoiser,
     covariance: Tensor,
-    train: tuple[Tensor, Anomalies],
-    validation: tuple[Tensor, Anomalies],
+    train: tuple[Values, Anomalies],
+    validation: tuple[Values, Anomalies],
 ) -> LearntPrior:
     """Linearized decoders on the patterns, and residual covariances of patterns and decoders.
 
@@ -51,30 +53,59 @@ def learnt_prior(
     """
     recipe, (z, x_train), (z_validation, x_validation) = codec.recipe, train, validation
     stride = max(1, len(z) // 1800)  # more days cost memory, not accuracy
-    z, x_train = z[::stride], {name: x[::stride] for name, x in x_train.items()}
+    z, x_train = every(z, stride), {name: every(x, stride) for name, x in x_train.items()}
     basis = denoiser.gaussian.basis.cpu()
-    a = z.flatten(1) @ basis
-    inside = (z_validation.flatten(1) @ basis @ basis.mT).reshape(z_validation.shape)
+    a = over(z, lambda part: part.flatten(1) @ basis)
+    inside = daywise(z_validation, lambda part: (part.flatten(1) @ basis @ basis.mT).reshape(part.shape))
     operators, errors, residuals, samples = {}, {}, {}, {}
     profiles: dict[str, Tensor] = {}
     for name, layout in codec.layouts.items():
         modality = recipe.modalities[name]
         operators[name], decoded = operators_on_patterns(codec, basis, a, name)
-        residual = (x_train[name] - decoded).flatten(1)
-        fresh = (x_validation[name] - codec.decode(inside, name)).flatten(1)
-        ratio = max(1.0, float(torch.nanmean(fresh**2) / torch.nanmean(residual**2)))
+        residual = difference(x_train[name], decoded)
+        fresh = difference(x_validation[name], _decoded(codec, inside, name))
+        variance, square = _moments(residual)
+        ratio = max(1.0, float(_moments(fresh)[1] / square))
         full = layout.size <= DENSE_UP_TO and modality.role == "observation"
-        errors[name] = (residual_covariance(residual) if full else residual_variance(residual)) * ratio
-        decoded = codec.decode(z_validation, name).flatten(1)
-        unresolved = x_validation[name].flatten(1) - decoded
-        residuals[name] = residual_variance(unresolved)
-        bounded = modality.transformed.lower is not None
-        if bounded and torch.isfinite(unresolved).sum() > 10 * _CLASSES:
-            profiles[name] = profile(decoded, unresolved, residuals[name])
+        errors[name] = (residual_covariance(over(residual, Tensor.float)) if full else variance) * ratio
+        output = _decoded(codec, z_validation, name)
+        residuals[name] = _moments(difference(x_validation[name], output))[0]
+        if modality.transformed.lower is not None:
+            rows = slice(None, None, memory_stride(difference(x_validation[name], output)))
+            some = output[rows].flatten(1)
+            unresolved = x_validation[name][rows].flatten(1) - some
+            if torch.isfinite(unresolved).sum() > 10 * _CLASSES:
+                profiles[name] = profile(some, unresolved, residuals[name])
         if layout.is_grid:
             samples[name] = fresh[:: max(1, len(fresh) // 64)].reshape(-1, *layout.shape)
     statistics = {"covariance": covariance, "coefficients": a}
     return LearntPrior(denoiser, operators, errors, residuals, profiles, samples, statistics)
+
+
+def _decoded(codec: MultimodalCodec, z: Values, name: str) -> Values:
+    """Output of a decoder; of latents or outputs too large for memory still to be computed."""
+    shape = codec.layouts[name].shape
+    z = z if fits(len(z), shape) or not isinstance(z, Tensor) else Days.of(z)
+    return daywise(z, lambda part: codec.decode(part, name))
+
+
+def difference(x: Values, y: Values) -> Values:
+    """x - y (n, P) of anomalies (n, *S)."""
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return (x - y).flatten(1)
+    return Days(lambda rows: (x[rows] - y[rows]).flatten(1), len(x), [x.shape[1:].numel()])
+
+
+def _moments(residual: Values) -> tuple[Tensor, Tensor]:
+    """`residual_variance` of each column (P), and the mean of the squares of all that is known."""
+    if isinstance(residual, Tensor):
+        return residual_variance(residual), torch.nanmean(residual**2)
+
+    def sums(part: Tensor, rows: slice) -> Tensor:
+        return torch.stack([torch.nan_to_num(part).square().sum(0), torch.isfinite(part).sum(0).float()])
+
+    squares, seen = total(residual, sums)
+    return floored(squares, seen), squares.sum() / seen.sum()
 
 
 def profile(decoded: Tensor, residual: Tensor, whole: Tensor) -> Tensor:

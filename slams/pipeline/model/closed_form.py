@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from slams.core.days import Values, daywise, over
 from slams.diffusion.denoiser import (
     NetworkDenoiser,
     WindowGaussian,
@@ -18,7 +19,7 @@ from slams.pipeline.model.model import Model
 MOST = 400  # patterns, where a recipe states no number
 _NEAR = 1.003  # of the best score
 
-Part = tuple[Tensor, Anomalies, Tensor]
+Part = tuple[Values, Anomalies, Tensor]
 
 
 def closed_form(
@@ -48,7 +49,7 @@ def closed_form(
     shrink, schedule = prior.shrink, VPCosine()
     if shrink is None:
         windows = validation[2][:: max(1, len(validation[2]) // 128), None] + torch.arange(prior.window)
-        fresh = (validation[0].flatten(1) @ basis)[windows].flatten(1)
+        fresh = over(validation[0], lambda part: part.flatten(1) @ basis)[windows].flatten(1)
         shrink = shrink_for(lags, fresh, schedule, rng=codec.recipe.seed)
     covariance = shrunk(lags, shrink).to(z.dtype)
     whole = basis.shape[1]
@@ -75,9 +76,9 @@ def leading(basis: Tensor, covariance: Tensor, count: int) -> tuple[Tensor, Tens
     return basis[:, :count], blocks.reshape(length * count, length * count)
 
 
-def within(z: Tensor, basis: Tensor) -> Tensor:
+def within(z: Values, basis: Tensor) -> Values:
     """Latents (n, *Z) projected onto patterns."""
-    return (z.flatten(1) @ basis @ basis.mT).reshape(z.shape)
+    return daywise(z, lambda part: (part.flatten(1) @ basis @ basis.mT).reshape(part.shape))
 
 
 def _score(codec: MultimodalCodec, basis: Tensor, covariance: Tensor, train: Part, validation: Part) -> float:

@@ -1,6 +1,6 @@
 """Codec: physical fields of several modalities to one latent and back, and its file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,16 +12,18 @@ from torch import Tensor, nn
 
 from slams import config
 from slams.core.codec import SeasonalStandardize
+from slams.core.days import Days, DaysWriter, Values, fits, write_days
 from slams.core.errors import InvalidValueError, MissingFileError
 from slams.core.tensorfile import fill, read_tensors, write_tensors
 from slams.networks.autoencoder import MultimodalAutoencoder
 from slams.pipeline.inputs.fields import Fields, phase_of
-from slams.pipeline.inputs.large import by_days, is_large, scratch
+from slams.pipeline.inputs.large import by_days
 from slams.pipeline.inputs.layout import Layout, read_layouts
 from slams.pipeline.model.build import build_autoencoder
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
 
-Anomalies = dict[str, Tensor]
+Anomalies = Mapping[str, Values]
+_DAYS = 128  # encoded together
 FILE_NAME = "codec.safetensors"
 _STATISTICS = ("coefficients", "std", "present")
 _LIMITS = ("low", "high")
@@ -77,39 +79,62 @@ class MultimodalCodec(nn.Module):
         return self.masked(name, x if lower is None else x.clamp(min=lower))
 
     @torch.no_grad()
-    def complete(self, anomalies: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def complete(self, anomalies: Anomalies) -> Anomalies:
         """Anomalies (n, *S) whose gaps are estimated from what is known on the same day, 0 where training had no data.
 
         The published autoencoder and "pixel" take gaps as no anomaly, as published.
         """
         if not isinstance(self.autoencoder, MultimodalAutoencoder):
             return dict(anomalies)
-        found = {
-            m: scratch(tuple(x.shape)) if is_large(len(x), x) else torch.empty_like(x)
-            for m, x in anomalies.items()
+        found: dict[str, Tensor | DaysWriter] = {
+            m: torch.empty_like(x) if isinstance(x, Tensor) else DaysWriter() for m, x in anomalies.items()
         }
-        for i in range(0, len(next(iter(found.values()))), 128):
-            days = slice(i, i + 128)
+        for i in range(0, len(next(iter(anomalies.values()))), _DAYS):
+            days = slice(i, i + _DAYS)
             part = {m: torch.where(self.statistics[m].present, x[days], 0.0) for m, x in anomalies.items()}
             part = self.autoencoder.complete({m: x.to(self.device) for m, x in part.items()})
             for m, x in part.items():
-                found[m][days] = x.cpu()
-        return found
+                kept = found[m]
+                if isinstance(kept, Tensor):
+                    kept[days] = x.cpu()
+                else:
+                    kept.append(x.cpu())
+        return {m: kept if isinstance(kept, Tensor) else kept.days() for m, kept in found.items()}
 
     @torch.no_grad()
-    def encode(self, anomalies: Mapping[str, Tensor], *, complete: bool = True) -> Tensor:
+    def encoded(self, anomalies: Anomalies, *, complete: bool = True) -> Iterator[Tensor]:
+        """`encode`, a part of consecutive days at a time."""
+        for i in range(0, len(next(iter(anomalies.values()))), _DAYS):
+            part: Anomalies = {m: x[i : i + _DAYS] for m, x in anomalies.items()}
+            part = self.complete(part) if complete else part
+            yield self.autoencoder.encode({m: x[:].to(self.device) for m, x in part.items()}).cpu()
+
+    def encode(self, anomalies: Anomalies, *, complete: bool = True) -> Tensor:
         """Latents (n, *Z) of standardized anomalies of any subset of modalities.
 
         Args:
             anomalies: Anomalies by modality (n, *S), NaN where missing.
             complete: Whether gaps are estimated (see `complete`); else they are no anomaly.
         """
-        latents = []
-        for i in range(0, len(next(iter(anomalies.values()))), 128):
-            part = {m: x[i : i + 128] for m, x in anomalies.items()}
-            part = self.complete(part) if complete else part
-            latents.append(self.autoencoder.encode({m: x.to(self.device) for m, x in part.items()}).cpu())
-        return torch.cat(latents)
+        return torch.cat(list(self.encoded(anomalies, complete=complete)))
+
+    def latents(self, anomalies: Anomalies, path: Path | None = None) -> Values:
+        """`encode` of many days; where they are too large for memory, in a file.
+
+        Args:
+            anomalies: Anomalies by modality (n, *S), NaN where missing.
+            path: A .npy file to write; if None, a temporary one where one is needed.
+        """
+        count, event = len(next(iter(anomalies.values()))), self.autoencoder.event
+        if path is not None:
+            write_days(path, self.encoded(anomalies), count, event)
+            return read_latents(path)
+        if fits(count, event):
+            return self.encode(anomalies)
+        file = DaysWriter()
+        for part in self.encoded(anomalies):
+            file.append(part)
+        return file.days()
 
     @torch.no_grad()
     def decode(self, z: Tensor, name: str) -> Tensor:
@@ -168,6 +193,12 @@ def anomalies(codec: MultimodalCodec, fields: Fields, index: np.ndarray) -> Anom
     """Standardized anomalies of every modality on some days."""
     phase = phase_of(fields.dates[index])
     return {n: by_days(partial(codec.anomaly, n), x, index, phase) for n, x in fields.values.items()}
+
+
+def read_latents(path: Path) -> Values:
+    """Latents (n, *Z) of a .npy file, mapped as a tensor if they fit in memory."""
+    mapped = np.load(path, mmap_mode="c")
+    return torch.from_numpy(mapped) if fits(len(mapped), mapped.shape[1:]) else Days.of_file(path)
 
 
 def trained_codec(run: str) -> Path:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slams.core.days import Values, daywise, every, mean_of, over
 from slams.core.errors import InvalidValueError
 from slams.core.random import fork, normal, uniform
 from slams.diffusion.denoiser import NetworkDenoiser
@@ -108,7 +109,7 @@ class ConditionalTraining:
         self,
         model: Model,
         anomalies: Anomalies,
-        z: Tensor,
+        z: Values,
         starts: Tensor,
         progress: Callable[[int, str], None],
     ) -> None:
@@ -124,10 +125,14 @@ class ConditionalTraining:
         self.free = self.systems.none()
         self.steps = torch.arange(recipe.prior.window)
         self.metric = Metric(model)
-        usual = {n: torch.isfinite(x[::7]).float().mean(0) > _USUAL for n, x in anomalies.items()}
+        usual = {
+            n: mean_of(daywise(every(x, 7), lambda part: torch.isfinite(part).float()), [0]) > _USUAL
+            for n, x in anomalies.items()
+        }
         self.usual = {n: mask for n, mask in usual.items() if n not in model.operators and bool(mask.any())}
         self.complete = {
-            n: torch.isfinite(anomalies[n][:, mask]).flatten(1).all(1) for n, mask in self.usual.items()
+            n: over(anomalies[n], lambda part, mask=mask: torch.isfinite(part[:, mask]).flatten(1).all(1))  # type: ignore[misc]
+            for n, mask in self.usual.items()
         }
         self.networks = list[RandomNetwork]()
         for number in range(recipe.prior.networks if self.usual else 0):

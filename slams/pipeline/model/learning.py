@@ -20,7 +20,7 @@ from slams.pipeline.model.spread import WIDEST
 KEPT = "kept"
 _BLOCK = 15  # days whose windows count as one value of an interval
 _DRAWS = 8  # of the noise, for each window
-_OVERFIT = 2.0  # loss of the closed form on validation days over that on training days
+_OVERFIT = 1.5  # loss of the closed form on validation days over that on training days
 
 
 def judged(
@@ -55,13 +55,16 @@ def judged(
 
 @torch.no_grad()
 def noise_losses(
-    denoiser: NetworkDenoiser, windows: Tensor, seed: int, *, corrected: bool = True
+    denoiser: NetworkDenoiser, windows: Tensor, seed: int, *, corrected: bool = True, rows: int = 0
 ) -> np.ndarray:
-    """Loss of each window (n), over several draws of noise that early stopping has not seen."""
-    drawn = [
-        denoiser.errors(windows, rng=fork(seed, "gain", draw), corrected=corrected).flatten(1).mean(1)
-        for draw in range(_DRAWS)
-    ]
+    """Loss of each window (n), over several draws of noise that early stopping has not seen; `rows` at a time."""
+    drawn = []
+    for draw in range(_DRAWS):
+        rng = fork(seed, "gain", draw)
+        parts = [
+            denoiser.errors(x, rng=rng, corrected=corrected) for x in windows.split(rows or len(windows))
+        ]
+        drawn.append(torch.cat([part.flatten(1).mean(1) for part in parts]))
     found: np.ndarray = torch.stack(drawn).mean(0).double().cpu().numpy()
     return found
 
@@ -120,20 +123,38 @@ def learning_notes(model: Model, out: Path) -> list[str]:
     return notes
 
 
+def overfit_note(patterns: int, window: int, days: int, shrink: float, own: float, fresh: float) -> list[str]:
+    """A line on a Gaussian with fewer days than coefficients, or 1.5 times the loss on new days; none on another.
+
+    Args:
+        patterns: Number of its patterns.
+        window: Days of a window.
+        days: Number of training days.
+        shrink: Its shrinkage.
+        own: Its loss on training windows.
+        fresh: Its loss on validation windows.
+    """
+    if days >= patterns * window and fresh <= _OVERFIT * own:
+        return []
+    few = f", fewer than the {patterns} patterns" if days < patterns else ""
+    return [
+        f"closed-form Gaussian: {patterns} patterns over {window} days are {patterns * window} coefficients, fitted to "
+        f"{days} days{few}; its loss is {fresh:.3g} on validation days and {own:.3g} on training days. Try fewer "
+        f"prior.patterns, prior.shrink above {shrink:g} (up to 1), or more training days."
+    ]
+
+
 def _closed_form_notes(model: Model) -> list[str]:
     prior, settings, notes = model.prior, model.recipe.prior, []
     found = prior.learning
     if not found:  # a run of an earlier version
         return []
-    patterns = prior.gaussian.basis.shape[1]
-    own, fresh = found["loss"]
-    shrink = found.get("shrink", settings.shrink)  # in runs before it could be chosen, that of the recipe
-    if found["days"] < patterns * settings.window or fresh > _OVERFIT * own:
-        notes.append(
-            f"closed-form Gaussian: {patterns} patterns over {settings.window} days are {patterns * settings.window} "
-            f"coefficients, fitted to {found['days']} days; its loss is {fresh:.3g} on validation days and {own:.3g} on "
-            f"training days. Try fewer prior.patterns, prior.shrink above {shrink:g} (up to 1), or more training days."
-        )
+    shrink = (
+        found.get("shrink", settings.shrink) or 0.0
+    )  # in runs before it could be chosen, that of the recipe
+    notes += overfit_note(
+        prior.gaussian.basis.shape[1], settings.window, found["days"], shrink, *found["loss"]
+    )
     gain, lower, upper = found["gain"]
     if found["network"] == REPLACED:
         kept = (

@@ -10,8 +10,8 @@ from slams.core.console import Console
 from slams.core.random import fork
 from slams.evaluation.metrics import fair_crps
 from slams.pipeline.inputs.observe import observe
-from slams.pipeline.model.bias import bias_draws, without_biases
 from slams.pipeline.model.codec import Anomalies
+from slams.pipeline.model.draws import window_draws
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.spread import spread_windows
 
@@ -53,13 +53,11 @@ def choose_method(model: Model, validation: Anomalies, starts: torch.Tensor, con
                 trial = copy.copy(model)
                 settings = replace(recipe.assimilation, method=method, members=members)
                 trial.recipe = replace(recipe, assimilation=settings)
-                sda, rng = trial.sda(), fork(recipe.seed, "method", label)
-                observations = trial.seen(seen, trial.errors(), trial.device)
-                observations = without_biases(sda, observations, bias_draws(trial, seen, False, rng=rng))
-                z = sda.windows(
-                    observations.pullback(trial.decoders),
-                    members,
-                    rng=rng,
+                z = window_draws(
+                    trial,
+                    seen,
+                    members=members,
+                    rng=fork(recipe.seed, "method", label),
                     progress=lambda n: advance(n, ""),
                 )
                 total = 0.0

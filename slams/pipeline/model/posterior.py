@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from slams.assimilation.score.latent import Latent
 from slams.core.random import Rng, normal
 from slams.diffusion.divergence import finite
-from slams.pipeline.model.bias import bias_draws, without_biases
+from slams.pipeline.model.bias import bias_draws
+from slams.pipeline.model.draws import trajectory_draws, window_draws
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.spread import factor_of
 
@@ -35,27 +35,22 @@ def posterior(
     Returns:
         Latent draws (N, T, *Z) of each trajectory, on the CPU.
     """
-    days, members = len(next(iter(seen[0].values()))), model.recipe.assimilation.members
-    sda = model.sda(trajectories=not composed and days != model.recipe.prior.window)
+    members = model.recipe.assimilation.members
     draws = list[Tensor]()
     if composed:
-        for values in seen:
-            offsets = bias_draws(model, values, composed, rng=rng)
-            observations = without_biases(sda, model.observations(values), offsets)
-            method = Latent(sda, model.decoders)
-            drawn = method.assimilate(observations, members, rng=rng, progress=progress).samples
-            assert drawn is not None
-            draws.append(drawn)
+        draws = [trajectory_draws(model, values, rng=rng, progress=progress) for values in seen]
     else:
         stacked = {name: torch.stack([each[name] for each in seen]) for name in seen[0]}
         offsets = bias_draws(model, stacked, composed, rng=rng)
         for first in range(0, len(seen), WINDOWS):
-            part = model.observations({n: value[first : first + WINDOWS] for n, value in stacked.items()})
-            part = without_biases(sda, part, offsets)
-            # one draw of noise for the windows of a member, which the verb would draw window by window
-            draws += sda.windows(part.pullback(model.decoders), members, rng=rng, progress=progress).unbind(1)
+            part = {n: value[first : first + WINDOWS] for n, value in stacked.items()}
+            draws += window_draws(
+                model, part, members=members, rng=rng, progress=progress, offsets=offsets
+            ).unbind(1)
     factor = spread_of(model, seen)
-    return [_inflated(z, factor).cpu() for z in draws]
+    for i, z in enumerate(draws):  # in their places: two of each would be twice the memory
+        draws[i] = _inflated(z, factor).cpu()
+    return draws
 
 
 def spread_of(model: Model, seen: Sequence[Mapping[str, Tensor]]) -> float:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from slams.assimilation.baseline.gaussian import ridge
+from slams.assimilation.baseline.ridge_sums import RidgeSums
+from slams.core.days import Days, Values, fits
 from slams.core.errors import InvalidValueError
 from slams.core.stages import Stage, Stages
 from slams.core.tensorfile import fill, flat, grouped, read_tensors, write_tensors
@@ -152,7 +154,7 @@ class LearntPrior(nn.Module):
 
 def operators_on_patterns(
     codec: MultimodalCodec, basis: Tensor, a: Tensor, name: str
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Values]:
     """A decoder linearized by ridge regression on training days, and its output on them.
 
     Args:
@@ -162,10 +164,18 @@ def operators_on_patterns(
         name: Name of the modality.
 
     Returns:
-        G, (prod(S), K), and the decoded anomalies of those days (n, *S).
+        G, (prod(S), K), and the decoded anomalies of those days (n, *S), still to be decoded if they are too large for
+        memory.
     """
-    decoded = codec.decode((a @ basis.mT).reshape(-1, *codec.autoencoder.event), name)
-    return ridge(a, decoded.flatten(1), 1e-3), decoded
+
+    def decode(part: Tensor) -> Tensor:
+        return codec.decode((part @ basis.mT).reshape(-1, *codec.autoencoder.event), name)
+
+    if fits(len(a), basis.shape[:1]) and fits(len(a), codec.layouts[name].shape):
+        decoded = decode(a)
+        return ridge(a, decoded.flatten(1), 1e-3), decoded
+    days = Days.of(a).map(lambda part, rows: decode(part))
+    return RidgeSums(a, days).operator(1e-3), days
 
 
 def restored(state: Mapping[str, Tensor], event: tuple[int, ...]) -> WindowGaussian:

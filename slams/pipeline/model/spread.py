@@ -8,8 +8,8 @@ from torch import Tensor
 from slams.core.console import Console
 from slams.core.random import fork
 from slams.pipeline.inputs.observe import observe
-from slams.pipeline.model.bias import bias_draws, without_biases
 from slams.pipeline.model.codec import Anomalies
+from slams.pipeline.model.draws import window_draws
 from slams.pipeline.model.model import Model
 
 Factors = float | Mapping[str, float]  # of all sets, or by label of the set
@@ -82,13 +82,11 @@ def calibrate_spread(model: Model, validation: Anomalies, starts: Tensor, consol
                 model.layouts, recipe, {n: validation[n] for n in names}, names, days=rows,
                 std={n: s.std for n, s in model.codec.statistics.items()},
             )  # fmt: skip
-            sda, rng = model.sda(), fork(recipe.seed, "inflation", label)
-            observations = model.seen(seen, model.errors(), model.device)
-            observations = without_biases(sda, observations, bias_draws(model, seen, False, rng=rng))
-            z = sda.windows(
-                observations.pullback(model.decoders),
-                recipe.assimilation.members,
-                rng=rng,
+            z = window_draws(
+                model,
+                seen,
+                members=recipe.assimilation.members,
+                rng=fork(recipe.seed, "inflation", label),
                 progress=lambda n: advance(n, ""),
             )
             error = spread = rest = 0.0

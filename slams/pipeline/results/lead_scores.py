@@ -28,7 +28,7 @@ from slams.pipeline.forecast import check_horizon, forecast_draws
 from slams.pipeline.inputs.fields import Fields, load_fields, phase_of
 from slams.pipeline.inputs.observe import observe
 from slams.pipeline.inputs.periods import windows_apart
-from slams.pipeline.model.codec import Anomalies, anomalies
+from slams.pipeline.model.codec import anomalies
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.posterior import WINDOWS, decoded
 from slams.pipeline.results.scoring import BLOCK
@@ -166,7 +166,7 @@ class Launches:
     dates: np.ndarray
     seen: dict[str, Tensor]
     truth: dict[str, Tensor]
-    values: Anomalies
+    values: dict[str, Tensor]
     phase: Tensor
 
     @classmethod
