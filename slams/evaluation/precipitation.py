@@ -7,6 +7,7 @@ fields in the unit of their files. Neighbourhoods hold the scored cells only, we
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +25,9 @@ _STEPS = (
     (3, 0),
 )  # rows and columns between the pairs of a variogram
 _ORDER = 0.5  # of the variogram score
+TROPICS = 20.0  # degrees of latitude to either side of the equator, of `crps_tropics`
+THRESHOLDS = (1.0, 5.0)  # of the reliability, in the unit of the files
+PROBABILITIES = 11  # bins of the reliability, centred on 0, 0.1, …, 1
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,82 @@ def crps_of_means(samples: Tensor, truth: Tensor, cells: Cells, size: int) -> Te
     return fair_crps(cells.mean(samples, size), cells.mean(truth, size))
 
 
+def crps_of_belt(samples: Tensor, truth: Tensor, cells: Tensor) -> Tensor:
+    """Fair CRPS of each day's mean over a belt of cells, at every cell: (N, L, C, ...) and (L, C, ...) to (L, C, ...).
+
+    Args:
+        samples: Members.
+        truth: Truth.
+        cells: Weights of the scored cells of the belt, 0 elsewhere, (L, C, ...).
+    """
+    total = cells.flatten(2).sum(-1).clamp(min=1e-30)
+    means = ((x * cells).flatten(x.ndim - truth.ndim + 2).sum(-1) / total for x in (samples, truth))
+    each = fair_crps(*means)
+    return each.reshape(*each.shape, *[1] * (truth.ndim - 2)).expand_as(truth)
+
+
+def reliability(samples: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+    """Forecast probabilities of thresholds 1 and 5 in 11 bins, with what followed, (C, 2, 11, 3).
+
+    In each bin: the weight of its cells, and its products with the forecast probability (the share of the members above
+    the threshold) and with the event. A diagram has the third over the first against the second over the first.
+
+    Args:
+        samples: Members (N, L, C, ...).
+        truth: Truth (L, C, ...).
+        weight: Weights of the scored cells, 0 elsewhere, (L, C, ...).
+    """
+    channels = truth.shape[1]
+    found = torch.zeros(channels, len(THRESHOLDS), PROBABILITIES, 3, dtype=torch.float64)
+    for k, threshold in enumerate(THRESHOLDS):
+        p, event = exceedance(samples, threshold), (truth > threshold).to(samples.dtype)
+        each = torch.stack([weight, weight * p, weight * event], -1).double().transpose(0, 1)
+        bins = (p * (PROBABILITIES - 1)).round().long().transpose(0, 1)
+        for c in range(channels):
+            found[c, k].index_add_(0, bins[c].flatten(), each[c].flatten(0, -2))
+    return found
+
+
+def rank_correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Spearman's correlation along the last axis, equal values sharing their mean rank: (*B, n) and (*B, n) to (*B).
+
+    >>> rank_correlation(torch.tensor([0.0, 0.0, 3.0]), torch.tensor([-1.0, -1.0, 2.0]))
+    tensor(1., dtype=torch.float64)
+    """
+    ranks = (torch.from_numpy(scipy.stats.rankdata(v.numpy(), axis=-1)).double() for v in (x, y))
+    first, second = (v - v.mean(-1, keepdim=True) for v in ranks)
+    size = (first.square().sum(-1) * second.square().sum(-1)).sqrt()
+    return (first * second).sum(-1) / size
+
+
+def joint_statistics(
+    samples: Tensor, others: Tensor, truth: Tensor, other: Tensor, part: Tensor | None = None
+) -> Statistics:
+    """Rank correlation of an amount with another variable in members and truth, as statistics of one window.
+
+    It is taken over all scored cells and days of the window; the members' is their mean.
+
+    Args:
+        samples: Members of the amount, (N, *E).
+        others: Members of the other variable, (N, *E).
+        truth: True amount, (*E), NaN where not scored.
+        other: True other variable, (*E), NaN where not scored.
+        part: Cells to score, (*E); all if None.
+    """
+    scored = torch.isfinite(truth) & torch.isfinite(other) & torch.isfinite(samples).all(0)
+    scored &= torch.isfinite(others).all(0)
+    scored = scored if part is None else scored & part
+    members = rank_correlation(samples[:, scored], others[:, scored]).mean()
+    own = rank_correlation(truth[scored], other[scored])
+    known = torch.isfinite(members) & torch.isfinite(own)  # a window without rain has none
+    return {
+        "weight": known.double()[None],
+        "ranks": torch.zeros(1, len(samples) + 1, dtype=torch.float64),
+        "rank_correlation": members.nan_to_num()[None] * known,
+        "rank_correlation_truth": own.nan_to_num()[None] * known,
+    }
+
+
 def fractions_error(samples: Tensor, truth: Tensor, cells: Cells) -> Tensor:
     """(f - o)^2, f and o the shares of a neighbourhood where members and truth exceed 1: to (*E)."""
     return (_fraction(samples, cells) - _fraction(truth[None], cells)).square()
@@ -139,15 +219,29 @@ CRPS_9X9 = register(Metric("crps_9x9", lambda x, y, cells: crps_of_means(x, y, c
                            label="CRPS of means of 9 x 9 cells", scope="amounts", shown="report", law="log-normal"))
 VARIOGRAM = register(Metric("variogram", variogram, label="variogram score", scope="amounts", shown="report",
                             law="log-normal"))
+CRPS_TROPICS = register(Metric("crps_tropics", crps_of_belt, dimensional=True, shown="report", scope="amounts",
+                               label="CRPS of the mean within 20 degrees of the equator", law="log-normal"))
+# defined by `joint_statistics` of pairs of variables
+_CORRELATIONS = tuple(
+    register(Metric(name, lambda x, y: x, label=label, better="higher", scope="amounts", shown="file"))
+    for name, label in (("rank_correlation", "rank correlation"), ("rank_correlation_truth", "that of the truth")))
+RANK_CORRELATION_ERROR = register(Metric("rank_correlation_error", None, lambda x, y: x - y, of=_CORRELATIONS, better=0.0,
+                                         label="rank correlation less that of the truth", scope="amounts", shown="file"))
 # fmt: on
-for _score in (CRPS_LOG1P, BRIER1, BRIER5, CRPS_3X3, CRPS_9X9, VARIOGRAM):
+for _score in (CRPS_LOG1P, BRIER1, BRIER5, CRPS_3X3, CRPS_9X9, CRPS_TROPICS, VARIOGRAM):
     register_change(_score)
 _OF_POINTS: tuple[Metric, ...] = (CRPS_LOG1P, BRIER1, BRIER5)
 _OF_FIELDS: tuple[Metric, ...] = (*_FRACTIONS, CRPS_3X3, CRPS_9X9, VARIOGRAM)
 
 
 def amount_statistics(
-    samples: Tensor, truth: Tensor, weights: Tensor, part: Tensor | None = None, *, periodic: bool = False
+    samples: Tensor,
+    truth: Tensor,
+    weights: Tensor,
+    part: Tensor | None = None,
+    *,
+    periodic: bool = False,
+    latitude: Tensor | None = None,
 ) -> Statistics:
     """Weighted sums of the statistics of amounts, beside those of `window_statistics` for the same cells.
 
@@ -157,9 +251,11 @@ def amount_statistics(
         weights: Weights of the cells, (H, W) or (P).
         part: Cells to score, bool, broadcastable to (L, C, ...); everywhere if None.
         periodic: Whether the columns of the grid close a circle.
+        latitude: Latitude of the cells [degrees], broadcastable to the weights; no belt is scored if None.
 
     Returns:
-        Key to sums (C), float64; at points without those of neighbourhoods.
+        Key to sums (C), float64; at points without those of neighbourhoods, where no cell lies in the tropics without
+        "crps_tropics". "reliability" is (C, 2, 11, 3), see `reliability`.
     """
     weight = weights.expand_as(truth)
     scored = ~torch.isnan(truth) & ~torch.isnan(samples).any(0)
@@ -167,7 +263,7 @@ def amount_statistics(
     samples, truth = torch.nan_to_num(samples), torch.nan_to_num(truth)
     found: Statistics = {}
 
-    def add(metric: Metric, *context: Cells) -> None:
+    def add(metric: Metric, *context: Cells | Tensor) -> None:
         statistic: Callable[..., Tensor] | None = metric.statistic
         assert statistic is not None
         each = weight.double() * statistic(samples, truth, *context)
@@ -179,4 +275,7 @@ def amount_statistics(
         cells = Cells(weight, periodic)
         for metric in _OF_FIELDS:
             add(metric, cells)
+    if latitude is not None and bool((latitude.abs() <= TROPICS).any()):
+        add(CRPS_TROPICS, weight * (latitude.abs() <= TROPICS))
+    found["reliability"] = reliability(samples, truth, weight)
     return found

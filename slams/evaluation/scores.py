@@ -182,6 +182,15 @@ class Scores:
         """Rank histogram (N + 1): the weight at each rank of the truth among the members, all windows."""
         return self._ranks(method, variable, part, level).sum(0)
 
+    def total(self, method: str, key: str, *, variable: str, part: str = "all") -> Tensor:
+        """Sum of a statistic over all windows, of each channel (C, ...), such as the "reliability" of amounts.
+
+        Raises:
+            ValueError: If there is no such method, variable or part.
+        """
+        series, _ = self._find(method, variable, part, "all")
+        return torch.stack([window[key] for window in series.windows.values()]).sum(0)
+
     def flatness(
         self, method: str, *, variable: str, part: str = "all", level: float | str = "all"
     ) -> tuple[float, float, float]:

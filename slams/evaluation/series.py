@@ -68,8 +68,8 @@ class Series:
         """Statistics (n, 1 + C): the pool of all levels, then each; (n, 1) if there is one level."""
         columns = {}
         for name in next(iter(self.windows.values())):
-            if name != "ranks":
-                each = torch.stack([window[name] for window in self.windows.values()])
+            each = torch.stack([window[name] for window in self.windows.values()])
+            if each.ndim == 2:  # others, such as ranks, are histograms
                 pooled = each.sum(1, keepdim=True)
                 columns[name] = torch.cat([pooled, each], 1) if each.shape[1] > 1 else pooled
         return columns

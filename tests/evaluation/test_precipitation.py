@@ -4,12 +4,21 @@ import itertools
 import math
 
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 
 from slams.evaluation import Scores, amount_statistics, window_statistics
 from slams.evaluation.metrics import fair_crps
-from slams.evaluation.precipitation import Cells, brier, crps_of_means, fractions_error, variogram
+from slams.evaluation.precipitation import (
+    Cells,
+    brier,
+    crps_of_means,
+    fractions_error,
+    joint_statistics,
+    reliability,
+    variogram,
+)
 
 
 @pytest.fixture
@@ -41,6 +50,43 @@ def test_means_of_neighbourhoods_hold_the_scored_cells_by_area(case, periodic):
         mean = sum(weight[c] * samples[:, 0, 0, c[0], c[1]] for c in at) / total
         own = sum(weight[c] * truth[0, 0, c[0], c[1]] for c in at) / total
         torch.testing.assert_close(found[i, j], fair_crps(mean, own))
+
+
+def test_the_belt_is_one_mean_of_its_scored_cells(case):
+    samples, truth, weight = case
+    latitude = torch.tensor([40.0, 15.0, -15.0, -40.0])[:, None]
+    found = amount_statistics(samples, truth, weight, latitude=latitude)
+    belt = weight.clone()
+    belt[[0, 3]] = 0
+    mean, own = ((x * belt).sum((-1, -2)) / belt.sum() for x in (samples, truth))
+    torch.testing.assert_close(found["crps_tropics"] / weight.sum(), fair_crps(mean, own)[0])
+    assert "crps_tropics" not in amount_statistics(samples, truth, weight, latitude=latitude + 90)
+
+
+def test_reliability_counts_probabilities_and_events_by_bin():
+    """Of four members 0, 2 and 4 exceed 1 at three cells; the truth does at the last two."""
+    samples = torch.tensor([[2.0, 2, 0], [2, 2, 0], [0, 2, 0], [0, 6, 0]])[:, None, None]
+    truth = torch.tensor([[[9.0, 9.0, 0.0]]])
+    found = reliability(samples, truth, torch.tensor([[[1.0, 2.0, 3.0]]]))[0]
+    assert found[0, 5].tolist() == [1, 0.5, 1]
+    assert found[0, 10].tolist() == [2, 2, 2]
+    assert found[0, 0].tolist() == [3, 0, 0]
+    assert found[1].sum(0).tolist() == [6, 0.5, 3]  # above 5
+
+
+def test_rank_correlations_are_spearmans(rng):
+    x = torch.randn(3, 2, 4, 5, generator=rng).clamp(min=0)
+    y = torch.randn(3, 2, 4, 5, generator=rng) + x
+    truth, other = x[0].clone(), y[1].clone()
+    truth[0, 0, 0] = torch.nan
+    found = joint_statistics(x, y, truth, other)
+    scored = torch.isfinite(truth)
+    each = [scipy.stats.spearmanr(a[scored], b[scored]).statistic for a, b in zip(x, y, strict=True)]
+    assert float(found["rank_correlation"]) == pytest.approx(sum(each) / 3)
+    own = scipy.stats.spearmanr(truth[scored], other[scored]).statistic
+    assert float(found["rank_correlation_truth"]) == pytest.approx(own)
+    dry = joint_statistics(x, y, torch.zeros_like(truth), other)
+    assert float(dry["weight"]) == 0  # no order in a window without rain
 
 
 def test_a_neighbourhood_as_wide_as_the_globe_holds_every_column(case):
@@ -118,4 +164,4 @@ def test_sums_count_the_cells_that_windows_count(case):
 def test_stations_have_no_neighbourhoods(case):
     samples, truth, weight = (x.flatten(-2) for x in case)
     found = amount_statistics(samples, truth, weight)
-    assert set(found) == {"crps_log1p", "brier1", "brier5"}
+    assert set(found) == {"crps_log1p", "brier1", "brier5", "reliability"}

@@ -38,6 +38,31 @@ def rank_histogram(
     return figure
 
 
+def reliability_diagram(curves: Mapping[str, Mapping[str, ArrayLike]], *, title: str = "") -> Figure:
+    """Observed frequency against forecast probability of events; on the diagonal if probabilities are reliable.
+
+    Args:
+        curves: By event, one panel each, and by method the bins (B, 3): weight, and its sums with the forecast
+            probability and with the event; bins with less than a thousandth of the weight are not drawn.
+        title: Title of the figure.
+    """
+    figure, panels = style.panels_in_row(curves, 4.2, 4.0)
+    for k, (axis, name, methods) in enumerate(panels):
+        axis.plot([0, 1], [0, 1], color=style.INK, linewidth=1, linestyle="--")
+        for (method, bins), colour in zip(methods.items(), style.COLOURS, strict=False):
+            weight, forecast, event = array(bins).T
+            some = weight > 1e-3 * weight.sum()
+            axis.plot(
+                forecast[some] / weight[some], event[some] / weight[some],
+                color=colour, linewidth=1.6, marker=".", label=method,
+            )  # fmt: skip
+        axis.set(xlim=(0, 1), ylim=(0, 1))
+        style.dress(axis, "forecast probability", "observed frequency" if k == 0 else "", name)
+        style.legend(axis, len(methods))
+    style.heading(figure, title)
+    return figure
+
+
 def loss_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, label: str = "loss") -> Figure:
     """Training and validation loss of each model, one panel a model.
 

@@ -16,7 +16,8 @@ AGAINST: dict[str, tuple[str, ...]] = {
     method: ("rmse_inf_change", "crps_change") for method in ("no_network", "latent_gaussian", "gaussian")
 }
 AMOUNTS = tuple(
-    f"{score}_change" for score in ("crps_log1p", "brier1", "brier5", "crps_3x3", "crps_9x9", "variogram")
+    f"{score}_change"
+    for score in ("crps_log1p", "brier1", "brier5", "crps_3x3", "crps_9x9", "crps_tropics", "variogram")
 )
 AGAINST_OF_AMOUNTS = dict.fromkeys(("no_network", "clipped", "censored_gaussian"), AMOUNTS)
 _VERSUS = "analysis vs "

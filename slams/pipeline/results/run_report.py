@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from slams.core.errors import InvalidValueError
 from slams.evaluation.figures import plots
+from slams.evaluation.precipitation import THRESHOLDS
 from slams.evaluation.report import Block, Fact, Picture, Section, Table, Verbatim, write_report
 from slams.evaluation.scores import Gain
 from slams.evaluation.tables import wide
@@ -20,6 +21,7 @@ from slams.pipeline.model.model import Model
 from slams.pipeline.recipe import to_tree
 from slams.pipeline.results.comparisons import comparison_table
 from slams.pipeline.results.figures import Rows, View, calibration_facts, figures_of, save_figures
+from slams.pipeline.results.joint import PART
 from slams.pipeline.results.outcome import Outcome
 from slams.pipeline.results.scoring import BLOCK
 from slams.pipeline.results.window_scores import in_unit
@@ -56,11 +58,8 @@ def write_summary(
         figures = figures_of(view, without="series")
         save_figures(out / "figures", figures)
         sections.append(_section(model, view, figures))
-    for name in recipe.analysed[len(model.states) :]:
-        note = (
-            f"{name} [{model.layouts[name].units}] in the sets that do not observe it, named behind a colon"
-        )
-        sections.append(Section(name, [Table(wide(rows, variable=name), note)]))
+    for name in recipe.amounts.variables:
+        sections.append(_amount_section(model, outcome, rows, out, name))
     sections += further
     for name in recipe.experiment.withhold:
         table = wide(rows, variable=name, part="withheld", metrics=("rmse", "bias", "crps"))
@@ -136,6 +135,37 @@ def _section(model: Model, view: View, figures: dict[str, Figure]) -> Section:
             table = wide(view.rows, variable=view.name, part=part, metrics=("rmse", "crps"))
             blocks += [Table(table, f"{view.name}, {part} points")] if table else []
     return Section(view.name, [*blocks, *(Picture(f, k.replace("_", " ")) for k, f in figures.items())])
+
+
+def _amount_section(model: Model, outcome: Outcome, rows: Rows, out: Path, name: str) -> Section:
+    """Scores of an amount where it is not observed, its reliability, and its rank correlations with other variables."""
+    blocks: list[Block] = []
+    if name not in model.states:  # those of a state variable have a section of their own
+        note = (
+            f"{name} [{model.layouts[name].units}] in the sets that do not observe it, named behind a colon"
+        )
+        blocks.append(Table(wide(rows, variable=name), note))
+    parts = dict.fromkeys(
+        row["part"] for row in rows if row["variable"] == name and row["part"].startswith(PART)
+    )
+    for part in parts:
+        metrics = ("rank_correlation", "rank_correlation_truth", "rank_correlation_error")
+        note = f"rank correlation of {name} {part}, over the cells and days of a window"
+        blocks.append(Table(wide(rows, variable=name, part=part, metrics=metrics), note))
+    scored = outcome.scores.keys()
+    methods = [m for m, v, p in scored if v == name and p == "all"]
+    wanted = [m for m in methods if m.partition(":")[0] in ("analysis", "censored_gaussian")]
+    bins = {m: outcome.scores.total(m, "reliability", variable=name).sum(0) for m in wanted}
+    if bins:
+        units = model.layouts[name].units
+        curves = {
+            f"above {threshold:g} {units}": {m: each[k].numpy() for m, each in bins.items()}
+            for k, threshold in enumerate(THRESHOLDS)
+        }
+        figure = plots.reliability_diagram(curves)
+        save_figures(out / "figures", {f"reliability_{name}": figure})
+        blocks.append(Picture(figure, "Observed frequency against forecast probability"))
+    return Section(name if name not in model.states else f"{name}, as an amount", blocks)
 
 
 def gains(model: Model, outcome: Outcome) -> list[dict[str, str]]:

@@ -23,6 +23,7 @@ from slams.pipeline.inputs.periods import cut
 from slams.pipeline.model.codec import Anomalies, anomalies
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.posterior import WINDOWS, clipped, decoded, posterior
+from slams.pipeline.results.joint import joint_scores, partners
 from slams.pipeline.results.outcome import Outcome
 from slams.pipeline.results.window_scores import Estimate, in_unit, score
 
@@ -268,6 +269,11 @@ class Test:
         masks = {part: mask[days] if mask.ndim == truth.ndim else mask for part, mask in masks.items()}
         blocks, amount = self._blocks(i, days), lower is not None
         score(scores, estimate.method, name, layout, value, truth, blocks, masks, amount=amount)
+        if estimate.beside and isinstance(value, Tensor):
+            others = {n: (x, self.fields.values[n][self.rows[i]]) for n, x in estimate.beside.items()}
+            joint = joint_scores(self.model, name, (value, truth), others, self.phase(i), blocks)
+            for block, where, statistics in joint:
+                scores.add(estimate.method, name, block, statistics, part=where)
 
     def _blocks(self, i: int, part: slice) -> list[tuple[str, slice]]:
         """Windows of the intervals: the trajectory itself, or blocks of a continuous analysis."""
@@ -318,9 +324,14 @@ def _drawn(test: Test, part: Part, seen: list[Observed], model: Model, method: s
     analysed = test.recipe.analysed
     observed = [name for name in part.names if part.main and name not in analysed]
     for i, z in enumerate(draws):
+        found: dict[str, Tensor] = {}
         for name in (*analysed, *observed):
-            members = decoded(model, z, name, test.phase(i), rng=rng, seen=seen[i])
-            yield Estimate(f"{method}{part.tail}", name, i, members, kept=part.main)
+            found[name] = decoded(model, z, name, test.phase(i), rng=rng, seen=seen[i])
+            beside = {}
+            if name in model.prior.amounts and name not in part.names:
+                own = fork(test.recipe.seed, "beside", name, i)
+                beside = partners(model, name, z, test.phase(i), seen[i], found, rng=own)
+            yield Estimate(f"{method}{part.tail}", name, i, found[name], kept=part.main, beside=beside)
         for name in (
             model.prior.amounts if method == "analysis" else ()
         ):  # the same latents without the decoder

@@ -1,7 +1,7 @@
 """Scores of one estimate against the truth, window by window."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class Estimate:
         value: Physical members (N, T, *S), or standardized mean and standard deviation (T, *S).
         masks: Masks of separately scored parts, by name; observed and withheld values of the variable if None.
         kept: Whether to write its members to the analysis file.
+        beside: Other variables of the same members, physical (N, T, *S) or (1, T, *S), by name; for amounts.
     """
 
     method: str
@@ -30,6 +31,7 @@ class Estimate:
     value: Tensor | tuple[Tensor, Tensor]
     masks: Mapping[str, Tensor] | None = None
     kept: bool = False
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def in_unit(model: Model, name: str, x: Tensor) -> Tensor:
@@ -76,11 +78,12 @@ def score(
                 of_distributions = ["crps"]
                 if amount:
                     amounts = amount_statistics(
-                        value[:, days], truth[days], weights, mask, periodic=layout.is_global
-                    )
+                        value[:, days], truth[days], weights, mask,
+                        periodic=layout.is_global, latitude=layout.points()[:, 0].reshape(weights.shape),
+                    )  # fmt: skip
                     statistics |= amounts
                     of_distributions += list(amounts)
                 # one draw of a distribution is no forecast by itself
                 for key in of_distributions if len(value) == 1 and method != "reconstruction" else ():
-                    statistics[key] = torch.full_like(statistics["weight"], torch.nan)
+                    statistics[key] = torch.full_like(statistics[key], torch.nan)
             scores.add(method, name, block, statistics, part=part, levels=levels)
