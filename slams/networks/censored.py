@@ -48,12 +48,15 @@ class GridTrunk(nn.Module):
 
     def forward(self, z: Tensor, season: Tensor, seen: Tensor | None = None) -> Tensor:
         """(b, L, Z, h, w), (b, 4) and (b, observed, H, W) -> (b, 2, C, H, W)."""
-        grid = z.shape[-2:]
+        grid, first, places = z.shape[-2:], self.first, len(self.place)
         parts = [z.flatten(1, 2), season[..., None, None].expand(-1, -1, *grid)]
-        parts.append(self.place.expand(len(z), -1, -1, -1))
         if seen is not None:
             parts.append(F.pixel_unshuffle(seen, self.patch))
-        x = F.silu(self.first(torch.cat(parts, 1)))
+        at = z.shape[1] * z.shape[2] + SEASONS  # of the maps among the input channels
+        before, own, behind = first.weight.tensor_split((at, at + places), 1)
+        # the maps on their own, once for the batch: training then needs no gradient of the other inputs
+        x = F.conv2d(first.padded(torch.cat(parts, 1)), torch.cat([before, behind], 1), first.bias)
+        x = F.silu(x + F.conv2d(first.padded(self.place[None]), own))
         x = x + F.silu(self.second(x))
         return F.pixel_shuffle(self.last(x), self.patch).unflatten(1, (2, self.channels))
 
@@ -123,28 +126,32 @@ def exceedance(location: Tensor, scale: Tensor, threshold: Tensor) -> Tensor:
     return torch.special.ndtr((location - threshold) / scale)
 
 
-def pair_score(first: Tensor, second: Tensor, truth: Tensor, threshold: Tensor, weight: Tensor) -> Tensor:
-    """CRPS of the mixture over latent draws, estimated without bias from two independent ones.
+def pair_score(
+    first: Tensor, second: Tensor, truth: Tensor, threshold: Tensor, measure: Tensor, weight: Tensor
+) -> Tensor:
+    """Threshold-weighted CRPS of the mixture over latent draws, estimated without bias from two independent ones.
 
-    The CRPS of a mixture of distributions with exceedances p_i(c) is the integral over c of (E p_i(c) - [y > c])², and
-    two independent draws have E (p_1 - o) (p_2 - o) = (E p - o)². Training on pairs thus calibrates the ensemble, whose
-    members differ in their latents, instead of the distribution given one draw, which the ensemble would widen again.
+    The score of a mixture of distributions with exceedances p_i(c) is the integral of (E p_i(c) - [y > c])² over the
+    measure of c, and two independent draws have E (p_1 - o) (p_2 - o) = (E p - o)². Training on pairs thus calibrates
+    the ensemble, whose members differ in their latents, instead of the distribution given one draw, which the ensemble
+    would widen again.
 
     Args:
         first: p_1, (K, *B).
         second: p_2, (K, *B).
         truth: y, (*B), NaN where unknown.
-        threshold: c, ascending, (K).
+        threshold: c, (K).
+        measure: Measure of each threshold, (K): with the weights of a quadrature it is the CRPS.
         weight: Weight of each value, broadcastable to (*B).
 
     Returns:
         A scalar.
+
+    Source:
+        Gneiting & Ranjan (2011), doi:10.1198/jbes.2010.08110, eq. 4.
     """
     c = threshold.reshape(-1, *[1] * truth.ndim)
     event = (truth > c).to(first.dtype)
-    step = torch.zeros_like(threshold)
-    step[1:] += threshold.diff() / 2
-    step[:-1] += threshold.diff() / 2
-    each = torch.tensordot(step, (first - event) * (second - event), 1)
+    each = torch.tensordot(measure, (first - event) * (second - event), 1)
     weight = torch.where(torch.isfinite(truth), weight, 0.0)
     return (weight * each).sum() / weight.sum().clamp(min=1e-9)

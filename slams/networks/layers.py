@@ -50,10 +50,14 @@ class SphereConv(nn.Conv2d):
         self.periodic = periodic
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return super().forward(self.padded(x))
+
+    def padded(self, x: Tensor) -> Tensor:
+        """x with the values that the kernel reads beyond its edges."""
         if self.pad:
             x = F.pad(x, (self.pad, self.pad, 0, 0), mode="circular" if self.periodic else "replicate")
             x = F.pad(x, (0, 0, self.pad, self.pad), mode="replicate")
-        return super().forward(x)
+        return x
 
 
 def zero(layer: nn.Module) -> nn.Module:

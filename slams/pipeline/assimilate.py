@@ -363,10 +363,10 @@ def _analyse(
             long = not past and len(group[0].rows) != length
             draws = posterior(model, seen, long, rng=rng, progress=lambda units: advance(units, ""))
             for segment, z, observed in zip(group, draws, seen, strict=True):
+                own, when = {m: x[segment.keep] for m, x in observed.items()}, phase[segment.days]
                 for n in names:
-                    kept, when = z[:, segment.keep], phase[segment.days]
-                    own = {m: x[segment.keep] for m, x in observed.items()}
-                    found[n][:, segment.days] = decoded(model, kept, n, when, rng=residual[n], seen=own)
+                    x = decoded(model, z, n, when, rng=residual[n], seen=own, days=segment.keep)
+                    found[n][:, segment.days] = x
     return found
 
 

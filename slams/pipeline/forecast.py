@@ -136,8 +136,11 @@ def forecast_tree(
         (kept,) = forecast_draws(
             model, [seen_on(segment, seen)], days, rng=rng, progress=lambda units: advance(units, "")
         )
-    phase, kept = phase_of(dates), kept[:, 1:]
-    found = {n: decoded(model, kept, n, phase, rng=fork(seed, "residual", n)) for n in names}
+    phase, leads = (
+        phase_of(dates),
+        slice(1, None),
+    )  # behind the last observed day, which is a neighbour of the first
+    found = {n: decoded(model, kept, n, phase, rng=fork(seed, "residual", n), days=leads) for n in names}
     empty = {n: torch.full((days, *model.layouts[n].shape), torch.nan) for n in seen}
     attributes = attributes_of(model, folder, sources, dates=None, seed=seed, baselines=False)
     settings = json.loads(attributes["settings"]) | {"forecast": {"start": str(first), "days": days}}

@@ -18,4 +18,4 @@ class AmountsRecipe:
 
     variables: tuple[str, ...] = ()
     hidden: int = 32
-    fit: FitSettings = FitSettings(steps=400, batch=16, learning_rate=2e-3, ema=0.99, every=50)
+    fit: FitSettings = FitSettings(steps=300, batch=8, learning_rate=4e-3, ema=0.99, every=50)

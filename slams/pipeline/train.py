@@ -131,6 +131,7 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model 
         stages.finish(plan["prior"], files)
     model = Model(codec, LearntPrior.load(codec, path)).on(device)
     if not stages.done(plan["calibration"], files):
+        (out / amounts.FILE_NAME).unlink(missing_ok=True)  # it learnt from draws of the earlier one
         validation = fields.part(recipe.data.validation)
         starts = window_starts(fields.dates[validation], recipe.prior.window)
         model.prior.error_is_least = True  # also of a prior that an earlier version calibrated

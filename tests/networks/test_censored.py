@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from slams.networks.censored import CensoredNormal, GridTrunk, VectorTrunk, exceedance, pair_score
 
@@ -27,10 +28,26 @@ def test_pairs_score_the_mixture_without_bias():
     p = exceedance(location[:, None], scale[:, None], threshold[:, None, None])
     mixture = p.mean(1)[:, 0]
     crps = torch.trapezoid((mixture - (truth > threshold).double()).square(), threshold)
+    measure = torch.full_like(threshold, float(threshold[1]))
+    measure[[0, -1]] /= 2  # the trapezoidal rule
     pairs = [
-        pair_score(p[:, i], p[:, j], truth, threshold, torch.ones(1)) for i in range(4) for j in range(4)
+        pair_score(p[:, i], p[:, j], truth, threshold, measure, torch.ones(1))
+        for i in range(4)
+        for j in range(4)
     ]
     assert float(torch.stack(pairs).mean()) == pytest.approx(float(crps), rel=1e-6)
+
+
+def test_maps_of_position_are_channels_beside_the_others(rng):
+    """They have a convolution of their own for speed: it is that of all channels together."""
+    trunk = GridTrunk(3, (2, 4, 6), (1, 8, 12), observed=2, hidden=8)
+    torch.nn.init.normal_(trunk.last.weight, std=0.1, generator=rng)
+    z, season = torch.randn(2, 3, 2, 4, 6, generator=rng), torch.randn(2, 4, generator=rng)
+    seen = torch.randn(2, 2, 8, 12, generator=rng)
+    parts = [z.flatten(1, 2), season[..., None, None].expand(-1, -1, 4, 6), trunk.place.expand(2, -1, -1, -1)]
+    x = F.silu(trunk.first(torch.cat([*parts, F.pixel_unshuffle(seen, 2)], 1)))
+    wanted = F.pixel_shuffle(trunk.last(x + F.silu(trunk.second(x))), 2).unflatten(1, (2, 1))
+    torch.testing.assert_close(trunk(z, season, seen), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("patch", [1, 2])

@@ -55,6 +55,18 @@ class Systems:
         value, vector = (x.to(self.gaussian.basis) for x in (value.clamp(min=1e-6), vector))
         return System(value, vector, _spread(self.gaussian, 1 / value, vector) / self._prior)
 
+    def without_signal(self, information: Tensor) -> System:
+        """A system of one pattern for x_t without signal, rho = 0, at a tenth of the cost of its eigenvectors.
+
+        There any V with V V^T = (C^-1 + M)^-1 will do, with 1 for each eigenvalue: that of a Cholesky factor.
+        """
+        added = torch.block_diag(*information.to(self._precision))
+        factor = torch.linalg.cholesky(self._precision + (added + added.mT) / 2)
+        eye = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+        vector = torch.linalg.solve_triangular(factor, eye, upper=False).mT.to(self.gaussian.basis)
+        value = vector.new_ones(len(vector))
+        return System(value, vector, _spread(self.gaussian, value, vector) / self._prior)
+
     def none(self) -> System:
         """The system of no observation, the prior's own."""
         gaussian = self.gaussian

@@ -73,8 +73,9 @@ def decoded(
     rng: Rng,
     residual: bool | None = None,
     seen: Mapping[str, Tensor] | None = None,
+    days: slice = slice(None),
 ) -> Tensor:
-    """Physical draws of a modality (N, T, *S) from latent draws (N, T, *Z).
+    """Physical draws of a modality (N, D, *S) from latent draws (N, T, *Z).
 
     Amounts with a stochastic decoder are drawn by it. To others a draw of the decoder's residual is added; bounded
     variables stay in their bounds.
@@ -83,21 +84,22 @@ def decoded(
         model: Trained model.
         z: Latent draws, (N, T, *Z).
         name: Name of the modality.
-        phase: Phase of the year, (T).
+        phase: Phase of the year of the decoded days, (D).
         rng: Generator of the residual.
         residual: Whether to add the residual; the recipe's choice if None. Without it nothing is random.
-        seen: Observed anomalies (T, *S) by modality, which decoders of amounts read.
+        seen: Observed anomalies (D, *S) by modality, which decoders of amounts read.
+        days: The decoded days among the T; decoders of amounts read those before and after them, too.
 
     Raises:
         FloatingPointError: If the decoder's values are not finite.
     """
     random = model.recipe.assimilation.residual if residual is None else residual
     if random and name in model.prior.amounts:
-        x = model.prior.amounts[name].draws(z, phase, seen, rng=rng)
+        x = model.prior.amounts[name].draws(z, phase, seen, days, rng=rng)
         # far from its training latents a decoder may answer anything, of which the exponential is absurd
         high = model.codec.statistics[name].credible_range()[1]
         return model.codec.masked(name, x.minimum(high.to(x).reshape(-1, *[1] * (x.ndim - 3))))
-    return clipped(model, z, name, phase, rng=rng, residual=random)
+    return clipped(model, z[:, days], name, phase, rng=rng, residual=random)
 
 
 def clipped(model: Model, z: Tensor, name: str, phase: Tensor, *, rng: Rng, residual: bool = True) -> Tensor:

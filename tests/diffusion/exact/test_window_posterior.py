@@ -76,6 +76,20 @@ def test_its_mean_variances_and_spread(case):
     assert bool(torch.isfinite(found.variance(clean.expand(2, 1))).all())
 
 
+def test_without_signal_a_cholesky_factor_gives_its_mean_and_spread(case, rng):
+    gaussian, _, jacobians, observations = case
+    whole = WindowPosterior.given(gaussian, observations, jacobians)
+    systems = Systems(gaussian)
+    found = WindowPosterior(
+        gaussian,
+        [systems.without_signal(observations.information(jacobians, w)) for w in range(2)],
+        [0, 1],
+        whole.pulled,
+    )
+    torch.testing.assert_close(found.coefficients(), whole.coefficients(), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found.relative_spread(), whole.relative_spread(), rtol=1e-6, atol=1e-8)
+
+
 def test_each_window_has_its_own_time(case, rng):
     gaussian, _, jacobians, observations = case
     found = WindowPosterior.given(gaussian, observations, jacobians)
