@@ -28,6 +28,25 @@ SDA = Promise(
 PROMISES = {
     "01a_lorenz63": SDA,
     "01b_kolmogorov": SDA,
+    **{
+        name: Promise(
+            {f"coarse_4: {method}" for method in ("gaussian", "interpolation", "reconstruction", *methods)},
+            (("coarse_4: analysis", "coarse_4: climatology", 0.8),),
+        )
+        for name, methods in (
+            ("02a_qu2024_pixels", ()),
+            ("02b_qu2024_latent", ("latent_gaussian",)),
+            ("02c_qu2024_rain", ("analysis:dropped", "analysis:shuffled")),
+            (
+                "02d_qu2024_rain_and_radiation",
+                ("analysis:every day", "analysis:dropped", "analysis:shuffled"),
+            ),
+        )
+    },
+    "02e_qu2024_figures": Promise(
+        {"sda_0, coarse_4: gaussian", "lsda_2, coarse_4: reconstruction"},
+        (("lsda_2, coarse_4: analysis", "sda_0, coarse_4: climatology", 0.8),),
+    ),
     "03a_lorenz96_filters": Promise(
         {"SSLS", "SSLS, no prior", "EnSF", "EnKF", "raw observation", "climatology"},
         (("SSLS", "climatology", 0.6), ("EnSF", "climatology", 0.6)),

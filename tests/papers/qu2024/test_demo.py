@@ -6,17 +6,29 @@ from slams.cli import main
 from slams.core.console import Console
 from slams.papers.qu2024.archive import DAYS, STATE, shipped_truths
 from slams.papers.qu2024.demo import FOLDER, demo
-from slams.papers.qu2024.plan import read_plan
+from slams.papers.qu2024.plan import MODELS, read_plan
+from slams.papers.qu2024.prior import load_prior
+from slams.papers.qu2024.training import CLIMATE
 from slams.papers.study import WEIGHTS
 from tests.papers.qu2024.conftest import FILE
 
 
-def megabytes(folder) -> float:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+def megabytes(paths) -> float:
+    return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
 
 
 def test_shipped_weights_are_small():
-    assert megabytes(FOLDER) <= 5 and megabytes(WEIGHTS) <= 25
+    """The study's models and climate; all weights of the package; what the demo reads."""
+    assert megabytes(path for path in FOLDER.iterdir() if path.name != DAYS) <= 5
+    assert megabytes(WEIGHTS.rglob("*")) <= 25
+    assert megabytes(FOLDER / name for name in (CLIMATE, DAYS, "lsda_2.safetensors")) <= 3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_shipped(name):
+    plan = read_plan(FILE)
+    prior = load_prior(FOLDER / f"{name}.safetensors", plan.prior, name, plan.cells)
+    assert prior.basis.shape[1] <= 100 and set(prior.facts["calibrated"]) == {"coarse", "noise", "sparse"}
 
 
 def test_more_days_than_are_shipped_are_refused():
