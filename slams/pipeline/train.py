@@ -89,7 +89,7 @@ def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
     inputs["calibration"] = [inputs["prior"], e.sets, e.share, own]
     if e.every > 1:  # a list of its own keeps the digests of runs before there was this setting
         inputs["calibration"].append(e.every)
-    inputs["amounts"] = [inputs["calibration"], recipe.amounts]
+    inputs["amounts"] = [inputs["calibration"], recipe.amounts, "squares"]  # until 0.2 exponentials
     before = inputs["amounts"] if recipe.amounts.variables else inputs["calibration"]
     inputs["report"] = [before, e, list(e.sets), data]
     earlier = {} if taken else earlier_keys(recipe, fields, out)
