@@ -45,7 +45,8 @@ def test_draws_in_parts_are_of_the_same_posterior(model: Model, rows: int) -> No
             widest[bound] = max(widest[bound], args[0].shape[:-2].numel())
 
         with torch.no_grad():
-            handle = bounded.prior.denoiser.network.register_forward_pre_hook(count)
+            denoiser = bounded.prior.denoiser  # its network is not called where it was left out
+            handles = [m.register_forward_pre_hook(count) for m in (denoiser, denoiser.gaussian)]
             units: list[int] = []
             found[bound] = window_draws(
                 bounded,
@@ -54,7 +55,8 @@ def test_draws_in_parts_are_of_the_same_posterior(model: Model, rows: int) -> No
                 rng=fork(1, "draws"),
                 progress=units.append,
             )
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         assert sum(units) == model.recipe.assimilation.steps
     whole, parts = found.values()
     assert whole.shape == parts.shape == (MEMBERS, WINDOWS, 3, *model.prior.gaussian.event)

@@ -109,6 +109,8 @@ def test_a_run_in_pieces_is_that_in_memory(tmp_path, monkeypatch) -> None:
         if way == "pieces":
             monkeypatch.setattr(budget, "IN_MEMORY", 64)  # less than three days of the smallest modality
             monkeypatch.setattr(budget, "PIECE", 2000)
+            # as many EOFs as in memory, which a budget of a few days would not hold
+            monkeypatch.setattr("slams.pipeline.baselines.fit.rows_in_memory", lambda event: 10_000)
         recipe = tiny_recipe(tmp_path / "weather.nc", tmp_path / f"store_{way}")
         # limits of gross errors are those of a sample of days, of which memory holds two or three here
         recipe = replace(
