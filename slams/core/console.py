@@ -15,7 +15,9 @@ from rich.progress import (
 )
 
 _SILENCE = 30.0  # seconds without a line
-_LOG_WIDTH = 110  # a file has no edge at 80 characters, where tables of eight columns would break their cells
+_LOG_WIDTH = (
+    126  # a file has no edge at 80 characters, where tables of twelve columns would break their cells
+)
 
 Advance = Callable[[int, str], None]
 

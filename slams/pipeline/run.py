@@ -68,10 +68,12 @@ def run(recipe: Recipe, *, console: Console | None = None) -> Path:
         for variable in model.recipe.analysed:
             metrics = shown((row["metric"] for row in rows), "console")
             table = wide(rows, variable=variable, metrics=metrics, interval=False)
-            console.rich.print(console_table(table, title=f"{variable} [{model.layouts[variable].units}]"))
-        worth = comparison_table(rows, list(recipe.experiment.sets)[-1])
-        if worth:
-            console.rich.print(console_table(worth, title="what the network is worth"))
+            title = f"{variable} [{model.layouts[variable].units}]"
+            console.rich.print(console_table(table, title=title, wrap=False))
+            worth = comparison_table(rows, variable, list(recipe.experiment.sets)[-1])
+            if worth:
+                title = f"what the network is worth for {variable}: change of scores [%], 95 % interval"
+                console.rich.print(console_table(worth, title=title, wrap=False))
         console.say(f"report: {(out / 'report.html').resolve()}")
     ended = f"; the autoencoder is in {out}" if model is None else ""
     console.say(f"{(time.monotonic() - start) / 60:.1f} minutes{ended}")

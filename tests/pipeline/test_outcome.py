@@ -138,7 +138,15 @@ def test_the_analysis_is_compared_in_every_set(done):
                 assert row["value"] == pytest.approx(expected, abs=1e-5)
                 assert row["n"] > 1 and row["lower"] <= row["value"] <= row["upper"]
                 assert other != "no_network" or row["lower"] == row["upper"] == 0.0
-    assert len(comparison_table(rows, "both")) == 2 * 3 * 3  # variables, sets, other methods
+    table = comparison_table(rows, "temp", "both")
+    assert len(table) == 3 * 2  # other methods, scores
+    (line,) = [x for x in table if (x["compared with"], x["change of"]) == ("gaussian", "crps")]
+    (row,) = [
+        x
+        for x in rows
+        if (x["method"], x["variable"], x["metric"]) == ("analysis vs gaussian:stn", "temp", "crps_change")
+    ]
+    assert line["stn"].startswith(f"{100 * row['value']:+.1f} (") and {"coarse", "both"} <= line.keys()
     assert not [line for line in wide(rows, variable="temp") if " vs " in line["method"]]
 
 

@@ -66,19 +66,21 @@ def _pairs(recipe: Recipe) -> list[tuple[str, str, str]]:
     ]
 
 
-def comparison_table(rows: Sequence[Mapping[str, Any]], main: str) -> list[dict[str, str]]:
-    """The comparisons among rows of metrics.csv, one line each; `main` is the label of the main set."""
+def comparison_table(rows: Sequence[Mapping[str, Any]], variable: str, main: str) -> list[dict[str, str]]:
+    """The comparisons of a variable: a line for each other method and score, a column of changes [%] for each set.
+
+    Args:
+        rows: Rows of metrics.csv.
+        variable: Name of the variable.
+        main: Label of the main set.
+    """
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        if row["metric"] in CHANGES:
+        if row["metric"] in CHANGES and row["variable"] == variable:
             other, _, label = str(row["method"]).removeprefix(_VERSUS).partition(":")
-            line = lines.setdefault(
-                (row["variable"], row["method"]),
-                {"variable": row["variable"], "set": label or main, "analysis compared with": other},
-            )
-            line[f"change of {CHANGES[row['metric']]}"] = f"{row['value']:+.1%}"
-            low, high = (float(row[bound]) for bound in ("lower", "upper"))
-            known = not math.isnan(low + high)
-            line[f"{CHANGES[row['metric']]}, 95 %"] = f"{low:+.1%} to {high:+.1%}" if known else "–"
-            line["windows"] = str(row["n"])
+            score = CHANGES[row["metric"]]
+            line = lines.setdefault((other, score), {"compared with": other, "change of": score})
+            low, high = (100 * float(row[bound]) for bound in ("lower", "upper"))
+            known = f" ({low:+.1f}, {high:+.1f})" if not math.isnan(low + high) else ""
+            line[label or main] = f"{100 * row['value']:+.1f}{known}"
     return list(lines.values())

@@ -28,10 +28,10 @@ from slams.pipeline.results.window_scores import in_unit
 
 _GAINS = "1 - exp(mean log ratio of the errors of a window), with Student's t, over independent windows"
 _WORTH = (
-    "score of the analysis over that of another method in the same windows, minus 1, and its 95 % interval; negative "
-    "is better. no_network: our sampler with the same noise, without the prior's network; latent_gaussian: the exact "
-    "posterior of the latent prior's closed form; gaussian: that of the states' own patterns; of amounts, clipped: "
-    "the codec's own decoder in place of the stochastic one, and censored_gaussian: a Gaussian censored at zero"
+    "score of the analysis over that of another method in the same windows, minus 1, in percent with its 95 % interval; "
+    "negative is better. no_network: our sampler with the same noise, without the prior's network; latent_gaussian: "
+    "the exact posterior of the latent prior's closed form; gaussian: that of the states' own patterns; of amounts, "
+    "clipped: the codec's own decoder in place of the stochastic one, and censored_gaussian: a Gaussian censored at zero"
 )
 _GAUSSIANS = ("no_network", "latent_gaussian", "gaussian")
 _ANALYSES = ("analysis", *_GAUSSIANS, "interpolation", "ridge")  # methods that use the observations of a set
@@ -51,9 +51,11 @@ def write_summary(
     recipe = model.recipe
     views = [_view(model, outcome, rows, name) for name in model.states]
     sections = [Section("Gain from each modality", [Table(gains(model, outcome), _GAINS)])]
-    worth = comparison_table(rows, list(recipe.experiment.sets)[-1])
-    if worth:
-        sections.append(Section("What the network is worth", [Table(worth, _WORTH)]))
+    main = list(recipe.experiment.sets)[-1]
+    worth = {name: comparison_table(rows, name, main) for name in recipe.analysed}
+    tables = [Table(lines, f"{name}: {_WORTH}") for name, lines in worth.items() if lines]
+    if tables:
+        sections.append(Section("What the network is worth", tables))
     for view in views:
         figures = figures_of(view, without="series")
         save_figures(out / "figures", figures)
