@@ -10,6 +10,8 @@ from torch import Tensor
 from slams.core.errors import InvalidValueError
 from slams.core.random import Rng, normal
 
+_KEPT = 4  # inverses of sub-matrices that a full covariance keeps
+
 
 class Covariance(abc.ABC):
     """Covariance of a zero-mean Gaussian vector with `size` components."""
@@ -244,11 +246,12 @@ class Dense(Covariance):
             )
         self.matrix = matrix
         self.size = matrix.shape[-1]
+        self._known: dict[tuple[Callable[[Tensor], Tensor], bytes], Tensor] = {}
 
     def precision(self, seen: Tensor) -> Tensor:
         """See `Covariance.precision`."""
         if bool(seen.all()):
-            return torch.linalg.inv(self.matrix.double()).to(self.matrix.dtype)
+            return self._by_pattern(seen.reshape(-1, self.size)[0], torch.linalg.inv)
         rows = seen.reshape(-1, self.size)
         if bool((rows == rows[:1]).all()):  # gauges on land, day after day: one matrix, not one a day
             return self._by_pattern(rows[0], torch.linalg.inv)
@@ -306,12 +309,19 @@ class Dense(Covariance):
     def _by_pattern(self, seen: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
         """`inverse` of the observed sub-matrix, once per distinct pattern; shape (*seen, size)."""
         patterns, where = seen.reshape(-1, self.size).unique(dim=0, return_inverse=True)
-        full = self.matrix.new_zeros(len(patterns), self.size, self.size)
-        for row, pattern in enumerate(patterns):
-            index = pattern.nonzero().squeeze(-1)
-            block = inverse(self.matrix[index][:, index].double())
-            full[row, index[:, None], index] = block.to(full.dtype)
+        full = torch.stack([self._inverse(pattern, inverse) for pattern in patterns])
         return full[where].reshape(*seen.shape, self.size)
+
+    def _inverse(self, pattern: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
+        """`inverse` of the sub-matrix of one pattern, 0 elsewhere; the last few are kept for windows to come."""
+        key = inverse, pattern.cpu().numpy().tobytes()
+        if key not in self._known:
+            if len(self._known) == _KEPT:
+                del self._known[next(iter(self._known))]
+            full, index = torch.zeros_like(self.matrix), pattern.nonzero().squeeze(-1)
+            full[index[:, None], index] = inverse(self.matrix[index][:, index].double()).to(full.dtype)
+            self._known[key] = full
+        return self._known[key]
 
 
 def stack(covariances: Sequence[Covariance]) -> Covariance:

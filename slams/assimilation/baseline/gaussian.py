@@ -44,11 +44,16 @@ class Evidence:
         numbers: dict[bytes, int] = {}
         pattern = [numbers.setdefault(step.cpu().numpy().tobytes(), len(numbers)) for step in steps]
         first = steps[[pattern.index(number) for number in range(len(numbers))]]
-        rows = steps.any(0)
-        weighted = noise.apply(observation.filled, observation.precision)[..., rows]
-        matrices = torch.stack([noise.information(operator, noise.precision(each)) for each in first])
-        found = cls(weighted @ operator[rows], matrices, torch.tensor(pattern).reshape(seen.shape[:-1]))
-        if not bool(torch.isfinite(found.pulled).all() and torch.isfinite(matrices).all()):
+        where, matrices = torch.tensor(pattern), []
+        pulled = operator.new_empty(len(steps), operator.shape[1])
+        values = observation.filled.flatten(0, -2)
+        for number, each in enumerate(first):  # a full precision of every step has no room in memory
+            precision, same = noise.precision(each), where == number
+            matrices.append(noise.information(operator, precision))
+            pulled[same] = noise.apply(values[same], precision)[:, each] @ operator[each]
+        shape = seen.shape[:-1]
+        found = cls(pulled.unflatten(0, shape), torch.stack(matrices), where.reshape(shape))
+        if not bool(torch.isfinite(found.pulled).all() and torch.isfinite(found.matrices).all()):
             bad = int((~torch.isfinite(operator)).any(1).sum())
             raise NonFiniteError(
                 f"the closed form of observations is not finite: {bad} of {len(operator)} rows of their operator "

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from slams.assimilation.baseline.gaussian import ClosedFormGaussian
+from slams.assimilation.baseline.gaussian import ClosedFormGaussian, Evidence
 from slams.diffusion.trajectory_gaussian import TrajectoryGaussian
 from slams.observation.observation import Observations
 
@@ -33,18 +33,13 @@ class ClosedFormTrajectory(ClosedFormGaussian):
         steps = observations.steps
         last = steps if last is None else last
         gaussian, (index, first) = TrajectoryGaussian(self.prior, steps), observations.patterns()
-        pulled = sum(
-            (
-                o.noise.apply(torch.nan_to_num(o.value).flatten(-o.event), o.precision) @ operators[name]
-                for name, o in observations.items()
-            ),
-            start=torch.zeros(()),
-        )
+        evidence = [Evidence.of(o, operators[name]) for name, o in observations.items()]
+        pulled = torch.stack([each.pulled for each in evidence]).sum(0)
         mean = self.decode.new_empty(len(index), last, len(self.decode))
         std = torch.empty_like(mean)
         for number, window in enumerate(first):
             rows = [w for w, n in enumerate(index) if n == number]
-            information = observations.information(operators, window)
+            information = torch.stack([each.matrices[each.pattern[window]] for each in evidence]).sum(0)
             a, blocks = gaussian.posterior(information, pulled[rows])
             mean[rows] = a[:, steps - last :].to(self.decode) @ self.decode.mT
             for k in range(last):

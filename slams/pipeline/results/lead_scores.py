@@ -37,7 +37,7 @@ from slams.pipeline.results.window_scores import in_unit
 FILE_NAME = "forecast.csv"
 _VERSION = 1
 _INPUTS = ("codec.safetensors", "denoiser.safetensors", "baselines.safetensors")
-_FITTED = 96  # starts of the validation days, by which spreads and persistence are fitted
+_FITTED = 48  # starts of the validation days, by which spreads and persistence are fitted
 
 Normal = tuple[Tensor, Tensor]  # mean and standard deviation of the states' values by lead, (W, 1 + days, D)
 
@@ -173,7 +173,7 @@ class Launches:
     def of(
         cls, model: Model, fields: Fields, span: tuple[str, str], days: int, starts: int | None
     ) -> "Launches":
-        """Starts spread over a period, at least `days` apart; as many as fit up to a hundred if None.
+        """Starts spread over a period, at least `days` apart; as many as fit up to 48 if None.
 
         Raises:
             ValueError: If there are fewer.

@@ -183,3 +183,23 @@ def test_a_closed_form_that_is_not_finite_is_refused(rng):
     problem.decode[0, 0] = NAN
     with pytest.raises(NonFiniteError, match="mean or spread"):
         problem.found()
+
+
+def test_a_full_precision_is_computed_once_for_each_pattern_of_values(monkeypatch):
+    """Never one of every step: those of a hundred forecasts from 2,048 gauges would take 20 GB."""
+    problem, rng = Problem(torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    y = torch.randn(40, L, 3, generator=rng)
+    y[::2, 1] = NAN
+    y[:, 2, 0] = NAN
+    asked, precision = [], Dense.precision
+    monkeypatch.setattr(
+        Dense, "precision", lambda self, seen: asked.append(seen.shape) or precision(self, seen)
+    )
+    g, r = problem.g["dense"].float(), problem.r["dense"]
+    found = Evidence.of(Observation(y, Flatten(1), Dense(r.float())), g)
+    assert asked == 3 * [torch.Size([3])]
+    for w, step in ((0, 0), (1, 1), (7, 2)):
+        seen = torch.isfinite(y[w, step])
+        expected = y[w, step, seen].double() @ torch.linalg.inv(r[seen][:, seen]) @ g[seen].double()
+        assert torch.allclose(found.pulled[w, step].double(), expected, rtol=1e-3, atol=1e-4)
+    assert torch.equal(found.pulled[0, 1], torch.zeros(K))
