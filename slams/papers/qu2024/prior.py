@@ -67,6 +67,10 @@ class ModelPrior:
         last = self.denoiser.network.last
         return not any(bool(parameter.any()) for parameter in last.parameters())  # type: ignore[union-attr]
 
+    def silence(self) -> None:
+        """Set the network to zero, which leaves the closed form."""
+        zero(self.denoiser.network.last)  # type: ignore[arg-type]
+
     def trajectories(self, steps: int, *, network: bool) -> TrajectoryDenoiser:
         """Prior of the coefficients of T days, (*B, T, K), with the network or in closed form."""
         return TrajectoryDenoiser(
@@ -222,8 +226,8 @@ def train_prior(
 def unet_error(denoiser: Contextual, x: Tensor, rng: torch.Generator) -> Tensor:
     """Loss of a U-Net on clean windows (b, L, *Z), t uniform.
 
-    Of a noise prediction the published one, mean |f(x_t, t) - e|^2; preconditioned, mean |m(x_t, t) - x|^2 in units of the
-    posterior variance of white data, sigma^2 / (alpha^2 + sigma^2), so that all times count alike.
+    Of a noise prediction the published one, mean |f(x_t, t) - e|^2; preconditioned, mean |m(x_t, t) - x|^2 in units of
+    the posterior variance of white data, sigma^2 / (alpha^2 + sigma^2), so that all times count alike.
     """
     t = torch.rand((len(x), *[1] * (x.ndim - 1)), generator=rng)
     alpha, sigma = denoiser.schedule(t)
@@ -307,7 +311,16 @@ def save_prior(path: Path, prior: ModelPrior, plan: PriorPlan, *, half: bool) ->
 
 def _shape(plan: PriorPlan, name: str) -> dict[str, Any]:
     """What the tensors of a model depend on."""
-    keys = ("window", "patterns", "wavenumbers", "blocks", "embedding", "time", "correction", "preconditioned")
+    keys = (
+        "window",
+        "patterns",
+        "wavenumbers",
+        "blocks",
+        "embedding",
+        "time",
+        "correction",
+        "preconditioned",
+    )
     return {key: plain(plan)[key] for key in keys} | {"width": list(plan.width(name))}
 
 
