@@ -204,7 +204,9 @@ class Study:
         methods: dict[str, Iterable[Tensor]] = {}
         for variant in VARIANTS if len(MODELS[prior.name]) > 1 else VARIANTS[:1]:
             seen = observe(plan, setting, truth, prior.name, variant)
-            for method, steps in (("analysis", plan.right.steps), ("latent_gaussian", None)):
+            for method, steps in (("latent_gaussian", None), ("analysis", plan.right.steps)):
+                if method == "analysis" and prior.idle:
+                    continue  # the same draws
                 methods[variant_name(method, variant)] = analyst.draws(
                     seen, plan.right.members, seed=plan.seed, steps=steps, label=("test",)
                 )
@@ -212,7 +214,15 @@ class Study:
             prior.codec.decode(prior.encoded({m: x[row] for m, x in truth.anomalies.items()}), STATE)[None]
             for row in range(len(truth.phase))
         )
-        return self._scores(methods)
+        found = self._scores(methods)
+        if prior.idle:
+            exact = f"score{_SEPARATOR}latent_gaussian"
+            found |= {
+                key.replace("latent_gaussian", "analysis"): x
+                for key, x in found.items()
+                if key.startswith(exact)
+            }
+        return found
 
     @torch.no_grad()
     def _rivals(self, pixels: ModelPrior, setting: Setting) -> dict[str, Tensor]:

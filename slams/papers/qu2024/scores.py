@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slams.evaluation.metrics import METRICS, Metric
+from slams.evaluation.metrics import METRICS, Metric, ascending
 from slams.papers.qu2024.archive import Truths
 from slams.papers.qu2024.plan import MODELS, Qu2024Plan
 from slams.papers.qu2024.right import VARIANTS
@@ -82,20 +82,24 @@ def statistics(x: Tensor, truth: Tensor, weights: Tensor, unit: Tensor) -> dict[
 def scored(
     x: Tensor, truth: Tensor, truths: Truths, unit: Tensor, frames: Sequence[int]
 ) -> dict[tuple[str, str], Tensor]:
-    """Scores of one trajectory by part and metric, (1 + C), as for `statistics`."""
+    """Scores of one trajectory by part and metric, (1 + C), as for `statistics`; pooled ones on frames alone.
+
+    W1 of all 29 days takes as long as everything else, and the published one is that of the frames.
+    """
+    x = ascending(x)  # no metric depends on the order of members, and several need them sorted
     daily = statistics(x, truth, truths.weights, unit)
     found = {}
     for part, days in ((FRAMES, list(frames)), (ALL, list(range(len(truth))))):
         means = {key: value[days].mean(0) for key, value in daily.items()}
         for metric in RIGHT:
-            if metric.pooled:
+            if not metric.pooled:
+                both = {key: torch.cat([value.mean()[None], value]) for key, value in means.items()}
+                found[part, metric.name] = metric.value(both)
+            elif part == FRAMES:
                 each = _pooled(
                     metric, x[:, days] * unit[:, None, None], truth[days] * unit[:, None, None], truths
                 )
                 found[part, metric.name] = torch.cat([each.mean()[None], each])
-            else:
-                both = {key: torch.cat([value.mean()[None], value]) for key, value in means.items()}
-                found[part, metric.name] = metric.value(both)
     return found
 
 
