@@ -156,8 +156,8 @@ class Analyst:
             seen: Observations.
             members: N.
             seed: Seed of the run.
-            steps: Steps of the sampler with the network; the exact posterior of the closed form if None, or if the network
-                is idle.
+            steps: Steps of the sampler with the network; the exact posterior of the closed form if None or if the
+                network is idle.
             label: Purpose of the random numbers.
         """
         if self.prior.idle:
