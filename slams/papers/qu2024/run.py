@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,12 +61,13 @@ def run(
     study = prepare(path, folder, overrides, console, train=train)
     plan, shared, truth = study.plan, study.shared, study.truth
     outcomes: list[Outcome] = []
+    lines: list[dict[str, Any]] = []
     for mode in plan.modes:
         with console.bar(f"{mode} mode", len(plan.models) * len(plan.settings)) as advance:
             for model in plan.models:
                 for setting in plan.chosen:
                     outcomes.append(study.outcome(mode, model, setting))
-                    lines = [line for one in outcomes for line in one.lines(shared.levels)]
+                    lines += outcomes[-1].lines(shared.levels)  # their intervals take longest: once each
                     write_lines(folder / "scores.csv", lines, COLUMNS)
                     advance(1, f"{model} {setting.name}")
     found = verdicts(plan, outcomes)
