@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slams.evaluation.intervals import jackknife_limits, log_normal_limits, without_each
 from slams.evaluation.metrics import METRICS, Metric, ascending
 from slams.papers.qu2024.archive import Truths
 from slams.papers.qu2024.plan import MODELS, Qu2024Plan
@@ -46,14 +47,22 @@ class Outcome:
     def lines(self, levels: Sequence[str]) -> Iterable[dict[str, Any]]:
         """Rows of scores.csv, with 95 % intervals over trajectories."""
         for (method, part, name), x in self.values.items():
-            for level, values in zip(("all", *levels), x.T.tolist(), strict=True):
-                value, lower, upper = METRICS[name].interval(values)
-                numbers = {"value": value, "lower": lower, "upper": upper}
+            for level, *found in zip(("all", *levels), *_intervals(x.double(), METRICS[name]), strict=True):
+                numbers = dict(zip(("value", "lower", "upper"), map(float, found), strict=True))
                 text = {k: "" if math.isnan(v) else f"{v:.6g}" for k, v in numbers.items()}
                 yield {
                     "mode": self.mode, "model": self.model, "setting": self.setting, "method": method,
-                    "level": level, "part": part, "metric": name, **text, "n": len(values),
+                    "level": level, "part": part, "metric": name, **text, "n": len(x),
                 }  # fmt: skip
+
+
+def _intervals(x: Tensor, metric: Metric) -> Tensor:
+    """Means of values (R, L) and their 95 % limits, (3, L), those of `Metric.interval` for all levels at once."""
+    if metric.law == "log-normal":
+        limits = log_normal_limits(x)
+    else:
+        limits = jackknife_limits(x.mean(0), without_each(x), metric.law)
+    return torch.cat([x.mean(0)[None], limits])
 
 
 def statistics(x: Tensor, truth: Tensor, weights: Tensor, unit: Tensor) -> dict[str, Tensor]:
