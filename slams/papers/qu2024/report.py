@@ -114,7 +114,10 @@ def bar_figure(plan: Qu2024Plan, outcomes: Sequence[Outcome], method: str, metri
                     axis.plot([at - width / 2, at + width / 2], [low, low], color=style.INK, linewidth=1.2)
         axis.set_xticks(range(len(settings)), [f"{s.value:g}" for s in settings])
         style.dress(
-            axis, {"coarse": "side of a block", "noise": "error", "sparse": "distance"}[kind], metric, kind
+            axis,
+            {"coarse": "side of a block", "noise": "error", "sparse": "distance"}[kind],
+            METRICS[metric].label,
+            kind,
         )
     if any(axis.patches for axis in axes):
         next(axis for axis in axes if axis.patches).legend(frameon=False, fontsize="small")
