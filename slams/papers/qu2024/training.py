@@ -100,7 +100,7 @@ def train(plan: Qu2024Plan, fields: Fields, folder: Path, console: Console, *, h
 
 
 def settle(plan: Qu2024Plan, prior: ModelPrior, kinds: list[Setting], held: Truths) -> dict[str, float]:
-    """CRPS of validation trajectories on all days, mean over settings, by network and closed form.
+    """CRPS of validation trajectories [standard deviations] on all days, mean over settings, by network and closed form.
 
     A network that is not ahead of the exact posterior of the closed form is set to zero.
     """
