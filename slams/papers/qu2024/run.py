@@ -72,7 +72,7 @@ def run(
                     advance(1, f"{model} {setting.name}")
     found = verdicts(plan, outcomes)
     write_rows(folder / "rows.csv", found)
-    write_published(plan, outcomes, folder)
+    write_published(plan, outcomes, truth.levels, folder)
     write_pages(plan, outcomes, found, truth, folder)
     show_outcomes(outcomes, console)
     show(console, found, folder)
