@@ -214,9 +214,9 @@ def console_table(
 def as_text(lines: Sequence[Mapping[str, Any]], *, title: str = "", width: int = 80) -> str:
     """A table as plain text, without the empty lines and trailing blanks of a terminal."""
     page = io.StringIO()
-    Console(file=page, width=width, color_system=None, highlight=False).print(
-        console_table(lines, title=title, wrap=False)
-    )
+    # in a notebook, rich would otherwise display the table and leave the page empty
+    console = Console(file=page, width=width, color_system=None, highlight=False, force_jupyter=False)
+    console.print(console_table(lines, title=title, wrap=False))
     return "\n".join(line.rstrip() for line in page.getvalue().splitlines() if line.strip())
 
 

@@ -153,5 +153,13 @@ def test_console_table_shows_intervals_as_text_not_markup():
     assert "[0.90, 1.10]" in output and "[bold]" in output
 
 
+def test_a_table_as_text_is_text_in_a_notebook_too(monkeypatch):
+    """There rich displays what is printed, whatever file it was to be printed to."""
+    rows = [{"method": "analysis", "rmse": "0.98"}]
+    outside = tables.as_text(rows, title="scores")
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert tables.as_text(rows, title="scores") == outside and "0.98" in outside
+
+
 def test_markdown_table_escapes_bars():
     assert tables.markdown_table([{"a|b": "c|d"}]) == "| a\\|b |\n| --- |\n| c\\|d |"

@@ -108,7 +108,7 @@ class PriorPlan:
         wavenumbers: Largest zonal wavenumber of the patterns.
         capacity: "matched" gives all models networks of one width, "published" the pixel model twice the width.
         hidden, blocks, embedding, time: Shape of `ScoreUNet`.
-        skip: Variance delta of `Skipped` around it; 0 as published.
+        preconditioned: Whether it is `Preconditioned`; as published it predicts the noise.
         correction: Width of the network that corrects the closed form.
         network, coefficients, autoencoder: Trainings of the U-Net, of that network and of the autoencoder.
     """
@@ -121,7 +121,7 @@ class PriorPlan:
     blocks: int = 1
     embedding: int = 32
     time: int = 64
-    skip: float = 0.0
+    preconditioned: bool = False
     correction: int = 64
     network: FitSettings = field(default_factory=FitSettings)
     coefficients: FitSettings = field(default_factory=FitSettings)

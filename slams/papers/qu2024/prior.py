@@ -17,10 +17,11 @@ from slams.core.settings import plain
 from slams.core.tensorfile import fill, flat, grouped, read_tensors, write_tensors
 from slams.data.windows import window_starts
 from slams.diffusion.denoiser import NetworkDenoiser, WindowGaussian, window_moments
-from slams.diffusion.precondition import NoisePrediction
+from slams.diffusion.precondition import Contextual, NoisePrediction, Preconditioned
 from slams.diffusion.schedule import VPCosine
 from slams.diffusion.trajectory_gaussian import TrajectoryDenoiser
 from slams.networks.conv_autoencoder import LATENT_CHANNELS, SharedGridCodec
+from slams.networks.layers import zero
 from slams.networks.mlp import WindowMLP
 from slams.networks.score_unet import ScoreUNet
 from slams.papers.qu2024.archive import STATE
@@ -29,26 +30,6 @@ from slams.training.fit import FitSettings, fit
 
 _DRAWS = 400  # of coefficients, to which the decoder's linear operator is fitted
 _HALF = torch.float16
-
-
-class Skipped(nn.Module):
-    """A network of the noise beside the noise that it would be in white fields of a variance delta.
-
-    f(x_t, t) = sigma / (sigma^2 + alpha^2 delta) x_t + U(x_t, t). A U-Net with fewer channels than a window has can then
-    return the noise of all of them. With delta = 0 there is no such term, as published.
-    """
-
-    def __init__(self, network: ScoreUNet, delta: float) -> None:
-        super().__init__()
-        self.network, self.delta = network, delta
-        self.schedule = VPCosine()
-
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:  # noqa: D102
-        out = self.network(x_t, t)
-        if not self.delta:
-            return out
-        alpha, sigma = self.schedule(t)
-        return out + sigma / (sigma**2 + alpha**2 * self.delta) * x_t
 
 
 @dataclass
@@ -61,7 +42,7 @@ class ModelPrior:
         basis: Orthonormal patterns of a day's latent, (prod(Z), K).
         covariance: Covariance of the coefficients over a window, (L K, L K).
         denoiser: Network around the closed form of windows of coefficients (L, K).
-        unet: The U-Net alone, of whole latents, which predicts the noise as published.
+        unet: The U-Net alone, of whole latents, with which published mode samples.
         rest: Variance of what decoded patterns leave of each modality, by level and latitude, (C, H).
         facts: Length of the state's rest, calibrated factors and inflations, learning curves.
         fingerprint: Digest of the file.
@@ -72,7 +53,7 @@ class ModelPrior:
     basis: Tensor
     covariance: Tensor
     denoiser: NetworkDenoiser
-    unet: NoisePrediction
+    unet: Contextual
     rest: Mapping[str, Tensor]
     facts: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
@@ -85,6 +66,10 @@ class ModelPrior:
         """Whether training did not improve on the closed form, so that the network was left at zero."""
         last = self.denoiser.network.last
         return not any(bool(parameter.any()) for parameter in last.parameters())  # type: ignore[union-attr]
+
+    def silence(self) -> None:
+        """Set the network to zero, which leaves the closed form."""
+        zero(self.denoiser.network.last)  # type: ignore[arg-type]
 
     def trajectories(self, steps: int, *, network: bool) -> TrajectoryDenoiser:
         """Prior of the coefficients of T days, (*B, T, K), with the network or in closed form."""
@@ -128,8 +113,12 @@ def build_codec(name: str, channels: Mapping[str, int], grid: tuple[int, int]) -
     return SharedGridCodec(own, [STATE], grid, () if name == "sda_0" else LATENT_CHANNELS)
 
 
-def build_unet(plan: PriorPlan, name: str, event: tuple[int, ...]) -> Skipped:
-    """The untrained U-Net of a model."""
+def build_unet(plan: PriorPlan, name: str, event: tuple[int, ...]) -> Contextual:
+    """The untrained U-Net of a model as a denoiser of windows of latents.
+
+    As published it predicts the noise, m = (x_t - sigma f) / alpha: an error of f of .1 is one of 100 in m where alpha is
+    .001. Preconditioned, the same error is at most .1 at every time, and untrained it is the denoiser of white latents.
+    """
     network = ScoreUNet(
         event,
         length=plan.window,
@@ -139,7 +128,10 @@ def build_unet(plan: PriorPlan, name: str, event: tuple[int, ...]) -> Skipped:
         time=plan.time,
         padding=("zero", "circular"),
     )
-    return Skipped(network, plan.skip)
+    if not plan.preconditioned:
+        return NoisePrediction(network, VPCosine())
+    zero(network.last)
+    return Preconditioned(network, VPCosine())
 
 
 def build_denoiser(plan: PriorPlan, covariance: Tensor) -> NetworkDenoiser:
@@ -215,11 +207,11 @@ def train_prior(
     a, a_valid = (x.flatten(1) @ basis for x in (z, z_valid))
     torch.manual_seed(seed)
     denoiser = build_denoiser(plan, covariance)
-    unet = NoisePrediction(build_unet(plan, name, codec.event), VPCosine())
+    unet = build_unet(plan, name, codec.event)
     curves = {}
     for label, module, own, own_valid, error, settings in (
         ("correction", denoiser, a, a_valid, lambda m, x, rng: m.loss(x, rng=rng), plan.coefficients),
-        ("unet", unet, z, z_valid, noise_error, plan.network),
+        ("unet", unet, z, z_valid, unet_error, plan.network),
     ):
         curves[label] = _train_network(
             plan.window, settings, f"{name} {label}", module, (own, starts), (own_valid, starts_valid), error,
@@ -231,12 +223,19 @@ def train_prior(
     return prior
 
 
-def noise_error(denoiser: NoisePrediction, x: Tensor, rng: torch.Generator) -> Tensor:
-    """Mean |f(alpha x + sigma e, t) - e|^2 with t uniform, the published loss."""
+def unet_error(denoiser: Contextual, x: Tensor, rng: torch.Generator) -> Tensor:
+    """Loss of a U-Net on clean windows (b, L, *Z), t uniform.
+
+    Of a noise prediction the published one, mean |f(x_t, t) - e|^2; preconditioned, mean |m(x_t, t) - x|^2 in units of
+    the posterior variance of white data, sigma^2 / (alpha^2 + sigma^2), so that all times count alike.
+    """
     t = torch.rand((len(x), *[1] * (x.ndim - 1)), generator=rng)
     alpha, sigma = denoiser.schedule(t)
     noise = normal(x.shape, like=x, rng=rng)
-    return (denoiser.output(alpha * x + sigma * noise, t) - noise).square().mean()
+    x_t = alpha * x + sigma * noise
+    if isinstance(denoiser, NoisePrediction):
+        return (denoiser.output(x_t, t) - noise).square().mean()
+    return ((denoiser(x_t, t) - x).square() * (alpha**2 + sigma**2) / sigma**2).mean()
 
 
 def _variance(residual: Tensor) -> Tensor:
@@ -312,7 +311,16 @@ def save_prior(path: Path, prior: ModelPrior, plan: PriorPlan, *, half: bool) ->
 
 def _shape(plan: PriorPlan, name: str) -> dict[str, Any]:
     """What the tensors of a model depend on."""
-    keys = ("window", "patterns", "wavenumbers", "blocks", "embedding", "time", "correction", "skip")
+    keys = (
+        "window",
+        "patterns",
+        "wavenumbers",
+        "blocks",
+        "embedding",
+        "time",
+        "correction",
+        "preconditioned",
+    )
     return {key: plain(plan)[key] for key in keys} | {"width": list(plan.width(name))}
 
 
@@ -342,7 +350,7 @@ def load_prior(path: Path, plan: PriorPlan, name: str, grid: tuple[int, int]) ->
     fill(codec, groups["codec"], path)
     basis, covariance = _patterns(groups["prior"], codec.event)
     denoiser = build_denoiser(plan, covariance)
-    unet = NoisePrediction(build_unet(plan, name, codec.event), VPCosine())
+    unet = build_unet(plan, name, codec.event)
     fill(denoiser.network, groups["correction"], path)
     fill(unet.network, groups["unet"], path)
     codec.eval()

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from slams.core.console import Console
+from slams.core.errors import InvalidValueError
+from slams.core.settings import unknown
 from slams.evaluation.figures import style
 from slams.evaluation.figures.cartography import draw_map
 from slams.evaluation.metrics import METRICS
@@ -21,6 +23,11 @@ from slams.papers.qu2024.scores import ALL, FRAMES, Outcome
 from slams.papers.table import Verdict, line, passed, write_lines
 
 KINDS = ("coarse", "noise", "sparse")
+_VARIED = {
+    "coarse": "side of a block [cells]",
+    "noise": "error [standard deviations]",
+    "sparse": "distance [cells]",
+}
 _EXPLAINED = (
     "W1 compares the histograms of all values of a level, so that a field turned half round the globe has the score of "
     "the field itself, and climatology, drawn cell by cell without any observation, has a small one. The RMSE beside it "
@@ -72,13 +79,28 @@ def comparison(
     return lines
 
 
-def write_published(plan: Qu2024Plan, outcomes: Sequence[Outcome], folder: Path) -> None:
-    """`MODEL/wasserstein_{coarse,noise,sparse}.csv`: ten levels from top to bottom, a column a setting, no index."""
+def downward(levels: Sequence[str]) -> list[str]:
+    """Names of pressure levels from the top of the atmosphere to the ground, as published."""
+    return sorted(levels, key=float)
+
+
+def write_published(
+    plan: Qu2024Plan, outcomes: Sequence[Outcome], levels: Sequence[str], folder: Path
+) -> None:
+    """`MODEL/wasserstein_{coarse,noise,sparse}.csv`: levels from top to bottom, a column a setting, no index.
+
+    Args:
+        plan: The plan.
+        outcomes: Outcomes, of which those of published mode are written.
+        levels: Names of the levels [hPa] in the order of the scores.
+        folder: Folder of the results.
+    """
+    order = [list(levels).index(level) for level in downward(levels)]
     for model in plan.models:
         own = {o.setting: o for o in outcomes if o.mode == "published" and o.model == model}
         for kind in KINDS:
             columns = {
-                f"{s.value:g}": own[s.name].values["sample", FRAMES, "w1"].mean(0)[1:].tolist()
+                f"{s.value:g}": own[s.name].values["sample", FRAMES, "w1"].mean(0)[1:][order].tolist()
                 for s in plan.chosen
                 if s.kind == kind and s.name in own
             }
@@ -93,11 +115,12 @@ def write_published(plan: Qu2024Plan, outcomes: Sequence[Outcome], folder: Path)
 
 def bar_figure(plan: Qu2024Plan, outcomes: Sequence[Outcome], method: str, metric: str, title: str) -> Figure:
     """The published bar figure: a panel a kind, groups of settings, a bar a model; lines are reconstructions."""
-    figure = style.new_figure(11, 3.4)
-    axes = figure.subplots(1, len(KINDS), sharey=True, squeeze=False)[0]
+    kinds = [kind for kind in KINDS if any(s.kind == kind for s in plan.chosen)]
+    figure = style.new_figure(2 + 3 * len(kinds), 3.4)
+    axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     models = [m for m in plan.models if any(o.model == m for o in outcomes)]
     width = 0.8 / max(len(models), 1)
-    for axis, kind in zip(axes, KINDS, strict=True):
+    for axis, kind in zip(axes, kinds, strict=True):
         settings = [s for s in plan.chosen if s.kind == kind]
         for k, model in enumerate(models):
             for place, setting in enumerate(settings):
@@ -113,22 +136,32 @@ def bar_figure(plan: Qu2024Plan, outcomes: Sequence[Outcome], method: str, metri
                     low = float(floor[:, 0].mean())
                     axis.plot([at - width / 2, at + width / 2], [low, low], color=style.INK, linewidth=1.2)
         axis.set_xticks(range(len(settings)), [f"{s.value:g}" for s in settings])
-        style.dress(
-            axis, {"coarse": "side of a block", "noise": "error", "sparse": "distance"}[kind], metric, kind
-        )
-    if any(axis.patches for axis in axes):
-        next(axis for axis in axes if axis.patches).legend(frameon=False, fontsize="small")
+        style.dress(axis, _VARIED[kind], METRICS[metric].label if axis is axes[0] else "", kind)
+    if any(axis.patches for axis in axes):  # beside the panels, where no bar is behind it
+        handles, labels = next(axis for axis in axes if axis.patches).get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize="small")
     style.heading(figure, title)
     return figure
 
 
-def panel_figure(outcome: Outcome, truths: Truths, level: int) -> Figure:
+def panel_figure(outcome: Outcome, truths: Truths, level: str) -> Figure:
     """The published panels: truth, its observed values, sample and residual of three frames, on one scale.
 
     Observed is the truth under the setting's operator; the pseudo-observation of a latent model is one of its latent.
+
+    Args:
+        outcome: Outcome of published mode.
+        truths: Test trajectories.
+        level: Name of the level [hPa].
+
+    Raises:
+        ValueError: If there is no such level.
     """
+    if level not in truths.levels:
+        raise InvalidValueError(unknown("level", level, truths.levels))
+    number = truths.levels.index(level)
     truth, observed, sample = (
-        outcome.example[name][:, level].float() for name in ("truth", "observed", "sample")
+        outcome.example[name][:, number].float() for name in ("truth", "observed", "sample")
     )
     rows: Mapping[str, Tensor] = {
         "truth": truth, "observed": observed, "sample": sample, "residual": sample - truth,
@@ -142,14 +175,20 @@ def panel_figure(outcome: Outcome, truths: Truths, level: int) -> Figure:
             image = draw_map(axis, field, truths.lat, truths.lon, colours=colours, coast=False)
             axis.set_title(name, fontsize="small")
     figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.6, label="published units")
-    style.heading(figure, f"{outcome.model} {outcome.setting}, {truths.levels[level]} hPa")
+    style.heading(figure, f"{outcome.model} {outcome.setting}, {level} hPa")
     return figure
 
 
-def extreme_figure(folder: Path, models: Sequence[str], kind: str) -> Figure:
+def extreme_figure(folder: Path, models: Sequence[str], kind: str, levels: Sequence[str]) -> Figure:
     """The published figure of one kind, from `MODEL/wasserstein_KIND.csv`: W1 by level at the last setting.
 
     A panel a level; the line is the pixel model, bars are the others.
+
+    Args:
+        folder: Folder of the results.
+        models: Names of the models.
+        kind: One of `KINDS`.
+        levels: Names of the levels [hPa], in any order.
 
     Raises:
         FileNotFoundError: If a model has no such file.
@@ -160,18 +199,18 @@ def extreme_figure(folder: Path, models: Sequence[str], kind: str) -> Figure:
             rows = list(csv.DictReader(file))
         last = list(rows[0])[-1]
         columns[model] = [float(row[last]) for row in rows]
-    levels = len(columns[models[0]])
+    across = -(-len(levels) // 2)
     figure = style.new_figure(11, 4.6)
-    axes = figure.subplots(2, -(-levels // 2), sharey=True, squeeze=False).flatten()
+    axes = figure.subplots(2, across, sharey=True, squeeze=False).flatten()
     others = [model for model in models if model != "sda_0"]
-    for level, axis in enumerate(axes[:levels]):
+    for level, (axis, name) in enumerate(zip(axes, downward(levels), strict=False)):
         for place, model in enumerate(others):
             axis.bar(place, columns[model][level], color=style.COLOURS[place])
         if "sda_0" in columns:
             axis.axhline(columns["sda_0"][level], color=style.INK, linestyle="--", linewidth=1.2)
         axis.set_xticks(range(len(others)), others, fontsize="x-small")
-        style.dress(axis, "", "W1" if level % (-(-levels // 2)) == 0 else "", f"level {level + 1}")
-    style.heading(figure, f"{kind} = {last}: W1 by level from the top, line: sda_0")
+        style.dress(axis, "", "W1" if level % across == 0 else "", f"{name} hPa")
+    style.heading(figure, f"{kind} = {last}: W1 by level, line: sda_0")
     return figure
 
 
@@ -191,7 +230,7 @@ def write_pages(
                 blocks.append(Table(table_of(published, method, metric), f"{metric} of {method}"))
         last = {o.model: o for o in published}
         for outcome in last.values():
-            panels = panel_figure(outcome, truths, len(truths.levels) // 2)
+            panels = panel_figure(outcome, truths, truths.levels[len(truths.levels) // 2])
             blocks.append(Picture(panels, f"{outcome.model}, {outcome.setting}"))
         sections.append(Section("Published mode", blocks))
     if right:

@@ -156,9 +156,12 @@ class Analyst:
             seen: Observations.
             members: N.
             seed: Seed of the run.
-            steps: Steps of the sampler with the network; the exact posterior of the closed form if None.
+            steps: Steps of the sampler with the network; the exact posterior of the closed form if None or if the
+                network is idle.
             label: Purpose of the random numbers.
         """
+        if self.prior.idle:
+            steps = None
         a = self.coefficients(seen, members, seed=seed, steps=steps, label=label)
         rest = self.local.posterior(
             seen.setting.name, seen.h, torch.full((seen.y.shape[2],), seen.setting.std**2)

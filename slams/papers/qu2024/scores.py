@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slams.evaluation.metrics import METRICS, Metric
+from slams.evaluation.intervals import jackknife_limits, log_normal_limits, without_each
+from slams.evaluation.metrics import METRICS, Metric, ascending
 from slams.papers.qu2024.archive import Truths
 from slams.papers.qu2024.plan import MODELS, Qu2024Plan
 from slams.papers.qu2024.right import VARIANTS
@@ -46,14 +47,22 @@ class Outcome:
     def lines(self, levels: Sequence[str]) -> Iterable[dict[str, Any]]:
         """Rows of scores.csv, with 95 % intervals over trajectories."""
         for (method, part, name), x in self.values.items():
-            for level, values in zip(("all", *levels), x.T.tolist(), strict=True):
-                value, lower, upper = METRICS[name].interval(values)
-                numbers = {"value": value, "lower": lower, "upper": upper}
+            for level, *found in zip(("all", *levels), *_intervals(x.double(), METRICS[name]), strict=True):
+                numbers = dict(zip(("value", "lower", "upper"), map(float, found), strict=True))
                 text = {k: "" if math.isnan(v) else f"{v:.6g}" for k, v in numbers.items()}
                 yield {
                     "mode": self.mode, "model": self.model, "setting": self.setting, "method": method,
-                    "level": level, "part": part, "metric": name, **text, "n": len(values),
+                    "level": level, "part": part, "metric": name, **text, "n": len(x),
                 }  # fmt: skip
+
+
+def _intervals(x: Tensor, metric: Metric) -> Tensor:
+    """Means of values (R, L) and their 95 % limits, (3, L), those of `Metric.interval` for all levels at once."""
+    if metric.law == "log-normal":
+        limits = log_normal_limits(x)
+    else:
+        limits = jackknife_limits(x.mean(0), without_each(x), metric.law)
+    return torch.cat([x.mean(0)[None], limits])
 
 
 def statistics(x: Tensor, truth: Tensor, weights: Tensor, unit: Tensor) -> dict[str, Tensor]:
@@ -82,20 +91,24 @@ def statistics(x: Tensor, truth: Tensor, weights: Tensor, unit: Tensor) -> dict[
 def scored(
     x: Tensor, truth: Tensor, truths: Truths, unit: Tensor, frames: Sequence[int]
 ) -> dict[tuple[str, str], Tensor]:
-    """Scores of one trajectory by part and metric, (1 + C), as for `statistics`."""
+    """Scores of one trajectory by part and metric, (1 + C), as for `statistics`; pooled ones on frames alone.
+
+    W1 of all 29 days takes as long as everything else, and the published one is that of the frames.
+    """
+    x = ascending(x)  # no metric depends on the order of members, and several need them sorted
     daily = statistics(x, truth, truths.weights, unit)
     found = {}
     for part, days in ((FRAMES, list(frames)), (ALL, list(range(len(truth))))):
         means = {key: value[days].mean(0) for key, value in daily.items()}
         for metric in RIGHT:
-            if metric.pooled:
+            if not metric.pooled:
+                both = {key: torch.cat([value.mean()[None], value]) for key, value in means.items()}
+                found[part, metric.name] = metric.value(both)
+            elif part == FRAMES:
                 each = _pooled(
                     metric, x[:, days] * unit[:, None, None], truth[days] * unit[:, None, None], truths
                 )
                 found[part, metric.name] = torch.cat([each.mean()[None], each])
-            else:
-                both = {key: torch.cat([value.mean()[None], value]) for key, value in means.items()}
-                found[part, metric.name] = metric.value(both)
     return found
 
 

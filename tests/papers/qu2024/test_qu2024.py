@@ -13,12 +13,14 @@ from slams.core.tensorfile import read_facts
 from slams.evaluation.metrics import wasserstein
 from slams.papers.qu2024 import archive
 from slams.papers.qu2024 import run as study
-from slams.papers.qu2024.archive import STATE, truths
+from slams.papers.qu2024.archive import STATE, Truths, truths
 from slams.papers.qu2024.observing import LocalGaussian, latent_operator, operator
 from slams.papers.qu2024.plan import OFFSET, Setting, read_plan
 from slams.papers.qu2024.prior import load_prior, smooth
 from slams.papers.qu2024.published import distances, elsewhere, pseudo_observations
+from slams.papers.qu2024.report import extreme_figure, panel_figure, write_published
 from slams.papers.qu2024.right import VARIANTS, Analyst, observe
+from slams.papers.qu2024.scores import FRAMES, Outcome
 from slams.papers.qu2024.training import CLIMATE, load_shared
 from tests.papers.qu2024.conftest import FILE, HEIGHT, LAT, LON, TINY, WIDTH, waves
 
@@ -99,6 +101,27 @@ def test_interpolation_is_the_conditional_mean_and_variance(rng):
         torch.testing.assert_close(gain[level].double(), wanted, atol=1e-4, rtol=1e-3)
         expected = (b - wanted @ h.double() @ b).diagonal()
         torch.testing.assert_close(left[level].double(), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_tables_are_from_the_top_to_the_bottom_in_whatever_order_the_levels_are(plan, tmp_path, test_days):
+    """The planet's go from 1000 to 10 hPa, the published tables' from 10 on; a panel is of the level that is named."""
+    levels = ("850", "500", "300")
+    w1 = torch.tensor([[0.0, 0.1, 0.2, 0.3], [0.0, 0.3, 0.4, 0.5]])  # all levels, then each
+    fields = torch.arange(3.0)[None, :, None, None].expand(1, 3, HEIGHT, WIDTH)
+    example = dict.fromkeys(("truth", "observed", "sample"), fields)
+    outcome = Outcome("published", "sda_0", "coarse_4", {("sample", FRAMES, "w1"): w1}, example)
+    write_published(plan, [outcome], levels, tmp_path)
+    assert [float(row["4"]) for row in read(tmp_path / "sda_0" / "wasserstein_coarse.csv")] == pytest.approx(
+        [0.4, 0.3, 0.2]
+    )
+    figure = extreme_figure(tmp_path, ["sda_0"], "coarse", levels)
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["300 hPa", "500 hPa", "850 hPa"]
+    assert [axis.lines[0].get_ydata()[0] for axis in figure.axes[:3]] == pytest.approx([0.4, 0.3, 0.2])
+    truth = Truths({}, torch.zeros(1, 1), WEIGHTS, levels, LAT, LON)
+    panels = panel_figure(outcome, truth, "300")
+    assert float(panels.axes[0].collections[0].get_array().max()) == 2.0
+    with pytest.raises(ValueError, match="unknown level '85'; did you mean 850"):
+        panel_figure(outcome, truth, "85")
 
 
 def test_the_published_metric_cannot_tell_where_anything_is(rng):
@@ -296,13 +319,17 @@ def test_a_run_writes_the_published_tables_and_one_page(done, plan):
 
 
 def test_a_second_run_reads_what_the_first_kept(done, monkeypatch):
+    """No draw and no score is made again, and the intervals of each outcome are computed once."""
     monkeypatch.setattr(study, "test_fields", lambda plan, console: waves((2004,), 60, seed=1))
     monkeypatch.setattr(study, "write_pages", lambda *a: None)
+    lines, computed = Outcome.lines, []
+    monkeypatch.setattr(Outcome, "lines", lambda self, levels: computed.append(self) or lines(self, levels))
     for name in ("sampled", "scored"):
         monkeypatch.setattr(study, name, lambda *a, **k: pytest.fail("computed again"))
     before = (done / "scores.csv").read_bytes()
     study.run(FILE, done, TINY, QUIET)
     assert (done / "scores.csv").read_bytes() == before
+    assert len(computed) == 2 * 2 * 3
 
 
 def test_weights_work_on_days_of_another_simulation(done, weights, tmp_path, monkeypatch):
