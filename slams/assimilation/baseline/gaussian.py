@@ -123,9 +123,15 @@ class ClosedFormGaussian:
         Source:
             Dee (2005), doi:10.1256/qj.05.137, section 5, with the state eliminated.
         """
-        evidence, patterns = _augmented(observations, operators, priors), self.prior.basis.shape[1]
-        pulled = torch.stack([each.pulled for each in evidence]).sum(0).double()
         share = min((priors[name].share for name in observations if name in priors), default=1.0)
+        return self.biases_given(_augmented(observations, operators, priors), priors, share)
+
+    def biases_given(
+        self, evidence: Sequence[Evidence], priors: Mapping[str, Bias], share: float
+    ) -> BiasPosterior:
+        """`biases`, given the evidence of modalities on the coefficients and, behind them, on the biases of `priors`."""
+        patterns = self.prior.basis.shape[1]
+        pulled = torch.stack([each.pulled for each in evidence]).sum(0).double()
         precision = torch.linalg.inv(
             torch.block_diag(*[prior.covariance.double() for prior in priors.values()])
         )
