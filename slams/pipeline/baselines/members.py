@@ -44,6 +44,9 @@ class Days(Protocol):
     @property
     def validation(self) -> Anomalies: ...  # noqa: D102
 
+    @property
+    def years(self) -> Sequence[np.ndarray]: ...  # noqa: D102
+
 
 class Baseline(abc.ABC):
     """A reference analysis: mean and standard deviation of the state variables, standardized, point by point.
@@ -279,7 +282,8 @@ class Regression(Baseline):
         if model.recipe.latent.kind != "vector":
             return None
         method = cls(model, fitted)
-        method.names, method.operators = names, retrained_ridge(model, days.train, days.validation, names)
+        method.names = names
+        method.operators = retrained_ridge(model, days.train, days.validation, names, days.years)
         return method
 
     @classmethod

@@ -1,6 +1,7 @@
 """Errors, factors and spreads of a model, calibrated on seasons that fits left out."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,12 +35,16 @@ def calibrate_left_out(model: Model, folds: Sequence[Fold], console: Console) ->
     prior.factors = dict.fromkeys(sorted(prior.errors), 1.0)
     if not model.recipe.experiment.sets:
         return
-    scores = []
+    take_errors(folds, prior.factors)
+    scores = [closed_form_score(fold.model, fold.values, fold.starts, bias=True) for fold in folds]
+    choose_factors(model, lambda names: sum(score(names) for score in scores), console)
+
+
+def take_errors(folds: Sequence[Fold], factors: dict[str, float]) -> None:
+    """Give each fold the errors of the other folds' seasons, and all of them one dictionary of factors."""
     for fold in folds:
         pool(fold.model.prior, [other.residuals for other in others(folds, fold)])
-        fold.model.prior.factors = prior.factors  # one dictionary, which `choose_factors` changes
-        scores.append(closed_form_score(fold.model, fold.values, fold.starts, bias=True))
-    choose_factors(model, lambda names: sum(score(names) for score in scores), console)
+        fold.model.prior.factors = factors
 
 
 @torch.no_grad()
@@ -58,7 +63,7 @@ def spread_left_out(model: Model, folds: Sequence[Fold]) -> None:
         return
     model.prior.inflation = {
         label: spread_factor(
-            *sum(_sums(fold, names) for fold in folds).tolist(),  # type: ignore[union-attr]
+            *sum(exact(fold, names).sums(areas(model)) for fold in folds).tolist(),  # type: ignore[union-attr]
             least=LEAST,
             most=MOST,
         )
@@ -66,24 +71,58 @@ def spread_left_out(model: Model, folds: Sequence[Fold]) -> None:
     }
 
 
-def observed(fold: Fold, names: Sequence[str]) -> tuple[dict[str, Tensor], Tensor, bool]:
-    """Observations of a fold's season, their days, and whether they are along a trajectory, as in the run's test."""
-    recipe, model = fold.model.recipe, fold.model
-    composed = not recipe.experiment.windows
-    days = torch.arange(len(fold.dates)) if composed else spread_windows(fold.starts, recipe.prior.window)
-    std = {n: s.std for n, s in model.codec.statistics.items()}
-    return observe(model.layouts, recipe, fold.values, names, days=days, std=std), days, composed
+def trajectory(fold: Fold) -> tuple[Tensor, bool]:
+    """Days of a fold's season, and whether they are along a trajectory, as in the run's test; else of some windows."""
+    composed = not fold.model.recipe.experiment.windows
+    length = fold.model.recipe.prior.window
+    return (torch.arange(len(fold.dates)) if composed else spread_windows(fold.starts, length)), composed
 
 
-def _sums(fold: Fold, names: Sequence[str]) -> Tensor:
-    """Squared error of the mean, variance of the deviations, and of the decoder's residual, summed, (3)."""
+@dataclass(frozen=True)
+class Exact:
+    """Exact posterior of a fold's season by its closed form, standardized.
+
+    Attributes:
+        mean: Mean of the states, (*days, D).
+        variance: Variance of the deviations within the patterns, before the spread is calibrated.
+        rest: Variance of the decoder's residual.
+        truth: True values, NaN where missing.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    rest: Tensor
+    truth: Tensor
+
+    def sums(self, area: Tensor) -> Tensor:
+        """Squared error of the mean, variance of deviations, and of the residual, summed with area weights (D), (3)."""
+        weight = torch.where(torch.isfinite(self.truth), area, 0.0)
+        error = torch.nan_to_num(self.truth - self.mean).square()
+        return torch.stack(
+            [(weight * torch.nan_to_num(x)).sum() for x in (error, self.variance, self.rest)]
+        ).double()
+
+
+def exact(fold: Fold, names: Sequence[str], *, whole: bool = False) -> Exact:
+    """The exact posterior of a fold's season given some modalities; on all its days if `whole` (see `trajectory`)."""
     model, states = fold.model, fold.model.states
-    seen, days, composed = observed(fold, names)
+    days, composed = (torch.arange(len(fold.dates)), True) if whole else trajectory(fold)
+    std = {n: s.std for n, s in model.codec.statistics.items()}
+    seen = observe(model.layouts, model.recipe, fold.values, names, days=days, std=std)
     closed, present = latent_gaussian(model)
-    mean, std = exact_moments(model, closed, model.jacobians(), model.errors(), seen, composed)
-    truth = torch.cat([fold.values[n][days].flatten(days.ndim) for n in states], -1)[..., present]
-    area = torch.cat([model.layouts[n].weights().expand(model.layouts[n].shape).flatten() for n in states])
-    rest = torch.cat([model.prior.residuals[n] for n in states])[present]
-    weight = torch.where(torch.isfinite(truth), area[present], 0.0)
-    error = (weight * torch.nan_to_num(truth - mean).square()).sum()
-    return torch.stack([error, (weight * (std.square() - closed.rest)).sum(), (weight * rest).sum()]).double()
+    mean, deviation = exact_moments(model, closed, model.jacobians(), model.errors(), seen, composed)
+    blank = torch.full((*mean.shape[:-1], len(present)), torch.nan)
+    full, variance = blank.clone(), blank
+    full[..., present], variance[..., present] = mean, deviation.square() - closed.rest
+    sizes = [model.layouts[n].size for n in states]
+    parts = zip(states, full.split(sizes, -1), strict=True)
+    rest = torch.cat([model.prior.unresolved(n, part) for n, part in parts], -1)
+    truth = torch.cat([fold.values[n][days].flatten(days.ndim) for n in states], -1)
+    return Exact(full, variance, rest, torch.where(present, truth, torch.nan))
+
+
+def areas(model: Model) -> Tensor:
+    """Area weights of all values of the states, (D)."""
+    return torch.cat(
+        [model.layouts[n].weights().expand(model.layouts[n].shape).flatten() for n in model.states]
+    )

@@ -1,5 +1,6 @@
 """Folds: an autoencoder and a closed form for each training season, fitted without it."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -94,8 +95,11 @@ def without(fields: Fields, rows: np.ndarray) -> Fields:
     return Fields(fields.dates[kept], values, fields.layouts, fields.report)
 
 
-def fold_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of a fold: without a network of the prior and decoders of amounts."""
+def fold_recipe(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe of a fold: without a network of the prior and decoders of amounts.
+
+    Its autoencoder is trained for as many steps as were best on validation days for that of the run in `out`.
+    """
     p, usual = recipe.prior, PriorRecipe()
     prior = replace(
         usual,
@@ -108,8 +112,19 @@ def fold_recipe(recipe: Recipe) -> Recipe:
     )
     assimilation = replace(recipe.assimilation, method="guided" if recipe.assimilation.method else "")
     experiment = replace(recipe.experiment, leave_out=False)
+    history, fit = out / "history.json", recipe.latent.fit
+    rows = json.loads(history.read_text()).get("autoencoder") if history.exists() else None
+    if rows:
+        best = min(rows, key=lambda row: row[2])[0]
+        fit = replace(fit, steps=max(best, 1))
+    latent = replace(recipe.latent, fit=fit)
     return replace(
-        recipe, prior=prior, amounts=AmountsRecipe(), assimilation=assimilation, experiment=experiment
+        recipe,
+        latent=latent,
+        prior=prior,
+        amounts=AmountsRecipe(),
+        assimilation=assimilation,
+        experiment=experiment,
     )
 
 
@@ -129,13 +144,21 @@ def fit_folds(
     Raises:
         ValueError: If there are fewer than four seasons.
     """
-    left, own = seasons(recipe, fields), fold_recipe(recipe)
+    left, own = seasons(recipe, fields), fold_recipe(recipe, out)
     stages, found = Stages(out / FOLDER, console.say), []
     for number, rows in enumerate(left):
         name = str(fields.dates[rows[0]])
         folder, rest = out / FOLDER / name, without(fields, rows)
         sets = recipe.experiment.sets
-        key = [inputs, own.prior, sets, recipe.experiment.share, own.assimilation.operators, name]
+        key = [
+            inputs,
+            own.latent.fit,
+            own.prior,
+            sets,
+            recipe.experiment.share,
+            own.assimilation.operators,
+            name,
+        ]
         stage = Stage(f"fold {name}", key, _VERSION)
         files = [f"{name}/{file}" for file in (codecs.FILE_NAME, priors.FILE_NAME)]
         if stages.done(stage, files):

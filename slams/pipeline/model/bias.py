@@ -97,7 +97,7 @@ def bias_sizes(
         if fresh:
             means = means * ((len(years) + 1) / (len(years) - 1)) ** 0.5
             sampled = torch.stack([_sampled(errors[rows]) for rows in years]).mean(0)
-        found[name] = _moments(means, sampled) | {"share": _share(series, years, length)}
+        found[name] = _moments(means, sampled) | {"share": independent_share(series, years, length)}
     return found
 
 
@@ -137,7 +137,7 @@ def _moments(means: Tensor, sampled: Tensor) -> Size:
     return {"shared": shared, "own": whole - shared}
 
 
-def _share(series: Tensor, years: Sequence[np.ndarray], length: int) -> float:
+def independent_share(series: Tensor, years: Sequence[np.ndarray], length: int) -> float:
     """(1 - rho) / (1 + rho) with rho the correlation of means over windows that follow each other."""
     products, squares = [], []
     for rows in years:

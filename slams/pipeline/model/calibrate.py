@@ -181,6 +181,11 @@ def choose_factors(model: Model, score: Callable[[Sequence[str]], float], consol
             advance(1, ", ".join(f"{n} x {f:g}" for n, f in prior.factors.items() if f != 1))
 
 
+def season_windows(starts: Tensor, length: int) -> Tensor:
+    """Days (W, L) of up to 48 windows that do not overlap, of all first days of windows of a season."""
+    return starts[:: max(length, -(-len(starts) // 48)), None] + torch.arange(length)
+
+
 def closed_form_score(
     model: Model, validation: Anomalies, starts: Tensor, *, bias: bool = False
 ) -> Callable[[Sequence[str]], float]:
@@ -201,8 +206,9 @@ def closed_form_score(
     """
     recipe, prior, states = model.recipe, model.prior, model.states
     biases, length = bias_priors(model) if bias else {}, recipe.prior.window
-    stride = max(length, -(-len(starts) // 48)) if bias else max(1, len(starts) // 48)
-    rows = starts[::stride, None] + torch.arange(length)
+    rows = starts[:: max(1, len(starts) // 48), None] + torch.arange(length)
+    if bias:
+        rows = season_windows(starts, length)
     decode = torch.cat([prior.operators[n] for n in states])
     target = torch.cat([validation[n][rows].flatten(2) for n in states], -1)
     scored = (torch.isfinite(target).float().mean((0, 1)) > 0.5).nonzero().squeeze(-1)
