@@ -177,8 +177,9 @@ class ClosedFormGaussian:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Posterior of the means over all days of a record, windows being independent given the biases.
 
-        With g the weights of a window's coefficients in the mean of its days and P_w their posterior covariance, the mean
-        over W windows has the variance sum_w g^T P_w g / W^2, and by the biases |sum_w g^T P_w G^T R^-1 U B^(1/2)|^2 / W^2.
+        With g the weights of a window's coefficients in the mean of its days and P_w their posterior covariance, the
+        mean over W windows has the variance sum_w g^T P_w g / W^2, and by the biases that of
+        |sum_w g^T P_w G^T R^-1 U B^(1/2)|^2 / W^2.
 
         Args:
             evidence: Evidence of windows that do not overlap, as of `given`.

@@ -40,7 +40,7 @@ def gaussians(model: Model, fitted: Baselines) -> list[ClosedForm]:
     return [kind(model, fitted) for kind in BASELINES if issubclass(kind, ClosedForm)]
 
 
-def spread_sums(method: ClosedForm, values: Anomalies, days: Tensor, *, composed: bool) -> dict[str, Tensor]:
+def spread_sums(method: ClosedForm, values: Anomalies, days: Tensor, composed: bool) -> dict[str, Tensor]:
     """Squared error of the mean, variance within the patterns and outside them, summed over points and days, by set.
 
     Args:

@@ -116,7 +116,7 @@ def exact(fold: Fold, names: Sequence[str], *, whole: bool = False) -> Exact:
     full[..., present], variance[..., present] = mean, deviation.square() - closed.rest
     sizes = [model.layouts[n].size for n in states]
     parts = zip(states, full.split(sizes, -1), strict=True)
-    rest = torch.cat([model.prior.unresolved(n, part) for n, part in parts], -1)
+    rest = torch.cat([model.prior.unresolved(n, part.contiguous()) for n, part in parts], -1)
     truth = torch.cat([fold.values[n][days].flatten(days.ndim) for n in states], -1)
     return Exact(full, variance, rest, torch.where(present, truth, torch.nan))
 
