@@ -216,8 +216,8 @@ def test_settings_that_contradict_are_refused(setting, remedy, tmp_path):
 
 
 def test_every_season_is_tested_by_the_fit_without_it(left_out, tmp_path):
-    """Coverage of the left-out winters near .9, mean errors inside most intervals (5 to 8 of 8), and the same rows of a run
-    that was started again."""
+    """Coverage of the left-out winters near .9, mean errors inside most intervals (5 to 8 of 8), and the same rows of a
+    run that was started again."""
     recipe, _, out = left_out
     shutil.copytree(out, tmp_path / "run")
     whole = with_settings(
