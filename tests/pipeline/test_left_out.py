@@ -134,8 +134,8 @@ def coverage(model: Model, fields: Fields, label: str) -> float:
 
 
 def test_planted_biases_are_in_their_size_and_not_counted_twice(left_out):
-    """Eight draws of a variance have a relative deviation of 50 %: a factor of 3 is allowed. The error of the grid has the
-    planted noise of .5 K and what the decoders don't resolve: without the bias's 4 K^2, which would be most of it."""
+    """Eight draws of a variance have a relative deviation of 50 %: a factor of 3 is allowed. The error of the grid has
+    the planted noise of .5 K and what the decoders don't resolve: without the bias's 4 K^2, which would be most of it."""
     recipe, _, out = left_out
     model = Model.load(out)
     std = float(model.codec.statistics["coarse"].std.mean())
@@ -146,8 +146,8 @@ def test_planted_biases_are_in_their_size_and_not_counted_twice(left_out):
 
 
 def test_new_years_are_covered_as_the_left_out_ones(left_out, tmp_path):
-    """Twelve new winters with biases of their own, grid alone: between .8 and .97; calibrated on the one validation winter,
-    and with no bias modelled, it is lower by more than .1."""
+    """Twelve new winters with biases of their own, grid alone: between .8 and .97; calibrated on the one validation
+    winter, and with no bias modelled, it is lower by more than .1."""
     recipe, fields, out = left_out
     found = coverage(Model.load(out), fields, "coarse")
     plain = with_settings(recipe, "prior.leave_out=false", "assimilation.bias=false")
