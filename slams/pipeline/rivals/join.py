@@ -101,7 +101,11 @@ def stored_analysis(model: Model, out: Path) -> tuple[dict[str, Tensor], dict[st
     def tensor(dataset: xr.Dataset, variable: str, name: str) -> Tensor:
         values = model.recipe.modalities[name].transformed.forward(dataset[variable].values)
         tensor = torch.from_numpy(values)
-        return tensor if "level" in model.layouts[name].dims else tensor.unsqueeze(tensor.ndim - 2)
+        return (
+            tensor
+            if "level" in model.layouts[name].dims
+            else tensor.unsqueeze(tensor.ndim - (2 if model.layouts[name].is_grid else 1))
+        )
 
     names, members, observed = list(model.recipe.experiment.sets.values())[-1], {}, {}
     with xr.open_datatree(out / "analysis.nc") as tree:
