@@ -96,6 +96,9 @@ class PriorRecipe:
         network_settings: Plain keyword arguments of that class.
         networks: Number of random networks of observations that the network is trained on beside none, of latents "grid"
             and "vector" (see `slams.pipeline.model.conditional`); 0 trains the prior alone.
+        leave_out: Whether errors, spreads and residuals of decoders are estimated leaving out one training season (year)
+            at a time, at least four, with fits of the autoencoder and the closed form of their own (see
+            `slams.pipeline.left_out`), in place of the validation part.
     """
 
     window: int = 3
@@ -109,6 +112,7 @@ class PriorRecipe:
     network: str = ""
     network_settings: dict[str, Any] = field(default_factory=dict)
     networks: int = 0
+    leave_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,8 @@ class ExperimentRecipe:
             every day.
         shuffled: Whether to also run the main set with shuffled dates of its observation-role modalities.
         withhold: 0-based indices of stations withheld for verification in a separate run, by modality.
+        leave_out: Whether to add an analysis of each training season by a fit without it to the results (see
+            `slams.pipeline.left_out`).
         rivals, rival: Rivals to add to the results on the synthetic planet (see `recipe_rivals`), and their settings.
     """
 
@@ -185,6 +191,7 @@ class ExperimentRecipe:
     every: int = 1
     shuffled: bool = False
     withhold: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    leave_out: bool = False
     rivals: tuple[str, ...] = ()
     rival: RivalRecipe = field(default_factory=RivalRecipe)
 
@@ -272,6 +279,16 @@ class Recipe:
             raise InvalidValueError(
                 f"prior.networks={p.networks} needs an encoder for each modality, and latent.kind {self.latent.kind!r} "
                 "has one for all; use latent.kind 'grid' or 'vector', or prior.networks: 0."
+            )
+        if p.leave_out and self.latent.trained:
+            raise InvalidValueError(
+                f"prior.leave_out fits an autoencoder without each season, but latent.trained takes that of "
+                f"{self.latent.trained!r}, which has seen all; leave latent.trained empty, or set prior.leave_out: false."
+            )
+        if self.experiment.leave_out and not p.leave_out:
+            raise InvalidValueError(
+                "experiment.leave_out analyses each season by the fit without it, which prior.leave_out makes; set "
+                "prior.leave_out: true and train again."
             )
         if p.networks and (p.network or p.published):
             raise InvalidValueError(

@@ -17,10 +17,14 @@ from slams.data.planet.archive import simulate_archive
 from slams.evaluation.metrics import shown
 from slams.evaluation.tables import console_table, read_metrics, wide, write_metrics
 from slams.pipeline.baselines.file import FILE_NAME, save_baselines
-from slams.pipeline.baselines.fit import fit_gaussian
+from slams.pipeline.baselines.fit import Baselines, fit_gaussian
 from slams.pipeline.baselines.spread import calibrate_gaussians
 from slams.pipeline.inputs.checks import check_fields, check_headers, check_settings
 from slams.pipeline.inputs.fields import Fields, load_fields
+from slams.pipeline.left_out.baselines import left_out_baselines
+from slams.pipeline.left_out.calibrate import take_errors
+from slams.pipeline.left_out.folds import fit_folds
+from slams.pipeline.left_out.join import join_left_out
 from slams.pipeline.model.model import Model
 from slams.pipeline.recipe import Recipe, to_tree
 from slams.pipeline.recipe_rivals import RivalRecipe
@@ -64,6 +68,8 @@ def run(recipe: Recipe, *, console: Console | None = None) -> Path:
         _test(model, fields, out, console)
         if whole.experiment.rivals:
             join_rivals(model, whole.experiment, fields, out, console)
+        if whole.experiment.leave_out:
+            join_left_out(model, fields, out, console)
         rows = read_metrics(out / "metrics.csv")
         for variable in model.recipe.analysed:
             metrics = shown((row["metric"] for row in rows), "console")
@@ -81,7 +87,8 @@ def run(recipe: Recipe, *, console: Console | None = None) -> Path:
 
 
 def _without_rivals(recipe: Recipe) -> Recipe:
-    return replace(recipe, experiment=replace(recipe.experiment, rivals=(), rival=RivalRecipe()))
+    experiment = replace(recipe.experiment, rivals=(), rival=RivalRecipe(), leave_out=False)
+    return replace(recipe, experiment=experiment)
 
 
 def _make_planet(recipe: Recipe, console: Console) -> None:
@@ -111,10 +118,7 @@ def _test(model: Model, fields: Fields, out: Path, console: Console) -> None:
     if stages.done(stage, FILES["report"]):
         console.reused("scores and report")
         return
-    with console.bar("fitting the baselines", 1) as advance:
-        baselines = fit_gaussian(model, fields)
-        calibrate_gaussians(model, baselines, fields)
-        advance(1, json.dumps(baselines.settings))
+    baselines = _baselines(model, fields, out, console)
     outcome = test(model, baselines, fields, console, stages, stage)
     save_baselines(baselines, out / FILE_NAME)
     label, names = list(model.recipe.experiment.sets.items())[-1]
@@ -128,6 +132,20 @@ def _test(model: Model, fields: Fields, out: Path, console: Console) -> None:
     stages.finish(stage, (*FILES["report"], "report.html"))
     for part in out.glob("resume_test_*"):
         part.unlink()
+
+
+def _baselines(model: Model, fields: Fields, out: Path, console: Console) -> Baselines:
+    """Baselines fitted on training days, calibrated on the same days as the analysis."""
+    if model.recipe.prior.leave_out:
+        inputs = stages_of(model.recipe, fields, out)["codec"].inputs
+        folds = fit_folds(model.recipe, fields, out, inputs, console, model.device)
+        take_errors(folds, model.prior.factors)
+        return left_out_baselines(model, folds, fields, console)
+    with console.bar("fitting the baselines", 1) as advance:
+        baselines = fit_gaussian(model, fields)
+        calibrate_gaussians(model, baselines, fields)
+        advance(1, json.dumps(baselines.settings))
+    return baselines
 
 
 def _write(model: Model, outcome: Outcome, out: Path, label: str, names: tuple[str, ...]) -> None:

@@ -1,8 +1,6 @@
 """From fields to a model: autoencoder, prior, observation errors. Each stage is kept and reused."""
 
 import copy
-import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,15 +13,15 @@ from torch import Tensor, nn
 from slams.core.console import Console
 from slams.core.days import Values, every, total
 from slams.core.device import computing_device
-from slams.core.files import sha256_of, write_text
+from slams.core.files import sha256_of
 from slams.core.random import fork
 from slams.core.stages import Stage, Stages, digest
 from slams.data.windows import window_starts
-from slams.networks.autoencoder import MultimodalAutoencoder
 from slams.pipeline.earlier import earlier_keys
-from slams.pipeline.inputs.fields import Fields, phase_of
-from slams.pipeline.inputs.large import fit_statistics
+from slams.pipeline.inputs.fields import Fields
 from slams.pipeline.inputs.operators import operators_of
+from slams.pipeline.left_out.calibrate import calibrate_left_out, spread_left_out
+from slams.pipeline.left_out.folds import fit_folds
 from slams.pipeline.model import amounts
 from slams.pipeline.model import codec as codecs
 from slams.pipeline.model import prior as priors
@@ -41,13 +39,13 @@ from slams.pipeline.model.codec import (
 from slams.pipeline.model.conditional import ConditionalTraining
 from slams.pipeline.model.draws import windows_in_memory
 from slams.pipeline.model.learn_amounts import kept_amounts
+from slams.pipeline.model.learn_codec import fit_kept, train_codec
 from slams.pipeline.model.learning import judged, learning_notes, noise_losses, overfit_note
 from slams.pipeline.model.method import choose_method
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.prior import REPLACED, LearntPrior
 from slams.pipeline.model.spread import calibrate_spread
-from slams.pipeline.recipe import AssimilationRecipe, FitSettings, Recipe, to_tree
-from slams.training.fit import fit
+from slams.pipeline.recipe import AssimilationRecipe, Recipe, to_tree
 
 FILES = {
     "codec": (codecs.FILE_NAME,),
@@ -77,13 +75,17 @@ def stages_of(recipe: Recipe, fields: Fields, out: Path) -> dict[str, Stage]:
     e, data = recipe.experiment, replace(recipe.data, store="")
     codec = [replace(data, test=("", ""), direct={}), recipe.latent, recipe.seed, content, taken]
     inputs: dict[str, Any] = {"codec": codec, "prior": [codec, recipe.prior]}
-    if recipe.prior.networks:  # their errors are calibrated for the sets
+    if (
+        recipe.prior.networks or recipe.prior.leave_out
+    ):  # errors are calibrated for the sets before the network
         inputs["prior"] += [
             e.sets,
             e.share,
             recipe.assimilation.operators,
             *([e.every] if e.every > 1 else []),
         ]
+    if recipe.prior.leave_out:
+        inputs["prior"] += [recipe.assimilation.bias, bool(e.windows), recipe.assimilation.members > 1]
     usual = AssimilationRecipe()  # what only filters and forecasts use changes no calibration
     own = replace(recipe.assimilation, uses=usual.uses, memory=usual.memory, horizon=usual.horizon)
     inputs["calibration"] = [inputs["prior"], e.sets, e.share, own]
@@ -127,7 +129,7 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model 
         console.reused("prior")
     else:
         stages.forget(plan["calibration"])  # whose factors are in the file that is written now
-        _train_prior(codec, fields, out, console, digest(plan["prior"].key))
+        _train_prior(codec, fields, out, console, plan)
         stages.finish(plan["prior"], files)
     model = Model(codec, LearntPrior.load(codec, path)).on(device)
     if not stages.done(plan["calibration"], files):
@@ -136,10 +138,11 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model 
         starts = window_starts(fields.dates[validation], recipe.prior.window)
         model.prior.error_is_least = True  # also of a prior that an earlier version calibrated
         x_validation = anomalies(codec, fields, validation)
-        if not recipe.prior.networks:  # whose training needs the errors
+        if not (recipe.prior.networks or recipe.prior.leave_out):  # else done before the network's training
             calibrate_errors(model, x_validation, starts, console)
         choose_method(model, x_validation, starts, console)
-        calibrate_spread(model, x_validation, starts, console)
+        if not recipe.prior.leave_out:
+            calibrate_spread(model, x_validation, starts, console)
         model.prior.save(recipe, path)
         for name in ("prior", "calibration"):  # both are in this file
             stages.finish(plan[name], files)
@@ -149,7 +152,7 @@ def train(recipe: Recipe, fields: Fields, out: Path, console: Console) -> Model 
     key = digest(plan["amounts"].key)
     model.prior.amounts = kept_amounts(
         model, fields, stages, plan["amounts"], console,
-        lambda module, name, loss, validate: _fit(
+        lambda module, name, loss, validate: fit_kept(
             module, loss, validate, recipe.amounts.fit, recipe, name, out, key, console
         ),
     )  # fmt: skip
@@ -187,119 +190,15 @@ def _codec(
         take_codec(recipe, fields.layouts).save(path)
         console.say(f"autoencoder: taken from {recipe.latent.trained}")
     else:
-        _train_codec(recipe, fields, stages.folder, console, digest(stage.key), device)
+        train_codec(recipe, fields, stages.folder, console, digest(stage.key), device)
     stages.finish(stage, files)
     # continue from disk: rounding depends on memory layout, and a resumed run reads the file
     return MultimodalCodec.load(path)
 
 
-def _train_codec(
-    recipe: Recipe, fields: Fields, out: Path, console: Console, key: str, device: torch.device
+def _train_prior(
+    codec: MultimodalCodec, fields: Fields, out: Path, console: Console, plan: Mapping[str, Stage]
 ) -> None:
-    train_days = fields.part(recipe.data.train)
-    phase = phase_of(fields.dates[train_days])
-    weights = {name: layout.weights() for name, layout in fields.layouts.items()}
-    statistics = {
-        name: fields.statistics.get(name)
-        or fit_statistics(x, train_days, phase, recipe.data.harmonics, weights[name])
-        for name, x in fields.values.items()
-    }
-    torch.manual_seed(recipe.seed)  # layers draw their first weights from the global generator
-    codec = MultimodalCodec(recipe, fields.layouts, statistics)
-    x_train = anomalies(codec, fields, train_days)
-    x_validation = anomalies(codec, fields, fields.part(recipe.data.validation))
-    coder, names = codec.autoencoder, codec.autoencoder.names
-    if isinstance(coder, MultimodalAutoencoder):
-        present = {name: each.present for name, each in statistics.items()}
-        kept = coder.start(x_train, _patch_weights(recipe, weights), present)
-        console.say(f"principal components keep {kept:.1%} of the weighted variance in {coder.event}")
-    settings = recipe.latent.fit
-    coder.to(device)
-    whole, whole_validation = codec.complete(x_train), codec.complete(x_validation)
-    area = {name: weight.to(device) for name, weight in weights.items()}
-
-    def loss(module: nn.Module, rng: torch.Generator) -> Tensor:
-        days = torch.randint(len(phase), (settings.batch,), generator=rng)
-        batch = {m: x[days].to(device) for m, x in x_train.items()}
-        if not isinstance(module, MultimodalAutoencoder):
-            return module.loss(batch)  # type: ignore[operator]
-        subset = [m for m in names if float(torch.rand((), generator=rng)) < 0.5] or list(names)
-        inputs = {m: x[days].to(device) for m, x in whole.items()}
-        return module.loss(batch, names, area, inputs) + 0.25 * module.loss(batch, subset, area, inputs)
-
-    def validate(module: nn.Module) -> float:
-        with torch.no_grad():
-            if not isinstance(module, MultimodalAutoencoder):
-                return _in_parts(module, {m: every(x, 4) for m, x in x_validation.items()}, device)
-            subset = {m: x[::4].to(device) for m, x in x_validation.items()}
-            inputs = {m: x[::4].to(device) for m, x in whole_validation.items()}
-            total = float(module.loss(subset, names, area, inputs))
-            without = [[m for m in names if m != dropped] for dropped in names]
-            drops = [float(module.loss(subset, others, area, inputs)) for others in without if others]
-            return total + 0.25 * sum(drops) / max(len(drops), 1)
-
-    def reconstruction(module: nn.Module) -> float:
-        with torch.no_grad():
-            subset, inputs = (
-                {m: x[::4].to(device) for m, x in each.items()} for each in (x_validation, whole_validation)
-            )
-            return float(module.loss(subset, names, area, inputs))  # type: ignore[operator]
-
-    if any(parameter.requires_grad for parameter in coder.parameters()):
-        untrained = copy.deepcopy(coder.state_dict())
-        before = reconstruction(coder) if isinstance(coder, MultimodalAutoencoder) else math.inf
-        _fit(coder, loss, validate, settings, recipe, "autoencoder", out, key, console)
-        if isinstance(coder, MultimodalAutoencoder):
-            codec.learning = {"loss": [before, reconstruction(coder)]}
-            if codec.learning["loss"][1] >= before:  # what encodes a subset better may decode the whole worse
-                coder.load_state_dict(untrained)
-    z = codec.latents(x_train)
-    coder.eval().standardize(z.to(device) if isinstance(z, Tensor) else z)
-    codec.save(out / codecs.FILE_NAME)
-
-
-def _in_parts(module: nn.Module, fields: Anomalies, device: torch.device) -> float:
-    """Loss of many days, a few at a time, for memory at full resolution."""
-    count = len(next(iter(fields.values())))
-    total = 0.0
-    for start in range(0, count, 32):
-        part = {m: x[start : start + 32].to(device) for m, x in fields.items()}
-        total += float(module.loss(part)) * len(next(iter(part.values())))  # type: ignore[operator]
-    return total / count
-
-
-def _patch_weights(recipe: Recipe, weights: Mapping[str, Tensor]) -> Tensor | None:
-    if recipe.latent.kind == "vector":
-        return None
-    weight = next(iter(weights.values()))
-    return nn.functional.avg_pool2d(weight[None], recipe.latent.patch).flatten()
-
-
-def _fit(
-    module: nn.Module,
-    loss: Callable[[nn.Module, torch.Generator], Tensor],
-    validate: Callable[[nn.Module], float],
-    settings: FitSettings,
-    recipe: Recipe,
-    name: str,
-    out: Path,
-    key: str,
-    console: Console,
-) -> None:
-    """Train a module in place, and append its losses to history.json."""
-    checkpoint, path = out / f"resume_{name}_{key}.pt", out / "history.json"
-    with console.bar(f"training the {name}", settings.steps) as advance:
-        history = fit(
-            module, loss, validate, settings,
-            seed=recipe.seed, name=name, checkpoint=checkpoint, progress=advance,
-        )  # fmt: skip
-    rows = json.loads(path.read_text()) if path.exists() else {}
-    # a first row has no training loss
-    rows[name] = [[step, None if step == 0 else train, valid] for step, train, valid in history.rows]
-    write_text(path, json.dumps(rows))
-
-
-def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Console, key: str) -> None:
     recipe, prior = codec.recipe, codec.recipe.prior
     index, validation_index = fields.part(recipe.data.train), fields.part(recipe.data.validation)
     x_train, x_validation = anomalies(codec, fields, index), anomalies(codec, fields, validation_index)
@@ -321,12 +220,21 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
     device = codec.device
     denoiser = build_denoiser(recipe, gaussian, codec.periodic).to(device)
     learnt = learnt_prior(codec, denoiser, covariance, (z, x_train), (z_validation, x_validation))
+    dates = fields.dates[index]
+    learnt.biases = bias_sizes(
+        codec.layouts, recipe.states, x_train, dates, length, fresh=recipe.prior.leave_out
+    )
+    model = Model(codec, learnt).on(device)
+    if prior.leave_out:
+        folds = fit_folds(recipe, fields, out, plan["codec"].inputs, console, device)
+        calibrate_left_out(model, folds, console)
+        spread_left_out(model, folds)
+    elif prior.networks:
+        calibrate_errors(model, x_validation, validation_starts, console)
     steps = torch.arange(length)
     own, fresh = (each[:: max(1, len(each) // 64), None] + steps for each in (starts, validation_starts))
     sample, rows = z_validation[fresh].to(device), windows_in_memory(Model(codec, learnt))
     if prior.networks:
-        model = Model(codec, learnt).on(device)
-        calibrate_errors(model, x_validation, validation_starts, console)
         with console.bar("random networks of observations", prior.networks) as advance:
             task = ConditionalTraining(model, x_train, z, starts, advance)
         learnt.trained = task.trained
@@ -341,7 +249,7 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
     ]
     for note in overfit_note(count, length, len(index), shrink, closed[0].mean(), closed[1].mean()):
         console.say(f"WARNING: {note}")  # before the hours of the network's training
-    _fit(denoiser, *own_loss, prior.fit, recipe, "prior", out, key, console)
+    fit_kept(denoiser, *own_loss, prior.fit, recipe, "prior", out, digest(plan["prior"].key), console)
     pair = (
         (task.losses(batches, denoiser, corrected=False), task.losses(batches, denoiser))
         if prior.networks
@@ -355,7 +263,6 @@ def _train_prior(codec: MultimodalCodec, fields: Fields, out: Path, console: Con
     ):  # another's may differ from the closed form untrained
         denoiser.load_state_dict(untrained)
     learnt.learning = found | {"days": len(index), "shrink": shrink}
-    learnt.biases = bias_sizes(codec.layouts, recipe.states, x_train, fields.dates[index], length)
     learnt.save(recipe, out / priors.FILE_NAME)
 
 

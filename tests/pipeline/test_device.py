@@ -14,6 +14,7 @@ from slams.pipeline import train as stages
 from slams.pipeline.assimilate import assimilate
 from slams.pipeline.inputs.fields import Fields, load_fields
 from slams.pipeline.inputs.observe import observe
+from slams.pipeline.model import learn_codec
 from slams.pipeline.model.codec import anomalies
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.posterior import decoded, posterior
@@ -125,7 +126,7 @@ def test_the_device_is_no_part_of_what_was_trained(tiny, tmp_path, monkeypatch):
     def refused(*arguments, **settings):
         raise AssertionError("trained already")
 
-    monkeypatch.setattr(stages, "fit", refused)
+    monkeypatch.setattr(learn_codec, "fit", refused)
     recipe = from_tree(override(to_tree(tiny.recipe), ["device=auto"]))
     assert train(recipe, tiny.fields, tiny.out, QUIET).recipe.device == "auto"
     assert later.configure(from_tree(override(to_tree(recipe), ["device=cuda"]))).device == "auto"

@@ -16,9 +16,9 @@ from slams.core.settings import override
 from slams.evaluation import Scores, window_statistics
 from slams.evaluation.tables import read_metrics
 from slams.pipeline import run as experiment
-from slams.pipeline import train as stages
 from slams.pipeline.inputs.layout import Layout
 from slams.pipeline.inputs.observe import columns, observe
+from slams.pipeline.model import learn_codec
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
 from slams.pipeline.results.outcome import Outcome
 from slams.pipeline.results.run_report import gains
@@ -215,7 +215,7 @@ def test_a_test_whose_file_is_gone_or_cut_short_is_done_again(name, kept, done, 
     if not kept:
         (copy / name).unlink()
     monkeypatch.setattr(experiment, "write_summary", lambda *arguments: None)
-    monkeypatch.setattr(stages, "fit", None)
+    monkeypatch.setattr(learn_codec, "fit", None)
     experiment.run(from_tree(override(to_tree(recipe), [f"out={copy}"])), console=Console(quiet=True))
     assert (copy / name).stat().st_size == (out / name).stat().st_size
     assert (copy / "metrics.csv").read_bytes() == (out / "metrics.csv").read_bytes()
@@ -229,7 +229,7 @@ def test_a_run_that_is_done_is_reused_as_a_whole(done, monkeypatch):
     def refused(*arguments, **settings):
         raise AssertionError("done already")
 
-    for module, name in ((stages, "fit"), (experiment, "test"), (experiment, "write_tree")):
+    for module, name in ((learn_codec, "fit"), (experiment, "test"), (experiment, "write_tree")):
         monkeypatch.setattr(module, name, refused)
     assert experiment.run(recipe, console=Console(quiet=True)) == out
     assert {p: p.read_bytes() for p in before} == before
@@ -239,7 +239,7 @@ def test_a_report_that_is_gone_is_written_again(done, tmp_path, monkeypatch):
     recipe, out = done
     copy = Path(shutil.copytree(out, tmp_path / "run"))
     (copy / "report.html").unlink()
-    monkeypatch.setattr(stages, "fit", None)
+    monkeypatch.setattr(learn_codec, "fit", None)
     experiment.run(from_tree(override(to_tree(recipe), [f"out={copy}"])), console=Console(quiet=True))
     assert (copy / "report.html").stat().st_size > 10_000
 

@@ -17,6 +17,7 @@ from slams.core.settings import override
 from slams.pipeline import train as stages
 from slams.pipeline.inputs.fields import Fields, load_fields
 from slams.pipeline.inputs.layout import read_layouts
+from slams.pipeline.model import learn_codec
 from slams.pipeline.model.calibrate import FACTORS, profile
 from slams.pipeline.model.model import Model
 from slams.pipeline.recipe import Recipe, from_tree, to_tree
@@ -84,13 +85,13 @@ def copy(trained, tmp_path) -> Path:
 def fitted(monkeypatch) -> list[str]:
     """Names of what was trained, in order."""
     names: list[str] = []
-    fit = stages.fit
+    fit = learn_codec.fit
 
     def watched(*arguments, **settings):
         names.append(settings["name"])
         return fit(*arguments, **settings)
 
-    monkeypatch.setattr(stages, "fit", watched)
+    monkeypatch.setattr(learn_codec, "fit", watched)
     return names
 
 

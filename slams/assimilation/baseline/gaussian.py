@@ -105,7 +105,7 @@ class ClosedFormGaussian:
         """
         if bias is None:
             return self.given([Evidence.of(o, operators[name]) for name, o in observations.items()])
-        return self.given(_augmented(observations, operators, bias.priors), bias)
+        return self.given(augmented(observations, operators, bias.priors), bias)
 
     def biases(
         self, observations: Observations, operators: Mapping[str, Tensor], priors: Mapping[str, Bias]
@@ -128,9 +128,15 @@ class ClosedFormGaussian:
         Source:
             Dee (2005), doi:10.1256/qj.05.137, section 5, with the state eliminated.
         """
-        evidence, patterns = _augmented(observations, operators, priors), self.prior.basis.shape[1]
-        pulled = torch.stack([each.pulled for each in evidence]).sum(0).double()
         share = min((priors[name].share for name in observations if name in priors), default=1.0)
+        return self.biases_given(augmented(observations, operators, priors), priors, share)
+
+    def biases_given(
+        self, evidence: Sequence[Evidence], priors: Mapping[str, Bias], share: float
+    ) -> BiasPosterior:
+        """`biases`, given the evidence of modalities on the coefficients and, behind them, on the biases of `priors`."""
+        patterns = self.prior.basis.shape[1]
+        pulled = torch.stack([each.pulled for each in evidence]).sum(0).double()
         precision = torch.linalg.inv(
             torch.block_diag(*[prior.covariance.double() for prior in priors.values()])
         )
@@ -171,6 +177,40 @@ class ClosedFormGaussian:
             )
         return mean, std
 
+    def record_means(
+        self, evidence: Sequence[Evidence], weights: Tensor, bias: BiasPosterior | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Posterior of the means over all days of a record, windows being independent given the biases.
+
+        With g the weights of a window's coefficients in the mean of its days and P_w their posterior covariance, the
+        mean over W windows has the variance sum_w g^T P_w g / W^2, and by the biases that of
+        |sum_w g^T P_w G^T R^-1 U B^(1/2)|^2 / W^2.
+
+        Args:
+            evidence: Evidence of windows that do not overlap, as of `given`.
+            weights: Weights of the scored state in each mean, (M, D).
+            bias: Biases of the modalities.
+
+        Returns:
+            Means, their variances given the biases, and the variances by the biases, each (M).
+        """
+        length, patterns = evidence[0].pattern.shape[1], self.prior.basis.shape[1]
+        pulled = torch.stack([each.pulled for each in evidence]).sum(0)[..., :patterns]
+        g = (weights @ self.decode).repeat(1, length) / length
+        mean, variance = torch.zeros(len(g)), torch.zeros(len(g))
+        common = torch.zeros(len(g), 1 if bias is None else len(bias.mean))
+        for windows, total in _alike(evidence):
+            covariance = self._covariance(total[:, :patterns, :patterns])
+            right, gain = pulled[windows].flatten(1), g @ covariance
+            if bias is not None:
+                across = total[:, :patterns, patterns:].flatten(0, 1)
+                right = right - across @ bias.mean
+                common += len(windows) * gain @ across @ bias.root
+            mean += (right @ gain.mT).sum(0)
+            variance += len(windows) * (gain * g).sum(1)
+        count = len(pulled)
+        return mean / count, variance / count**2, (common / count).square().sum(1)
+
     def _covariance(self, information: Tensor) -> Tensor:
         """Posterior covariance of a window's coefficients (L K, L K), from the information of each step (L, K, K)."""
         matrix = torch.block_diag(*information).double()
@@ -192,7 +232,7 @@ def _alike(evidence: Sequence[Evidence]) -> Iterator[tuple[Tensor, Tensor]]:
         yield windows, torch.stack([each.matrices[each.pattern[windows[0]]] for each in evidence]).sum(0)
 
 
-def _augmented(
+def augmented(
     observations: Observations, operators: Mapping[str, Tensor], priors: Mapping[str, Bias]
 ) -> list[Evidence]:
     """Evidence of the patterns' coefficients and, behind them, of those of the biases."""

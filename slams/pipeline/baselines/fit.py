@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from slams.diffusion.denoiser import WindowGaussian, window_moments
 from slams.diffusion.schedule import VPCosine
 from slams.pipeline.inputs.fields import Fields
 from slams.pipeline.inputs.observe import observe
+from slams.pipeline.model.bias import bias_priors, biases_in, without_bias, years_of
 from slams.pipeline.model.calibrate import DENSE_UP_TO
 from slams.pipeline.model.codec import Anomalies, anomalies
 from slams.pipeline.model.model import Model
@@ -86,69 +88,110 @@ def own_rows(model: Model, present: Tensor, gaussian: ClosedFormGaussian) -> Lin
     return operators, errors
 
 
-def fit_gaussian(model: Model, fields: Fields) -> Baselines:
-    """The closed-form Gaussian: EOFs to 99 % plus a remainder, ridge operators with full residual covariance.
+class GaussianFit:
+    """The closed-form Gaussian fitted on training days: EOFs to 99 % plus a remainder, and its scores on other days.
 
-    States whose training days are too large for memory have at most as many EOFs as fit in it. Ridge and inflation of the
-    residual covariances (too small on the days they were fitted) are those with the best CRPS on validation windows, over
-    all sets.
+    States whose training days are too large for memory have at most as many EOFs as fit in it.
+
+    Args:
+        model: Trained model.
+        fields: Fields of all days.
+        bias: Whether the yearly biases of modalities are modelled in the scores (see `slams.pipeline.model.bias`); then
+            their mean residual of each training year is no error of single days.
     """
-    recipe = model.recipe
-    index, validation_index = fields.part(recipe.data.train), fields.part(recipe.data.validation)
-    train, validation = (
-        anomalies(model.codec, fields, index),
-        anomalies(model.codec, fields, validation_index),
-    )
-    length = recipe.prior.window
-    x = _joined(train, model.states)
-    present = mean_of(daywise(x, lambda part: torch.isfinite(part).float()), [0]) > 0.5
-    x = daywise(x, lambda part: torch.nan_to_num(part[:, present]))
-    starts = window_starts(fields.dates[index], length)
-    most = 10_000 if isinstance(x, Tensor) else rows_in_memory(x.shape[1:])
-    basis, covariance, remainder = window_moments(x, starts, length, fraction=0.99, most=most, shrink=0.0)
-    prior = WindowGaussian(basis, covariance, remainder, x.shape[1:], VPCosine())
-    a = over(x, lambda part: part @ basis)
-    rest = mean_of(daywise(x, lambda part: (part - part @ basis @ basis.mT).square()), [0]) + 1e-6
-    closed = ClosedFormGaussian(prior, basis, rest)
-    validation_starts = window_starts(fields.dates[validation_index], length)
-    rows = validation_starts[:: max(1, len(validation_starts) // 32), None] + torch.arange(length)
-    truth = torch.cat([validation[n][rows].flatten(2) for n in model.states], 2)[..., present]
-    subset = torch.arange(0, x.shape[1], max(1, x.shape[1] // 2000))
-    truth = truth[..., subset]
-    part = ClosedFormGaussian(prior, basis[subset], rest[subset])
-    sets = recipe.experiment.sets.values()
-    sees = [observe(model.layouts, recipe, validation, group, days=rows) for group in sets]
-    own, own_errors = own_rows(model, present, closed)
 
-    observed = _observed(model, train, a)
+    def __init__(self, model: Model, fields: Fields, *, bias: bool = False) -> None:
+        recipe = model.recipe
+        self.model, self.fields, self.bias = model, fields, bias
+        index = fields.part(recipe.data.train)
+        train = anomalies(model.codec, fields, index)
+        length = recipe.prior.window
+        x = _joined(train, model.states)
+        self.present = mean_of(daywise(x, lambda part: torch.isfinite(part).float()), [0]) > 0.5
+        x = daywise(x, lambda part: torch.nan_to_num(part[:, self.present]))
+        starts = window_starts(fields.dates[index], length)
+        most = 10_000 if isinstance(x, Tensor) else rows_in_memory(x.shape[1:])
+        basis, self.covariance, remainder = window_moments(
+            x, starts, length, fraction=0.99, most=most, shrink=0.0
+        )
+        prior = WindowGaussian(basis, self.covariance, remainder, x.shape[1:], VPCosine())
+        self.a = over(x, lambda part: part @ basis)
+        rest = mean_of(daywise(x, lambda part: (part - part @ basis @ basis.mT).square()), [0]) + 1e-6
+        self.closed = ClosedFormGaussian(prior, basis, rest)
+        self.observed = _observed(model, train, self.a)
+        self.years = years_of(fields.dates[index]) if bias and bias_priors(model) else []
+        self.subset = torch.arange(0, x.shape[1], max(1, x.shape[1] // 2000))
+        self.part = ClosedFormGaussian(prior, basis[self.subset], rest[self.subset])
+        # they are large, and a walk needs two at a time
+        self.fitted = lru_cache(maxsize=2)(self._fitted)
 
-    @lru_cache(maxsize=2)  # they are large, and a walk needs two at a time
-    def fitted(penalty: float) -> Linear:
-        return _operators(model, observed, a, penalty)
+    def _fitted(self, penalty: float) -> Linear:
+        return _operators(self.model, self.observed, self.a, penalty, self.years)
 
-    def errors(penalty: float, inflation: float) -> dict[str, Tensor]:
+    def errors(self, penalty: float, inflation: float) -> dict[str, Tensor]:
+        """Error covariances by modality, inflated."""
         # a state seen through an operator has errors of its own fit, which were not found too small
-        return {n: e if n in model.states else e * inflation for n, e in fitted(penalty)[1].items()}
+        states = self.model.states
+        return {n: e if n in states else e * inflation for n, e in self.fitted(penalty)[1].items()}
 
-    def score(penalty: float, inflation: float) -> float:
-        total = 0.0
-        for seen in sees:
-            observations = model.seen(seen, {**own_errors, **errors(penalty, inflation)})
-            mean, std = part.windows(observations, {**own, **fitted(penalty)[0]})
-            total += float(torch.nanmean(normal_crps(truth - mean, std)))
-        return total
+    def score(self, values: Anomalies, rows: Tensor) -> Callable[[float, float], float]:
+        """Mean CRPS on some windows, summed over all sets, as a function of ridge and inflation.
 
+        Args:
+            values: Anomalies of days, (n, *S) by modality.
+            rows: Days of each window, (W, L); windows of one season that do not overlap where biases are modelled.
+        """
+        model, recipe = self.model, self.model.recipe
+        truth = torch.cat([values[n][rows].flatten(2) for n in model.states], 2)[..., self.present]
+        truth = truth[..., self.subset]
+        sees = [
+            observe(model.layouts, recipe, values, group, days=rows)
+            for group in recipe.experiment.sets.values()
+        ]
+        own, own_errors = own_rows(model, self.present, self.closed)
+
+        def score(penalty: float, inflation: float) -> float:
+            total = 0.0
+            for seen in sees:
+                errors = {**own_errors, **self.errors(penalty, inflation)}
+                operators = {**own, **self.fitted(penalty)[0]}
+                bias = biases_in(model, seen, False, self.part, operators, errors) if self.bias else None
+                mean, std = self.part.windows(model.seen(seen, errors), operators, bias)
+                total += float(torch.nanmean(normal_crps(truth - mean, std)))
+            return total
+
+        return score
+
+    def baselines(self, penalty: float, inflation: float) -> Baselines:
+        """The fitted parameters with chosen settings."""
+        return Baselines(
+            self.closed,
+            self.covariance,
+            self.present,
+            self.fitted(penalty)[0],
+            self.errors(penalty, inflation),
+            networks_of(self.model, self.fields),
+            settings={"ridge": penalty, "inflation": inflation},
+        )
+
+
+def fit_gaussian(model: Model, fields: Fields) -> Baselines:
+    """The closed-form Gaussian of `GaussianFit`, with ridge operators with full residual covariance.
+
+    Ridge and inflation of the residual covariances (too small on the days they were fitted) are those with the best CRPS
+    on validation windows, over all sets.
+    """
+    fit, length = GaussianFit(model, fields), model.recipe.prior.window
+    index = fields.part(model.recipe.data.validation)
+    starts = window_starts(fields.dates[index], length)
+    rows = starts[:: max(1, len(starts) // 32), None] + torch.arange(length)
+    return fit.baselines(*tuned(fit.score(anomalies(model.codec, fields, index), rows)))
+
+
+def tuned(score: Callable[[float, float], float]) -> tuple[float, float]:
+    """Ridge and inflation with the lowest score, one after the other."""
     penalty = climb((1.0, 10.0, 30.0, 300.0, 3e3, 3e4, 3e5), 300.0, lambda value: score(value, 10.0))
-    inflation = climb((1.0, 3.0, 10.0, 30.0, 100.0), 10.0, lambda value: score(penalty, value))
-    return Baselines(
-        closed,
-        covariance,
-        present,
-        fitted(penalty)[0],
-        errors(penalty, inflation),
-        networks_of(model, fields),
-        settings={"ridge": penalty, "inflation": inflation},
-    )
+    return penalty, climb((1.0, 3.0, 10.0, 30.0, 100.0), 10.0, lambda value: score(penalty, value))
 
 
 def climb(values: Sequence[float], start: float, score: Callable[[float], float]) -> float:
@@ -189,8 +232,17 @@ def _observed(model: Model, train: Anomalies, a: Tensor) -> dict[str, Tensor | R
     return found
 
 
-def _operators(model: Model, observed: Mapping[str, Tensor | RidgeSums], a: Tensor, penalty: float) -> Linear:
-    """Ridge operators of observed modalities, except states observed cell by cell."""
+def _operators(
+    model: Model,
+    observed: Mapping[str, Tensor | RidgeSums],
+    a: Tensor,
+    penalty: float,
+    years: Sequence[np.ndarray] = (),
+) -> Linear:
+    """Ridge operators of observed modalities, except states observed cell by cell.
+
+    Of modalities with a bias, residuals are less their mean over each of `years` in the directions of the bias.
+    """
     operators, errors = {}, {}
     for name, y in observed.items():
         if isinstance(y, RidgeSums):
@@ -199,6 +251,11 @@ def _operators(model: Model, observed: Mapping[str, Tensor | RidgeSums], a: Tens
             continue
         operators[name] = ridge(a, y, penalty)
         residual = y - a @ operators[name].mT
+        if years and name in model.prior.biases and name not in model.operators:
+            shape = model.layouts[name].shape
+            for rows in years:
+                part = residual[rows].reshape(-1, *shape)
+                residual[rows] = over(without_bias(part, model.layouts[name]), lambda x: x.flatten(1))
         full = residual.shape[1] <= (DENSE_UP_TO if name in model.operators else _FULL_UP_TO)
         errors[name] = residual_covariance(residual, floor=1e-2) if full else residual_variance(residual)
     return operators, errors
@@ -228,15 +285,24 @@ def regressors(model: Model, values: Anomalies, names: Sequence[str]) -> Tensor:
 
 
 def retrained_ridge(
-    model: Model, train: Anomalies, validation: Anomalies, names: Sequence[str]
+    model: Model,
+    train: Anomalies,
+    validation: Anomalies,
+    names: Sequence[str],
+    years: Sequence[np.ndarray] = (),
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """A regression of each state variable on one set of modalities, fitted for that set alone.
+
+    A regression has no prior of the weather from which a bias of its regressors is told, so that it has none of the
+    year: the biases of years are in the residuals of years left out, and so in its standard deviation.
 
     Args:
         model: Trained model.
         train: Training anomalies by modality, (n, *S).
         validation: Validation anomalies by modality, for the penalty and the spread.
         names: Names of the modalities in the set.
+        years: Rows of training days of each year, which are left out in turn for penalty and spread in place of the
+            validation days; none if empty.
 
     Returns:
         Operator (D, P) and standard deviation (D) by state variable, standardized.
@@ -249,10 +315,19 @@ def retrained_ridge(
         for penalty in (10.0, 30.0, 100.0, 300.0, 1000.0):
             operator = ridge(y, own, penalty)
             square = (truth - y_validation @ operator.mT).square()
+            if years:
+                square = torch.cat([_left_out(y, own, rows, penalty) for rows in years])
             trials.append((float(torch.nanmean(square)), operator, torch.nanmean(square, 0).sqrt()))
         _, operator, std = min(trials, key=lambda trial: trial[0])
         found[name] = (operator, std)
     return found
+
+
+def _left_out(y: Tensor, own: Tensor, rows: np.ndarray, penalty: float) -> Tensor:
+    """Squared errors (n, D) on some days of the ridge regression of the other days."""
+    rest = np.setdiff1d(np.arange(len(y)), rows)
+    operator = ridge(y[rest], torch.nan_to_num(own[rest]), penalty)
+    return (own[rows] - y[rows] @ operator.mT).square()
 
 
 def at_channel(

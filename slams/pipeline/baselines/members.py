@@ -4,7 +4,6 @@ A baseline is a class of `BASELINES`: the test of a run scores it, and `slams as
 """
 
 import abc
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol, Self
 
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slams.assimilation.baseline.gaussian import ClosedFormGaussian
 from slams.assimilation.baseline.interpolation import AnomalyInterp
 from slams.core.random import fork, normal
 from slams.diffusion.trajectory import MarkovBlanket
@@ -27,8 +25,8 @@ from slams.pipeline.baselines.fit import (
 from slams.pipeline.inputs.fields import phase_of
 from slams.pipeline.inputs.observe import observe
 from slams.pipeline.inputs.segments import Segment, seen_on
-from slams.pipeline.model.bias import biases_in
 from slams.pipeline.model.codec import Anomalies
+from slams.pipeline.model.exact import exact_moments, latent_gaussian
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.posterior import decoded
 from slams.pipeline.model.spread import factor_of
@@ -45,6 +43,9 @@ class Days(Protocol):
 
     @property
     def validation(self) -> Anomalies: ...  # noqa: D102
+
+    @property
+    def years(self) -> Sequence[np.ndarray]: ...  # noqa: D102
 
 
 class Baseline(abc.ABC):
@@ -146,16 +147,7 @@ class ClosedForm(Baseline):
 
     def exact(self, observations: Observed, composed: bool) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the present values, before the spread is calibrated."""
-        length = self.model.recipe.prior.window
-        seen = self.model.seen(observations, self.errors)
-        bias = biases_in(self.model, observations, composed, self.closed, self.operators, self.errors)
-        windows = seen.windows(length) if composed else seen
-        mean, std = self.closed.windows(windows, self.operators, bias)
-        if not composed:
-            return mean, std
-        k = length // 2  # each step from the window in whose middle it is
-        mean, std = (torch.cat([v[0, :k], v[:, k], v[-1, length - k :]]) for v in (mean, std))
-        return mean, std
+        return exact_moments(self.model, self.closed, self.operators, self.errors, observations, composed)
 
     def moments(self, observations: Observed, composed: bool = True) -> Moments:  # noqa: D102
         mean, std = self.exact(observations, composed)
@@ -207,12 +199,7 @@ class LatentGaussian(ClosedForm):
 
     def __init__(self, model: Model, fitted: Baselines) -> None:
         Baseline.__init__(self, model, fitted)
-        prior, states = model.prior, model.states
-        masks = [model.codec.statistics[n].present.expand(model.layouts[n].shape).flatten() for n in states]
-        self.present = torch.cat(masks)
-        decode, rest = (torch.cat([part[n] for n in states]) for part in (prior.operators, prior.errors))
-        gaussian = copy.deepcopy(prior.gaussian).cpu()
-        self.closed = ClosedFormGaussian(gaussian, decode[self.present], rest[self.present])
+        self.closed, self.present = latent_gaussian(model)
         self.operators, self.errors = model.jacobians(), model.errors()
 
 
@@ -295,7 +282,8 @@ class Regression(Baseline):
         if model.recipe.latent.kind != "vector":
             return None
         method = cls(model, fitted)
-        method.names, method.operators = names, retrained_ridge(model, days.train, days.validation, names)
+        method.names = names
+        method.operators = retrained_ridge(model, days.train, days.validation, names, days.years)
         return method
 
     @classmethod

@@ -12,7 +12,7 @@ from torch import Tensor
 from slams.assimilation.baseline.bias import Bias, BiasPosterior
 from slams.assimilation.baseline.gaussian import ClosedFormGaussian, ridge
 from slams.assimilation.score.sda import SDA
-from slams.core.days import Days, fits
+from slams.core.days import Days, Values, daywise, fits, over
 from slams.core.eof import eof
 from slams.data.windows import runs
 from slams.diffusion.guidance.conditional import ConditionalGuidance
@@ -42,12 +42,22 @@ def years_of(dates: np.ndarray) -> list[np.ndarray]:
 
 
 def bias_sizes(
-    layouts: Mapping[str, Layout], states: Sequence[str], train: Anomalies, dates: np.ndarray, length: int
+    layouts: Mapping[str, Layout],
+    states: Sequence[str],
+    train: Anomalies,
+    dates: np.ndarray,
+    length: int,
+    *,
+    fresh: bool = False,
 ) -> dict[str, Size]:
     """How much each observed modality is off in a year that its regression on the state did not know.
 
     For each year, the mean over the area (of stations: of each one) is regressed on the patterns of the state of the
     other years, and the year's mean residual is one draw of its bias.
+
+    Of a year of n days whose residuals deviate from their mean m by the variance v, m^2 contains v / n, which the error
+    covariance of single days implies already; and with the climate of J years, m is b - mean(b), of variance
+    (1 - 1/J) var(b), while the bias of another year is seen with (1 + 1/J) var(b).
 
     Args:
         layouts: Layouts by modality.
@@ -55,6 +65,8 @@ def bias_sizes(
         train: Anomalies of training days, (n, *S).
         dates: Those days.
         length: Number of days of a window.
+        fresh: Whether v / n is taken out and the variance is that seen in another year; runs without
+            `prior.leave_out` have the mean of m^2.
 
     Returns:
         By modality the variances of a bias that its channels or stations share, "shared", and of their "own", and the
@@ -77,15 +89,19 @@ def bias_sizes(
     for name, layout in layouts.items():
         if name in states:
             continue
-        series = torch.cat([_series(train[name][rows], layout) for rows in parts])
+        series = torch.cat([area_means(train[name][rows], layout) for rows in parts])
         left_out = [_left_out(a, series, years, penalty) for penalty in _PENALTIES]
         errors = min(left_out, key=lambda each: float(torch.nanmean(each.square())))
         means = torch.stack([torch.nanmean(errors[rows], 0) for rows in years])
-        found[name] = _moments(means) | {"share": _share(series, years, length)}
+        sampled = torch.zeros_like(means[0])
+        if fresh:
+            means = means * ((len(years) + 1) / (len(years) - 1)) ** 0.5
+            sampled = torch.stack([_sampled(errors[rows]) for rows in years]).mean(0)
+        found[name] = _moments(means, sampled) | {"share": independent_share(series, years, length)}
     return found
 
 
-def _series(x: Tensor, layout: Layout) -> Tensor:
+def area_means(x: Tensor, layout: Layout) -> Tensor:
     """Area means of each channel of a grid, or the values of all stations, (n, r); NaN where nothing was seen."""
     if not layout.is_grid:
         return x.flatten(1)
@@ -102,19 +118,26 @@ def _left_out(a: Tensor, series: Tensor, years: Sequence[np.ndarray], penalty: f
     return residual
 
 
-def _moments(means: Tensor) -> Size:
-    """Variance that the columns of (years, r) share, and that of each of its own."""
-    means = means[:, torch.isfinite(means).all(0)].double()
+def _sampled(errors: Tensor) -> Tensor:
+    """Variance of the mean of a year's independent residuals, (r)."""
+    count = torch.isfinite(errors).sum(0).clamp(min=2)
+    return torch.nan_to_num(errors - torch.nanmean(errors, 0)).square().sum(0) / (count * (count - 1))
+
+
+def _moments(means: Tensor, sampled: Tensor) -> Size:
+    """Variance that the columns of (years, r) share, and that of each of its own without what was `sampled` (r)."""
+    known = torch.isfinite(means).all(0)
+    means = means[:, known].double()
     count = means.shape[1]
     if not count:
         return {"shared": 0.0, "own": 0.0}
-    whole = float(means.square().mean())
+    whole = max(float(means.square().mean()) - float(sampled[known].mean()), 0.0)
     pairs = float((means.sum(1).square() - means.square().sum(1)).mean()) / max(count * (count - 1), 1)
     shared = whole if count == 1 else min(max(pairs, 0.0), whole)
     return {"shared": shared, "own": whole - shared}
 
 
-def _share(series: Tensor, years: Sequence[np.ndarray], length: int) -> float:
+def independent_share(series: Tensor, years: Sequence[np.ndarray], length: int) -> float:
     """(1 - rho) / (1 + rho) with rho the correlation of means over windows that follow each other."""
     products, squares = [], []
     for rows in years:
@@ -128,6 +151,13 @@ def _share(series: Tensor, years: Sequence[np.ndarray], length: int) -> float:
         return 1.0
     rho = float(torch.nanmean(torch.cat(products)) / torch.nanmean(torch.cat(squares)))
     return min(max((1 - rho) / (1 + rho), 0.05), 1.0)
+
+
+def without_bias(x: Values, layout: Layout) -> Values:
+    """Residuals of the days of a year (n, *S) less their mean over the days in each direction of a bias."""
+    mean = torch.nan_to_num(torch.nanmean(over(x, lambda part: area_means(part, layout)), 0))
+    mean = mean.reshape(-1, *[1] * (len(layout.shape) - 1)) if layout.is_grid else mean.reshape(layout.shape)
+    return daywise(x, lambda part: part - mean)
 
 
 def bias_priors(model: Model) -> dict[str, Bias]:

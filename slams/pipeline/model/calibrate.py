@@ -8,6 +8,7 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
+from slams.assimilation.baseline.bias import stacked
 from slams.assimilation.baseline.gaussian import (
     ClosedFormGaussian,
     Evidence,
@@ -21,6 +22,7 @@ from slams.core.days import Days, Values, daywise, every, fits, memory_stride, o
 from slams.core.errors import InvalidValueError
 from slams.diffusion.denoiser import NetworkDenoiser
 from slams.pipeline.inputs.observe import observe
+from slams.pipeline.model.bias import bias_priors
 from slams.pipeline.model.codec import Anomalies, MultimodalCodec
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.prior import LearntPrior, operators_on_patterns
@@ -28,7 +30,7 @@ from slams.pipeline.model.prior import LearntPrior, operators_on_patterns
 FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 DENSE_UP_TO = 512  # values of a modality: beyond it a full error covariance is neither estimated nor stored
 _SCORED = 600  # points of the state in the score of a calibration
-_CLASSES = 10  # of decoded rain, equally frequent
+CLASSES = 10  # of decoded rain, equally frequent
 
 
 @torch.no_grad()
@@ -63,18 +65,18 @@ def learnt_prior(
         modality = recipe.modalities[name]
         operators[name], decoded = operators_on_patterns(codec, basis, a, name)
         residual = difference(x_train[name], decoded)
-        fresh = difference(x_validation[name], _decoded(codec, inside, name))
-        variance, square = _moments(residual)
-        ratio = max(1.0, float(_moments(fresh)[1] / square))
-        full = layout.size <= DENSE_UP_TO and modality.role == "observation"
+        fresh = difference(x_validation[name], decoder_output(codec, inside, name))
+        variance, square = moments(residual)
+        ratio = max(1.0, float(moments(fresh)[1] / square))
+        full = is_dense(codec, name)
         errors[name] = (residual_covariance(over(residual, Tensor.float)) if full else variance) * ratio
-        output = _decoded(codec, z_validation, name)
-        residuals[name] = _moments(difference(x_validation[name], output))[0]
+        output = decoder_output(codec, z_validation, name)
+        residuals[name] = moments(difference(x_validation[name], output))[0]
         if modality.transformed.lower is not None:
             rows = slice(None, None, memory_stride(difference(x_validation[name], output)))
             some = output[rows].flatten(1)
             unresolved = x_validation[name][rows].flatten(1) - some
-            if torch.isfinite(unresolved).sum() > 10 * _CLASSES:
+            if torch.isfinite(unresolved).sum() > 10 * CLASSES:
                 profiles[name] = profile(some, unresolved, residuals[name])
         if layout.is_grid:
             samples[name] = fresh[:: max(1, len(fresh) // 64)].reshape(-1, *layout.shape)
@@ -82,11 +84,16 @@ def learnt_prior(
     return LearntPrior(denoiser, operators, errors, residuals, profiles, samples, statistics)
 
 
-def _decoded(codec: MultimodalCodec, z: Values, name: str) -> Values:
+def decoder_output(codec: MultimodalCodec, z: Values, name: str) -> Values:
     """Output of a decoder; of latents or outputs too large for memory still to be computed."""
     shape = codec.layouts[name].shape
     z = z if fits(len(z), shape) or not isinstance(z, Tensor) else Days.of(z)
     return daywise(z, lambda part: codec.decode(part, name))
+
+
+def is_dense(codec: MultimodalCodec, name: str) -> bool:
+    """Whether a modality's error has a full covariance."""
+    return codec.layouts[name].size <= DENSE_UP_TO and codec.recipe.modalities[name].role == "observation"
 
 
 def difference(x: Values, y: Values) -> Values:
@@ -96,16 +103,22 @@ def difference(x: Values, y: Values) -> Values:
     return Days(lambda rows: (x[rows] - y[rows]).flatten(1), len(x), [x.shape[1:].numel()])
 
 
-def _moments(residual: Values) -> tuple[Tensor, Tensor]:
+def moments(residual: Values) -> tuple[Tensor, Tensor]:
     """`residual_variance` of each column (P), and the mean of the squares of all that is known."""
     if isinstance(residual, Tensor):
         return residual_variance(residual), torch.nanmean(residual**2)
 
+    squares, seen = square_sums(residual)
+    return floored(squares, seen), squares.sum() / seen.sum()
+
+
+def square_sums(residual: Values) -> Tensor:
+    """Sum of the squares of each column of residuals (n, P), and the number of its known values, (2, P)."""
+
     def sums(part: Tensor, rows: slice) -> Tensor:
         return torch.stack([torch.nan_to_num(part).square().sum(0), torch.isfinite(part).sum(0).float()])
 
-    squares, seen = total(residual, sums)
-    return floored(squares, seen), squares.sum() / seen.sum()
+    return total(residual, sums)
 
 
 def profile(decoded: Tensor, residual: Tensor, whole: Tensor) -> Tensor:
@@ -121,22 +134,31 @@ def profile(decoded: Tensor, residual: Tensor, whole: Tensor) -> Tensor:
     """
     seen = torch.isfinite(residual)
     value, ratio = decoded[seen], (residual.square() / whole)[seen]
-    groups = value.argsort().tensor_split(_CLASSES)
+    groups = value.argsort().tensor_split(CLASSES)
     return torch.stack([torch.stack([x[rows].mean() for rows in groups]) for x in (value, ratio)])
 
 
 def calibrate_errors(model: Model, validation: Anomalies, starts: Tensor, console: Console) -> None:
-    """Choose a factor for each modality's error covariance, on the validation part.
+    """Choose a factor for each modality's error covariance, on the validation part (see `choose_factors`)."""
+    if not model.recipe.experiment.sets:
+        return
+    model.prior.factors = dict.fromkeys(sorted(model.prior.errors), 1.0)  # calibrating twice changes nothing
+    choose_factors(model, closed_form_score(model, validation, starts), console)
+
+
+def choose_factors(model: Model, score: Callable[[Sequence[str]], float], console: Console) -> None:
+    """Choose a factor for each modality's error covariance, `LearntPrior.factors`.
 
     Residuals of different modalities are dependent and training residuals are too small; the factor
     with the best CRPS of the closed-form posterior, one modality after another over all sets it is in, corrects
     for both.
+
+    Args:
+        model: Model, whose factors are all 1.
+        score: Score of a set of modalities with the model's present factors, lower is better.
+        console: Console for the progress.
     """
     recipe, sets, prior = model.recipe, model.recipe.experiment.sets, model.prior
-    if not sets:
-        return
-    prior.factors = dict.fromkeys(sorted(prior.errors), 1.0)  # calibrating twice changes nothing
-    score = closed_form_score(model, validation, starts)
     names = sorted({n for group in sets.values() for n in group})
     known: dict[tuple[tuple[str, float], ...], float] = {}
 
@@ -159,8 +181,13 @@ def calibrate_errors(model: Model, validation: Anomalies, starts: Tensor, consol
             advance(1, ", ".join(f"{n} x {f:g}" for n, f in prior.factors.items() if f != 1))
 
 
+def season_windows(starts: Tensor, length: int) -> Tensor:
+    """Days (W, L) of up to 48 windows that do not overlap, of all first days of windows of a season."""
+    return starts[:: max(length, -(-len(starts) // 48)), None] + torch.arange(length)
+
+
 def closed_form_score(
-    model: Model, validation: Anomalies, starts: Tensor
+    model: Model, validation: Anomalies, starts: Tensor, *, bias: bool = False
 ) -> Callable[[Sequence[str]], float]:
     """Mean CRPS of the closed-form posterior on validation windows, as a function of the observed modalities.
 
@@ -171,9 +198,17 @@ def closed_form_score(
         model: Model whose factors may change between calls.
         validation: Anomalies of validation days.
         starts: First day of each validation window; up to about 48 of them are scored.
+        bias: Whether the biases of the modalities, common to all days, are estimated with the state (see
+            `slams.pipeline.model.bias`). Then the windows do not overlap.
+
+    Raises:
+        ValueError: If no point of the states has values on half of the days.
     """
     recipe, prior, states = model.recipe, model.prior, model.states
-    rows = starts[:: max(1, len(starts) // 48), None] + torch.arange(recipe.prior.window)
+    biases, length = bias_priors(model) if bias else {}, recipe.prior.window
+    rows = starts[:: max(1, len(starts) // 48), None] + torch.arange(length)
+    if bias:
+        rows = season_windows(starts, length)
     decode = torch.cat([prior.operators[n] for n in states])
     target = torch.cat([validation[n][rows].flatten(2) for n in states], -1)
     scored = (torch.isfinite(target).float().mean((0, 1)) > 0.5).nonzero().squeeze(-1)
@@ -202,10 +237,15 @@ def closed_form_score(
         if factor != 1 and not stated:
             return evidence(name, 1.0).scaled(factor)
         seen = model.seen(values(name), {name: factor * single[name]})
-        return Evidence.of(seen[name], jacobians[name])
+        directions = jacobians[name]
+        if biases:
+            directions = torch.cat([directions, stacked(biases, name, len(directions))], 1)
+        return Evidence.of(seen[name], directions)
 
     def score(names: Sequence[str]) -> float:
-        mean, std = closed.given([evidence(name, prior.factors[name]) for name in names])
+        found = [evidence(name, prior.factors[name]) for name in names]
+        share = min((biases[name].share for name in names if name in biases), default=1.0)
+        mean, std = closed.given(found, closed.biases_given(found, biases, share) if biases else None)
         return float(normal_crps(target - mean, std).nanmean())
 
     return score

@@ -24,8 +24,10 @@ def spread_windows(starts: Tensor, length: int) -> Tensor:
     return rows[:: max(1, len(rows) // _WINDOWS)]
 
 
-def spread_factor(error: float, spread: float, rest: float) -> float:
-    """Factor on deviations that makes their variance that of the error, between 1 and 1.5.
+def spread_factor(
+    error: float, spread: float, rest: float, *, least: float = 1.0, most: float = WIDEST
+) -> float:
+    """Factor on deviations that makes their variance that of the error, by default between 1 and 1.5.
 
     ((error - rest) / spread)^1/2, error - rest at least a tenth of the error. A few windows of one season are no evidence
     that draws are too wide on days to come, so that no factor is below 1.
@@ -34,13 +36,15 @@ def spread_factor(error: float, spread: float, rest: float) -> float:
         error: Squared error of the mean, summed over points and windows.
         spread: Variance of the deviations, summed likewise.
         rest: Variance that is added to the deviations and not scaled, summed likewise.
+        least: Smallest factor.
+        most: Largest factor.
 
     >>> spread_factor(3.0, 1.0, 1.0), spread_factor(1.0, 2.0, 0.0)
     (1.4142135623730951, 1.0)
     """
     if not spread > 0:
         return 1.0
-    return min(max((max(error - rest, 0.1 * error) / spread) ** 0.5, 1.0), WIDEST)
+    return min(max((max(error - rest, 0.1 * error) / spread) ** 0.5, least), most)
 
 
 def factor_of(factors: Factors, sets: Mapping[str, Sequence[str]], names: Sequence[str]) -> float:

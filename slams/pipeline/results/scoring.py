@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,10 +19,11 @@ from slams.pipeline.baselines.members import BASELINES, Baseline, Observed
 from slams.pipeline.inputs.fields import Fields, phase_of
 from slams.pipeline.inputs.observe import observe
 from slams.pipeline.inputs.periods import cut
-from slams.pipeline.model.codec import Anomalies, anomalies
+from slams.pipeline.model.codec import anomalies
 from slams.pipeline.model.model import Model
 from slams.pipeline.model.posterior import WINDOWS, clipped, decoded, posterior
 from slams.pipeline.results.joint import joint_scores, partners
+from slams.pipeline.results.learning_days import LearningDays
 from slams.pipeline.results.outcome import Outcome
 from slams.pipeline.results.window_scores import Estimate, in_unit, score
 
@@ -127,7 +127,7 @@ def _ignore(units: int = 1, message: str = "") -> None:
     """Progress callback without effect."""
 
 
-class Test:
+class Test(LearningDays):
     """Shared inputs of the methods of one test.
 
     Args:
@@ -146,7 +146,8 @@ class Test:
     """
 
     def __init__(self, model: Model, baselines: Baselines, fields: Fields) -> None:
-        self.model, self.baselines, self.fields, self.recipe = model, baselines, fields, model.recipe
+        super().__init__(model, fields)
+        self.baselines = baselines
         e = self.recipe.experiment
         cuts = cut(fields, self.recipe.data.test, self.recipe.prior.window, e.windows, e.spacing)
         self.rows, self.days, self.composed = cuts.index, cuts.days, cuts.compose_windows
@@ -160,16 +161,6 @@ class Test:
         # as read: by way of anomalies a dry day may end a rounding error below zero
         self._rivals: dict[str, CensoredGaussian] = {}
         self.truth = {n: model.codec.masked(n, fields.values[n][self.days]) for n in self.recipe.analysed}
-
-    @cached_property
-    def train(self) -> Anomalies:
-        """Training anomalies, needed by some baselines only."""
-        return anomalies(self.model.codec, self.fields, self.fields.part(self.recipe.data.train))
-
-    @cached_property
-    def validation(self) -> Anomalies:
-        """Validation anomalies."""
-        return anomalies(self.model.codec, self.fields, self.fields.part(self.recipe.data.validation))
 
     def rival(self, name: str) -> CensoredGaussian:
         """The censored Gaussian of an amount, fitted once."""

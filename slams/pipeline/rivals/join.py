@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import xarray as xr
@@ -81,20 +82,30 @@ def join_rivals(
     else:
         own.unpack(*scores.pack())
         rows = [dict(row) for row in (*own.rows(), *comparisons(model.recipe, own))]
+        rows += left_out_rows(out)
         write_metrics(out / "metrics.csv", rows)
         section = _section(model, own, costs)
-        outcome = Outcome(own, test.dates, test.truth, *_analysis(model, out), baselines.interpolators)
+        outcome = Outcome(own, test.dates, test.truth, *stored_analysis(model, out), baselines.interpolators)
         write_summary(model, baselines, fields, outcome, rows, out, [section])
     stages.finish(report, (*FILES["report"], "report.html"))
 
 
-def _analysis(model: Model, out: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def left_out_rows(out: Path) -> list[dict[str, Any]]:
+    """Rows of the test on seasons left out (`slams.pipeline.left_out.join`) in the table of a run."""
+    return [row for row in read_metrics(out / "metrics.csv") if row["method"].startswith("left_out:")]
+
+
+def stored_analysis(model: Model, out: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Members (N, T, *S) and observed values (T, *S) of the main set, as the analysis file of the run has them."""
 
     def tensor(dataset: xr.Dataset, variable: str, name: str) -> Tensor:
         values = model.recipe.modalities[name].transformed.forward(dataset[variable].values)
         tensor = torch.from_numpy(values)
-        return tensor if "level" in model.layouts[name].dims else tensor.unsqueeze(tensor.ndim - 2)
+        return (
+            tensor
+            if "level" in model.layouts[name].dims
+            else tensor.unsqueeze(tensor.ndim - (2 if model.layouts[name].is_grid else 1))
+        )
 
     names, members, observed = list(model.recipe.experiment.sets.values())[-1], {}, {}
     with xr.open_datatree(out / "analysis.nc") as tree:
